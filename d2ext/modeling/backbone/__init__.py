@@ -1,0 +1,22 @@
+"""Backbones and their layers; importing this package registers the builders for yaml configs."""
+from .deform import DeformBottleneckBlock, TorchvisionDeformConv, TorchvisionModulatedDeformConv
+from .norm import EvalStatsBatchNorm2d, narrow_group_norm, resolve_norm
+from .resnet_fpn import (
+    ResNetFPN,
+    SlimResNetFPN,
+    build_deform_resnet_fpn_backbone,
+    build_slim_resnet_fpn_backbone,
+)
+
+__all__ = [
+    "DeformBottleneckBlock",
+    "EvalStatsBatchNorm2d",
+    "ResNetFPN",
+    "SlimResNetFPN",
+    "TorchvisionDeformConv",
+    "TorchvisionModulatedDeformConv",
+    "build_deform_resnet_fpn_backbone",
+    "build_slim_resnet_fpn_backbone",
+    "narrow_group_norm",
+    "resolve_norm",
+]

@@ -1,0 +1,15 @@
+"""The yaml keys of the building blocks in ``d2ext.modeling`` that several projects share."""
+from detectron2.config import CfgNode as CN
+
+__all__ = ["add_modeling_config"]
+
+
+def add_modeling_config(cfg: CN) -> None:
+    """Add the shared model keys to a detectron2 config, with defaults that change nothing."""
+    slim = cfg.MODEL.SLIM_RESNET = CN()
+    # Channels of the 7x7 stem of build_slim_resnet_fpn_backbone.
+    slim.STEM_CHANNELS = 16
+    # Channels of res2, res3, ... of the slim net.
+    slim.STAGE_CHANNELS = [32, 64, 128, 256]
+    # Basic blocks in res2, res3, ...; 2 each is ResNet-18.
+    slim.STAGE_BLOCKS = [2, 2, 2, 2]
