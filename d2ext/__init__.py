@@ -1,0 +1,11 @@
+"""d2ext: what the projects MNC, FCIS and HTC share on top of detectron2.
+
+Importing this package applies the cheap half of :mod:`d2ext.compat` and nothing else, so it must come
+before the first ``import detectron2.layers`` (or ``data``, ``engine``, ...) of a program.
+"""
+
+from d2ext import compat
+
+compat.install()
+
+__version__ = "0.1.0"

@@ -1,0 +1,288 @@
+"""Every adaptation of detectron2 v0.6 to today's Python stack; no other module patches anything.
+
+Two phases. :func:`install` runs at ``import d2ext``: it is cheap, imports only ``detectron2`` itself and
+makes its sub-packages importable. The ``patch_*`` functions import detectron2 modules in order to adapt
+them, so each is called by the ``d2ext`` sub-package that uses those modules.
+
+Rules: probe the feature, never the version (v0.6 and upstream main both report ``0.6``); where the probe
+says that nothing is missing, nothing is touched, so on upstream main :func:`applied` stays empty.
+"""
+
+import functools
+import importlib
+import importlib.machinery
+import importlib.util
+import random
+import re
+import sys
+import types
+from pathlib import Path
+from typing import Callable, Tuple
+
+_APPLIED = []
+
+_MISSING_DETECTRON2 = (
+    "d2ext needs detectron2, which is not installed in this Python environment; "
+    "run `make install` in a checkout of this repository, or install detectron2 v0.6 or newer yourself"
+)
+
+
+def applied() -> Tuple[str, ...]:
+    """Names of the adaptations in force, in the order in which they were applied."""
+    return tuple(_APPLIED)
+
+
+def _adaptation(function: Callable[[], bool]) -> Callable[[], None]:
+    """Run ``function`` at most once and record its name if it reports that it changed something."""
+    state = {"done": False}
+
+    @functools.wraps(function)
+    def run() -> None:
+        if not state["done"]:
+            state["done"] = True
+            if function():
+                _APPLIED.append(function.__name__.lstrip("_"))
+
+    return run
+
+
+def has_compiled_detectron2() -> bool:
+    """Whether detectron2's own C++ extension is there (its fast COCO evaluation needs it)."""
+    module = sys.modules.get("detectron2._C")
+    if module is not None:
+        return not getattr(module, "__d2ext_stub__", False)
+    return importlib.util.find_spec("detectron2._C") is not None
+
+
+def require_detectron2() -> None:
+    """Raise ``ImportError`` with a one-line remedy if detectron2 cannot be found."""
+    if importlib.util.find_spec("detectron2") is None:
+        raise ImportError(_MISSING_DETECTRON2)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Phase 1: at `import d2ext`
+
+
+class _StubExtension(types.ModuleType):
+    """Stands in for ``detectron2._C``: importable, and explains itself when a compiled op is called."""
+
+    __d2ext_stub__ = True
+
+    def __getattr__(self, name):
+        if name.startswith("__"):  # copy, inspect and importlib probe for these
+            raise AttributeError(name)
+
+        def missing(*args, **kwargs):
+            raise NotImplementedError(f"detectron2._C.{name} needs a compiled detectron2")
+
+        return missing
+
+
+@_adaptation
+def _stub_extension() -> bool:
+    """``ImportError: cannot import name '_C' from 'detectron2'`` in layers, structures and modeling."""
+    if has_compiled_detectron2():
+        return False
+    import detectron2
+
+    # Upstream main tolerates the absence of _C in its own way; a stub would hide that from it.
+    if _source_matches("layers/deform_conv.py", "create_dummy_class"):
+        return False
+    stub = _StubExtension("detectron2._C")
+    stub.__file__ = str(Path(detectron2.__file__).with_name("_C"))
+    stub.get_compiler_version = lambda: "not compiled"
+    stub.get_cuda_version = lambda: "not available"
+    stub.has_cuda = lambda: False
+    sys.modules["detectron2._C"] = stub
+    detectron2._C = stub
+    return True
+
+
+@_adaptation
+def _pillow_linear() -> bool:
+    """``AttributeError: module 'PIL.Image' has no attribute 'LINEAR'`` when d2's transforms load."""
+    import PIL.Image
+
+    if hasattr(PIL.Image, "LINEAR") or not _source_matches("data/transforms/transform.py", r"\bImage\.LINEAR\b"):
+        return False
+    PIL.Image.LINEAR = PIL.Image.BILINEAR
+    return True
+
+
+def _source_matches(relative_path: str, pattern: str) -> bool:
+    """Whether a file of detectron2 contains ``pattern``; reads the source, imports nothing."""
+    source = Path(importlib.util.find_spec("detectron2").origin).parent / relative_path
+    return source.is_file() and re.search(pattern, source.read_text(encoding="utf-8")) is not None
+
+
+def install() -> None:
+    """Phase 1. Does nothing when detectron2 is absent (``d2ext.ops`` works without it)."""
+    if importlib.util.find_spec("detectron2") is None:
+        return
+    _stub_extension()
+    _pillow_linear()
+
+
+# ---------------------------------------------------------------------------------------------------
+# Phase 2: on demand
+
+
+class _NumpyWithOldAliases(types.ModuleType):
+    """numpy plus the scalar aliases it dropped in 1.24, for single detectron2 modules.
+
+    Assigning ``numpy.int = int`` globally would mislead other libraries, which probe for the names.
+    """
+
+    _ALIASES = {"int": int, "float": float, "str": str, "bool": bool, "object": object}
+
+    def __init__(self):
+        super().__init__("numpy")
+        import numpy
+
+        self._numpy = numpy
+
+    def __getattr__(self, name):
+        return self._ALIASES[name] if name in self._ALIASES else getattr(self._numpy, name)
+
+
+def _restore_numpy_aliases(module_name: str, *aliases: str) -> bool:
+    """Give ``module_name`` its own ``np`` if its source uses an alias that numpy lacks."""
+    import numpy
+
+    module = importlib.import_module(module_name)
+    source = Path(module.__file__).read_text(encoding="utf-8")
+    lost = [a for a in aliases if a not in vars(numpy) and re.search(rf"\bnp\.{a}\b", source)]
+    if not lost:
+        return False
+    module.np = _NumpyWithOldAliases()
+    return True
+
+
+class _SortingRandom(random.Random):
+    """``random.Random`` whose ``sample`` takes sets again, as it did before Python 3.11."""
+
+    def sample(self, population, k, **kwargs):
+        if isinstance(population, (set, frozenset)):
+            population = sorted(population)
+        return super().sample(population, k, **kwargs)
+
+
+@_adaptation
+def _map_dataset_sampling() -> bool:
+    """``TypeError: Population must be a sequence`` when a mapper returns ``None``."""
+    from detectron2.data import common
+
+    if "sample(self._fallback_candidates" not in Path(common.__file__).read_text(encoding="utf-8"):
+        return False
+    original = common.MapDataset.__init__
+
+    @functools.wraps(original)
+    def init(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        rng = _SortingRandom()
+        rng.setstate(self._rng.getstate())
+        self._rng = rng
+
+    common.MapDataset.__init__ = init
+    return True
+
+
+@_adaptation
+def _class_histogram() -> bool:
+    """The table of instances per class silently disappears from the log (``np.int``)."""
+    return _restore_numpy_aliases("detectron2.data.build", "int")
+
+
+@_adaptation
+def _pascal_voc_ids() -> bool:
+    """``AttributeError: module 'numpy' has no attribute 'str'`` when Pascal VOC is loaded."""
+    return _restore_numpy_aliases("detectron2.data.datasets.pascal_voc", "str")
+
+
+@_adaptation
+def _sem_seg_evaluation() -> bool:
+    """``AttributeError: module 'numpy' has no attribute 'int'`` (or ``'float'``) in SemSegEvaluator."""
+    return _restore_numpy_aliases("detectron2.evaluation.sem_seg_evaluation", "int", "float", "bool")
+
+
+@_adaptation
+def _pascal_voc_evaluation() -> bool:
+    """``np.bool`` in the Pascal VOC evaluator, with numpy 1.24 to 1.26."""
+    return _restore_numpy_aliases("detectron2.evaluation.pascal_voc_evaluation", "bool")
+
+
+@_adaptation
+def _mask_structures() -> bool:
+    """``np.bool`` in polygon and bit masks, with numpy 1.24 to 1.26."""
+    return _restore_numpy_aliases("detectron2.structures.masks", "bool")
+
+
+@_adaptation
+def _visualizer() -> bool:
+    """``np.bool`` in the visualiser, with numpy 1.24 to 1.26."""
+    return _restore_numpy_aliases("detectron2.utils.visualizer", "bool", "int", "float")
+
+
+@_adaptation
+def _video_visualizer() -> bool:
+    """``np.bool`` in the video visualiser, with numpy 1.24 to 1.26."""
+    return _restore_numpy_aliases("detectron2.utils.video_visualizer", "bool")
+
+
+@_adaptation
+def _export_without_caffe2() -> bool:
+    """``ModuleNotFoundError: caffe2`` from ``detectron2.export`` and from ``detectron2.utils.analysis``."""
+    if importlib.util.find_spec("caffe2") is not None:
+        return False
+    if _source_matches("export/__init__.py", "except ImportError|find_spec|caffe2_modeling"):
+        return False
+    if not _source_matches("export/api.py", r"(?m)^from caffe2\.proto import"):
+        return False
+    folder = Path(importlib.util.find_spec("detectron2").origin).parent / "export"
+    package = types.ModuleType("detectron2.export")
+    package.__path__ = [str(folder)]
+    package.__file__ = str(folder / "__init__.py")
+    package.__spec__ = importlib.machinery.ModuleSpec("detectron2.export", None, is_package=True)
+    sys.modules["detectron2.export"] = package
+    for name in ("flatten", "torchscript"):
+        module = importlib.import_module(f"detectron2.export.{name}")
+        for public in getattr(module, "__all__", ()) or (n for n in vars(module) if n[0] != "_"):
+            setattr(package, public, getattr(module, public))
+    importlib.import_module("detectron2").export = package
+    return True
+
+
+def patch_data() -> None:
+    """For users of ``detectron2.data``."""
+    require_detectron2()
+    _map_dataset_sampling()
+    _class_histogram()
+    _pascal_voc_ids()
+    patch_structures()
+
+
+def patch_structures() -> None:
+    """For users of ``detectron2.structures``."""
+    require_detectron2()
+    _mask_structures()
+
+
+def patch_evaluation() -> None:
+    """For users of ``detectron2.evaluation``."""
+    require_detectron2()
+    _sem_seg_evaluation()
+    _pascal_voc_evaluation()
+
+
+def patch_visualization() -> None:
+    """For users of ``detectron2.utils.visualizer``."""
+    require_detectron2()
+    _visualizer()
+    _video_visualizer()
+
+
+def patch_export() -> None:
+    """For users of ``detectron2.export`` or ``detectron2.utils.analysis``."""
+    require_detectron2()
+    _export_without_caffe2()
