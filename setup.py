@@ -1,0 +1,128 @@
+"""Builds the compiled operators and places the projects; all metadata is in pyproject.toml.
+
+Environment:
+    D2EXT_BUILD_EXT=0     no extension, on purpose
+    FORCE_CUDA=1 / 0      with / without CUDA kernels; default: with, when a fitting nvcc is found
+    TORCH_CUDA_ARCH_LIST  architectures, default "9.0+PTX"
+"""
+
+import glob
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+MAPPED = {
+    "mnc": "projects/MNC/mnc",
+    "fcis": "projects/FCIS/fcis",
+    "htc": "projects/HTC/htc",
+    "d2ext.configs": "configs",
+}
+
+
+def stop(message):
+    sys.exit(f"d2ext: {message}")
+
+
+def packages():
+    """Names and folders of every package, projects and shared configs included."""
+    names, folders = find_packages(include=["d2ext", "d2ext.*"]), {}
+    for name, folder in MAPPED.items():
+        if (ROOT / folder).is_dir():
+            folders[name] = folder
+            names.append(name)
+            names += [f"{name}.{sub}" for sub in find_packages(folder)]
+    return names, folders
+
+
+def find_nvcc():
+    for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")):
+        if home and os.path.exists(os.path.join(home, "bin", "nvcc")):
+            return os.path.join(home, "bin", "nvcc")
+    default = "/usr/local/cuda/bin/nvcc"
+    return shutil.which("nvcc") or (default if os.path.exists(default) else None)
+
+
+def with_cuda(torch):
+    """Whether to compile the CUDA kernels. A visible GPU is not asked for: build hosts have none."""
+    wish = os.environ.get("FORCE_CUDA", "")
+    if wish == "0":
+        return False
+    nvcc, wanted = find_nvcc(), torch.version.cuda
+    if nvcc is None or wanted is None:
+        if wish == "1":
+            missing = "nvcc was not found (set CUDA_HOME)" if nvcc is None else "torch has no CUDA"
+            stop(f"FORCE_CUDA=1, but {missing}")
+        return False
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+)\.", text)
+    if found is None or found.group(1) != wanted.split(".")[0]:
+        version = found.group(1) if found else "unknown"
+        if wish == "1":
+            stop(f"FORCE_CUDA=1, but {nvcc} is CUDA {version} and torch was built for CUDA {wanted}")
+        print(f"d2ext: {nvcc} is CUDA {version}, torch needs {wanted}: building without CUDA")
+        return False
+    return True
+
+
+def has_compiler():
+    names = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
+    return os.name == "nt" or any(shutil.which(name) for name in names)
+
+
+def extension():
+    """Arguments for setup() that build d2ext._C, or none."""
+    if os.environ.get("D2EXT_BUILD_EXT", "1") == "0":
+        return {}
+    if "egg_info" in sys.argv or "dist_info" in sys.argv or "sdist" in sys.argv:
+        return {}
+    if not has_compiler():
+        print(
+            "d2ext: no C++ compiler found: installing without the extension,"
+            " the PyTorch implementations will be used"
+        )
+        return {}
+    try:
+        import torch
+    except ImportError:
+        stop("building needs torch at hand: install torch first, then add --no-build-isolation")
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+
+    sources = glob.glob("d2ext/csrc/*.cpp") + glob.glob("d2ext/csrc/cpu/*.cpp")
+    define = []
+    cxx = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-Wall", "-fopenmp", "-g0"]
+    if os.name == "nt":
+        cxx = ["/O2", "/openmp"]
+    cxx += os.environ.get("D2EXT_CXXFLAGS", "").split()
+    link = [] if os.name == "nt" else ["-fopenmp"]
+    arguments = {"cxx": cxx}
+    kind = CppExtension
+    if with_cuda(torch):
+        kind = CUDAExtension
+        sources += glob.glob("d2ext/csrc/cuda/*.cu")
+        define.append(("D2EXT_WITH_CUDA", None))
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "9.0+PTX")
+        arguments["nvcc"] = ["-O3", "--expt-relaxed-constexpr"]
+        arguments["nvcc"] += os.environ.get("D2EXT_NVCCFLAGS", "").split()
+    module = kind(
+        "d2ext._C",
+        sorted(sources),
+        define_macros=define,
+        extra_compile_args=arguments,
+        extra_link_args=link + os.environ.get("D2EXT_LDFLAGS", "").split(),
+        py_limited_api=True,
+    )
+    return {
+        "ext_modules": [module],
+        "cmdclass": {"build_ext": BuildExtension},
+        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
+    }
+
+
+names, folders = packages()
+setup(packages=names, package_dir=folders, **extension())
