@@ -1,4 +1,5 @@
 """Building blocks of the models; importing this package registers them for yaml configs."""
+
 from d2ext import compat
 
 compat.patch_structures()

@@ -1,5 +1,7 @@
 """Moving boxes by predicted deltas between the stages of a cascade."""
+
 from typing import List, Sequence, Tuple
+
 import torch
 from torch import Tensor
 
@@ -61,10 +63,12 @@ def refine_boxes(
         decoded = transform.apply_deltas(deltas, torch.cat([b.tensor for b in boxes]))
         if not torch.isfinite(decoded).all():
             raise FloatingPointError(
-                "Refined boxes contain Inf or NaN: the model has diverged, lower the learning rate."
+                "Refined boxes contain Inf or NaN: training diverged, lower the learning rate."
             )
         refined = []
-        for image_boxes, (height, width) in zip(decoded.split([len(b) for b in boxes]), image_sizes):
+        for image_boxes, (height, width) in zip(
+            decoded.split([len(b) for b in boxes]), image_sizes
+        ):
             x1, y1, x2, y2 = image_boxes.unbind(dim=1)
             x1, x2 = x1.clamp(0, width), x2.clamp(0, width)
             y1, y2 = y1.clamp(0, height), y2.clamp(0, height)

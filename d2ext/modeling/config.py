@@ -1,4 +1,5 @@
 """The yaml keys of the building blocks in ``d2ext.modeling`` that several projects share."""
+
 from detectron2.config import CfgNode as CN
 
 __all__ = ["add_modeling_config"]

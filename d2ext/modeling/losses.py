@@ -2,7 +2,9 @@
 gradient averaged by DistributedDataParallel equals that of one process with the whole batch.
 
 Shape shorthand: R sampled regions of all images, Q positive ones, K classes, S mask size."""
+
 from typing import List, Sequence, Union
+
 import torch
 import torch.distributed as dist
 from fvcore.nn import smooth_l1_loss
@@ -97,9 +99,7 @@ def box_regression_loss(
     predicted = pick_class(predicted, classes[positive])
     # Only positives have boxes that are certain to be encodable.
     targets = transform.get_deltas(boxes[positive], gt_boxes[positive])
-    return divide_by_count(
-        smooth_l1_loss(predicted, targets, beta, reduction="sum"), len(classes)
-    )
+    return divide_by_count(smooth_l1_loss(predicted, targets, beta, reduction="sum"), len(classes))
 
 
 def crop_mask_targets(

@@ -1,5 +1,7 @@
 """The detector around multi-stage region heads: reproducible sampling and per-stage results."""
+
 from typing import Dict, List
+
 import torch
 
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY, GeneralizedRCNN

@@ -1,5 +1,7 @@
 """A region proposal network that labels its anchors as MMDetection does."""
+
 from typing import Dict, List, Optional, Tuple
+
 import torch
 from torch import Tensor
 

@@ -1,9 +1,11 @@
 """Random sampling of training regions: reproducible per-image generators, matching of boxes with
 ground truth, and :class:`ProposalSampler`, which labels and samples the boxes of one stage."""
+
 import hashlib
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Iterator, List, Optional, Sequence, Tuple
+
 import torch
 from torch import Tensor
 

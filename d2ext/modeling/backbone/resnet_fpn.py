@@ -1,6 +1,7 @@
 """ResNet-FPN backbones that one class serves to yaml and lazy configs alike: the standard depths
 (with deformable stages and fixed-statistics batch norm), and a narrow net of basic blocks for CPUs.
 """
+
 from typing import Callable, Optional, Sequence, Union
 
 from detectron2.config import configurable
@@ -218,5 +219,5 @@ def build_slim_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> SlimResNetFPN
 
 @BACKBONE_REGISTRY.register()
 def build_deform_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> ResNetFPN:
-    """yaml entry point of :class:`ResNetFPN`; ``MODEL.RESNETS.DEFORM_ON_PER_STAGE`` runs on CPUs."""
+    """yaml entry point of :class:`ResNetFPN`, whose deformable stages run on CPUs."""
     return ResNetFPN(cfg, input_shape)

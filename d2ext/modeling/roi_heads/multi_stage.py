@@ -5,7 +5,9 @@ The base class is a complete Cascade Mask R-CNN; papers that vary the scheme ove
 
 Shape shorthand: N images, R regions of all images, Ri regions of image i, K classes, T stages.
 """
+
 from typing import Dict, List, Optional, Sequence, Tuple, Union
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -3,6 +3,7 @@
 Importing the package registers ``HybridTaskCascade``, ``HTCROIHeads`` and ``HTCMaskHead`` for yaml
 configs.
 """
+
 import d2ext  # noqa: F401  adapts detectron2; has to come before it
 
 from .config import add_htc_config

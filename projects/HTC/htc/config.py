@@ -1,4 +1,5 @@
 """The yaml keys of Hybrid Task Cascade; section and symbol of the paper in the comments."""
+
 from detectron2.config import CfgNode as CN
 
 __all__ = ["add_htc_config"]

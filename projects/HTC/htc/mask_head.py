@@ -1,6 +1,8 @@
 """The mask head of one stage, which takes the features of the preceding stage's head (HTC paper,
 section 3.1, "Mask Information Flow")."""
+
 from typing import Optional, Sequence
+
 import fvcore.nn.weight_init as weight_init
 from torch import Tensor, nn
 

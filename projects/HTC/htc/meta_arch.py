@@ -1,10 +1,13 @@
 """The detector of Hybrid Task Cascade: a Generalized R-CNN that also takes semantic label maps."""
+
 from typing import Dict, List
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from d2ext.modeling import MultiStageRCNN
+
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
 

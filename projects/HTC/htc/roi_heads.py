@@ -1,11 +1,14 @@
 """The region heads of Hybrid Task Cascade: what the paper adds to Cascade Mask R-CNN, each addition
 behind a switch (HTC paper, section 3)."""
+
 from typing import Dict, List, Optional, Sequence
+
 from torch import Tensor
 from torch.nn import functional as F
 
 from d2ext.modeling.losses import pick_class
 from d2ext.modeling.roi_heads import MultiStageROIHeads
+
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.poolers import ROIPooler

@@ -1,12 +1,15 @@
 """The semantic segmentation branch (HTC paper, section 3.2): all pyramid levels fused at stride 8,
 a labelling loss, and an embedding from which region features are pooled."""
+
 from typing import Dict, Sequence, Tuple
+
 import fvcore.nn.weight_init as weight_init
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2ext.modeling.losses import divide_by_count
+
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ShapeSpec
 
@@ -14,9 +17,7 @@ __all__ = ["FusedSemanticHead"]
 
 
 def _conv(inputs: int, outputs: int, size: int, relu: bool = True) -> Conv2d:
-    conv = Conv2d(
-        inputs, outputs, size, padding=size // 2, activation=nn.ReLU() if relu else None
-    )
+    conv = Conv2d(inputs, outputs, size, padding=size // 2, activation=nn.ReLU() if relu else None)
     weight_init.c2_msra_fill(conv)
     return conv
 
