@@ -4,6 +4,8 @@
 
 from typing import Callable, Optional, Sequence, Union
 
+from d2ext.errors import UserError
+
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN
@@ -84,7 +86,7 @@ class ResNetFPN(_ResNetFPNBase):
             out_channels (int): channels of every pyramid level.
         """
         if depth not in _BLOCKS:
-            raise ValueError(f"ResNetFPN: depth {depth} is none of {sorted(_BLOCKS)}.")
+            raise UserError(f"ResNetFPN: depth {depth} is none of {sorted(_BLOCKS)}.")
         norm = resolve_norm(norm)
         stages, channels, outputs = [], stem_out_channels, res2_out_channels
         bottleneck = num_groups * width_per_group
@@ -118,7 +120,7 @@ class ResNetFPN(_ResNetFPNBase):
     def from_config(cls, cfg, input_shape: ShapeSpec):
         resnet = cfg.MODEL.RESNETS
         if resnet.RES5_DILATION != 1:
-            raise ValueError("ResNetFPN has no dilated res5: set MODEL.RESNETS.RES5_DILATION 1.")
+            raise UserError("ResNetFPN has no dilated res5: set MODEL.RESNETS.RES5_DILATION 1.")
         return {
             "depth": resnet.DEPTH,
             "in_channels": input_shape.channels,
@@ -172,9 +174,9 @@ class SlimResNetFPN(_ResNetFPNBase):
         """
         stage_channels, norm = list(stage_channels), resolve_norm(norm)
         if len(stage_channels) != len(stage_blocks):
-            raise ValueError("SlimResNetFPN: stage_channels and stage_blocks differ in length.")
+            raise UserError("SlimResNetFPN: stage_channels and stage_blocks differ in length.")
         if any(a == b for a, b in zip(stage_channels, stage_channels[1:])):
-            raise ValueError(
+            raise UserError(
                 f"SlimResNetFPN: stage_channels {stage_channels} must differ between neighbours."
             )
         stages = [

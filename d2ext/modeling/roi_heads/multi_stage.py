@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from d2ext.errors import UserError
+
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
@@ -99,7 +101,7 @@ class MultiStageROIHeads(nn.Module):
         self.stage_loss_weights = list(stage_loss_weights or [1.0] * self.num_stages)
         self.resample = resample
         if score_average not in ("logits", "probs"):
-            raise ValueError(f"score_average '{score_average}' is neither 'logits' nor 'probs'.")
+            raise UserError(f"score_average '{score_average}' is neither 'logits' nor 'probs'.")
         self.score_average = score_average
         self.feature_gradient_scale = feature_gradient_scale
 
@@ -118,7 +120,7 @@ class MultiStageROIHeads(nn.Module):
             lengths["mask_head"] = len(self.mask_head)
         for name, length in lengths.items():
             if length != self.num_stages:
-                raise ValueError(f"{self.num_stages} box_heads, but {length} {name}.")
+                raise UserError(f"{self.num_stages} box_heads, but {length} {name}.")
 
     @classmethod
     def from_config(cls, cfg, input_shape: Dict[str, ShapeSpec]):
@@ -151,7 +153,7 @@ class MultiStageROIHeads(nn.Module):
     @classmethod
     def _box_branch(cls, cfg, input_shape, clamp_both_sides: bool) -> dict:
         if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
-            raise ValueError(f"{cls.__name__} needs MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True.")
+            raise UserError(f"{cls.__name__} needs MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True.")
         pooler, shape = cls._pooler(cfg.MODEL.ROI_BOX_HEAD, cfg, input_shape)
         transform = ClampedBox2BoxTransform if clamp_both_sides else Box2BoxTransform
         heads, predictors = [], []
@@ -275,7 +277,7 @@ class MultiStageROIHeads(nn.Module):
         logits, deltas = predictions
         predictor = self.box_predictor[stage]
         if predictor.box_reg_loss_type != "smooth_l1":
-            raise ValueError("Set MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE to 'smooth_l1'.")
+            raise UserError("Set MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE to 'smooth_l1'.")
         classes = torch.cat([s.gt_classes for s in samples])
         self._log_classification(logits, classes, len(samples), stage)
         losses = {

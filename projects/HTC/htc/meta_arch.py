@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from d2ext.errors import UserError
 from d2ext.modeling import MultiStageRCNN
 
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY
@@ -36,12 +37,12 @@ class HybridTaskCascade(MultiStageRCNN):
     ) -> Tensor:
         for x, size in zip(batched_inputs, images.image_sizes):
             if "sem_seg" not in x:
-                raise ValueError(
+                raise UserError(
                     f"No 'sem_seg' for image {x.get('file_name', x.get('image_id', '?'))}: build "
                     "the mapper with semantic=True, or set MODEL.HTC.SEMANTIC.ENABLED False."
                 )
             if tuple(x["sem_seg"].shape) != tuple(size):
-                raise ValueError(
+                raise UserError(
                     f"'sem_seg' of image {x.get('file_name', x.get('image_id', '?'))} is "
                     f"{tuple(x['sem_seg'].shape)}, the image {tuple(size)}: transform both alike."
                 )

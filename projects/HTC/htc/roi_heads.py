@@ -6,6 +6,7 @@ from typing import Dict, List, Optional, Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
+from d2ext.errors import UserError
 from d2ext.modeling.losses import pick_class
 from d2ext.modeling.roi_heads import MultiStageROIHeads
 
@@ -67,18 +68,18 @@ class HTCROIHeads(MultiStageROIHeads):
         self.mask_info_flow = mask_info_flow
         flows = [head.information_flow for head in self.mask_head]
         if flows != [mask_info_flow and stage > 0 for stage in range(self.num_stages)]:
-            raise ValueError(
+            raise UserError(
                 f"mask_info_flow={mask_info_flow} does not fit the mask heads, which have "
                 f"information_flow={flows}: all but the first need the value of mask_info_flow."
             )
         if mask_ensemble not in ("mean", "last"):
-            raise ValueError(f"MASK_ENSEMBLE '{mask_ensemble}' is neither 'mean' nor 'last'.")
+            raise UserError(f"MASK_ENSEMBLE '{mask_ensemble}' is neither 'mean' nor 'last'.")
         self.mask_ensemble = mask_ensemble
         self.semantic_head = semantic_head
         self.semantic_pooler = semantic_pooler
         self.semantic_fusion = set(semantic_fusion) if semantic_head is not None else set()
         if not self.semantic_fusion <= {"box", "mask"}:
-            raise ValueError(
+            raise UserError(
                 f"SEMANTIC.FUSION {sorted(self.semantic_fusion)}: only 'box' and 'mask' exist."
             )
 
@@ -86,7 +87,7 @@ class HTCROIHeads(MultiStageROIHeads):
     def from_config(cls, cfg, input_shape: Dict[str, ShapeSpec]):
         own = cfg.MODEL.HTC
         if not cfg.MODEL.MASK_ON:
-            raise ValueError("HTCROIHeads needs MODEL.MASK_ON True.")
+            raise UserError("HTCROIHeads needs MODEL.MASK_ON True.")
         ret = cls._box_branch(cfg, input_shape, own.CLAMP_BOTH_SIDES)
         ret["samplers"] = cls._samplers(cfg, True, own.REASSIGN_LOW_QUALITY)
         ret["mask_in_features"], ret["mask_pooler"], shape = cls._mask_pooling(cfg, input_shape)
@@ -126,7 +127,7 @@ class HTCROIHeads(MultiStageROIHeads):
         proposals, losses = super().forward(images, features, proposals, targets)
         if self.training:
             if not hasattr(images, "sem_seg"):
-                raise ValueError(
+                raise UserError(
                     "No semantic labels: set MODEL.META_ARCHITECTURE to HybridTaskCascade, "
                     "or MODEL.HTC.SEMANTIC.ENABLED False."
                 )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from d2ext.errors import UserError
 from d2ext.modeling.losses import divide_by_count
 
 from detectron2.config import configurable
@@ -32,10 +33,11 @@ class FusedSemanticHead(nn.Module):
     @configurable
     def __init__(
         self,
-        input_shape: Dict[str, ShapeSpec],
         *,
+        in_channels: int = 256,
         in_features: Sequence[str] = ("p2", "p3", "p4", "p5", "p6"),
         reference_feature: str = "p3",
+        stride: int = 8,
         num_classes: int = 183,
         num_conv: int = 4,
         conv_dim: int = 256,
@@ -45,9 +47,11 @@ class FusedSemanticHead(nn.Module):
     ):
         """
         Args:
-            input_shape: feature name -> channels and stride.
+            in_channels (int): channels of every pyramid level, and of the embedding, which is added
+                to region features of the pyramid.
             in_features: levels to fuse.
             reference_feature: the level among them at whose resolution the branch works.
+            stride (int): pixels of the network input per pixel of that level.
             num_classes (int): number of semantic labels (stuff and things).
             num_conv, conv_dim (int): number and channels of the 3x3 convolutions.
             loss_weight (float): factor of the loss; the paper's text has 1, its models 0.2.
@@ -58,31 +62,31 @@ class FusedSemanticHead(nn.Module):
         super().__init__()
         self.in_features = list(in_features)
         if reference_feature not in self.in_features:
-            raise ValueError(
+            raise UserError(
                 f"MODEL.HTC.SEMANTIC.REFERENCE_FEATURE '{reference_feature}' is none of IN_FEATURES"
                 f" {self.in_features}."
             )
         self.reference_feature = reference_feature
-        self.stride = input_shape[reference_feature].stride
+        self.stride = stride
         self.num_classes = num_classes
         self.loss_weight = loss_weight
         self.ignore_label = ignore_label
         self.mean_over_all_pixels = mean_over_all_pixels
 
-        channels = [input_shape[name].channels for name in self.in_features]
-        self.lateral_convs = nn.ModuleList(_conv(c, conv_dim, 1) for c in channels)
+        self.lateral_convs = nn.ModuleList(_conv(in_channels, conv_dim, 1) for _ in in_features)
         self.convs = nn.ModuleList(_conv(conv_dim, conv_dim, 3) for _ in range(num_conv))
-        # The embedding is added to region features of the pyramid, so it has their channels.
-        self.conv_embedding = _conv(conv_dim, input_shape[reference_feature].channels, 1)
+        self.conv_embedding = _conv(conv_dim, in_channels, 1)
         self.conv_logits = _conv(conv_dim, num_classes, 1, relu=False)
 
     @classmethod
     def from_config(cls, cfg, input_shape: Dict[str, ShapeSpec]):
         own = cfg.MODEL.HTC.SEMANTIC
+        reference = input_shape[own.REFERENCE_FEATURE]
         return {
-            "input_shape": input_shape,
+            "in_channels": reference.channels,
             "in_features": own.IN_FEATURES,
             "reference_feature": own.REFERENCE_FEATURE,
+            "stride": reference.stride,
             "num_classes": own.NUM_CLASSES,
             "num_conv": own.NUM_CONV,
             "conv_dim": own.CONV_DIM,
@@ -132,7 +136,7 @@ class FusedSemanticHead(nn.Module):
         valid = labels != self.ignore_label
         largest = torch.where(valid, labels, torch.zeros_like(labels)).max().item()
         if largest >= self.num_classes:
-            raise ValueError(
+            raise UserError(
                 f"sem_seg holds label {largest}, but MODEL.HTC.SEMANTIC.NUM_CLASSES is "
                 f"{self.num_classes}: raise it or mark such pixels {self.ignore_label}."
             )
