@@ -12,6 +12,7 @@ import pytest
 from d2ext.data import register_all, register_shapes, shapes
 from d2ext.data.shapes_draw import polygon_area, rasterize
 from d2ext.data.shapes_scene import make_scene
+
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 # Regenerate after an intended change of the drawing (and raise shapes.FORMAT_VERSION):
@@ -27,16 +28,6 @@ def val_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def scenes():
     return [make_scene((shapes.FORMAT_VERSION, 1, i)) for i in range(160)]
-
-
-@pytest.fixture
-def catalog():
-    """Removes the data sets that a test registers."""
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
 
 
 def _load(folder):
@@ -199,7 +190,7 @@ def test_unknown_split_is_named():
         shapes.generate("trian")
 
 
-def test_registered_set_is_generated_on_first_use(tmp_path, catalog):
+def test_registered_set_is_generated_on_first_use(tmp_path):
     register_shapes("shapes_few", "val", root=str(tmp_path), num_images=4)
     metadata = MetadataCatalog.get("shapes_few")
     assert metadata.thing_classes == list(shapes.THING_CLASSES)
@@ -211,7 +202,7 @@ def test_registered_set_is_generated_on_first_use(tmp_path, catalog):
     assert {a["category_id"] for r in records for a in r["annotations"]} <= set(range(8))
 
 
-def test_register_all_is_idempotent_and_follows_the_environment(tmp_path, monkeypatch, catalog):
+def test_register_all_is_idempotent_and_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "a"))
     register_all()
     register_all()
