@@ -1,0 +1,18 @@
+"""Configs of both kinds, yaml and lazy python, through one function and one override grammar."""
+
+from d2ext.config.defaults import add_d2ext_config, get_cfg
+from d2ext.config.load import get_config, get_config_file, is_lazy, load_config
+from d2ext.config.projects import load_projects, register_config
+from d2ext.config.validate import check_registered_names
+
+__all__ = [
+    "add_d2ext_config",
+    "check_registered_names",
+    "get_cfg",
+    "get_config",
+    "get_config_file",
+    "is_lazy",
+    "load_config",
+    "load_projects",
+    "register_config",
+]
