@@ -120,22 +120,12 @@ def apply_to_yaml(cfg, overrides: Sequence[Override]) -> None:
         old, value = node[parts[-1]], o.value
         if hasattr(old, "merge_from_list"):
             raise UserError(f"override '{o.text}': {key} is a group of keys, set one of them")
-        if isinstance(old, (tuple, list)) and isinstance(value, str):
-            value = (value,)  # DATASETS.TRAIN=name
-        if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if isinstance(old, str) and not isinstance(value, str):
-            value = "" if value is None else o.text.split("=", 1)[-1]
-        try:
-            cfg.merge_from_list([key, value if not isinstance(value, str) else _Verbatim(value)])
-        except (ValueError, AssertionError) as error:
-            raise UserError(
-                f"override '{o.text}': {key} takes a {type(old).__name__} such as {old!r}"
-            ) from error
-
-
-class _Verbatim(str):
-    """A string yacs must not evaluate a second time."""
+        if isinstance(old, str) and value is None:
+            value = ""  # MODEL.WEIGHTS=none
+        _check_type(o._replace(value=value), key, old)
+        if isinstance(old, (tuple, list)):
+            value = type(old)([value] if isinstance(value, str) else value)  # DATASETS.TRAIN=name
+        node[parts[-1]] = float(value) if isinstance(old, float) else value
 
 
 def lazy_keys(cfg, prefix: str = "") -> List[str]:
@@ -181,11 +171,11 @@ def apply_to_lazy(cfg, overrides: Sequence[Override]) -> None:
 
 
 def _check_type(o: Override, key: str, old: Any) -> None:
-    """Numbers stay numbers, strings strings, groups groups; ``None`` goes with everything."""
+    """Numbers stay numbers, text text, groups groups; in lazy configs ``None`` goes with everything."""
     new, kind = o.value, None
     if OmegaConf.is_dict(old) and not isinstance(new, dict):
         raise UserError(f"override '{o.text}': {key} is a group of keys, set one of them")
-    if new is None or old is None:
+    if old is None or (new is None and not isinstance(old, (int, float))):
         return
     if isinstance(old, bool) and not isinstance(new, bool):
         kind = "true or false"
@@ -193,7 +183,7 @@ def _check_type(o: Override, key: str, old: Any) -> None:
         kind = "a whole number"
     elif isinstance(old, float) and not _is_number(new, (int, float)):
         kind = "a number"
-    elif OmegaConf.is_list(old) and not isinstance(new, (list, tuple, str)):
+    elif (OmegaConf.is_list(old) or isinstance(old, (list, tuple))) and not isinstance(new, (list, tuple, str)):
         kind = "a list"
     elif isinstance(old, str) and not isinstance(new, (str, list, tuple)):
         kind = "text"

@@ -113,7 +113,9 @@ class InstanceSegMapper(DatasetMapper):
         if self.is_train:
             record.setdefault("annotations", [])
             self._check_record(record)
-        with seeded_generators(record.get("sample_seed")):
+        with seeded_generators(record.get("sample_seed")), warnings.catch_warnings():
+            # Masks decoded from RLE are read-only arrays, which detectron2 only copies from.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             try:
                 return super().__call__(record)
             except utils.SizeMismatchError as e:
@@ -123,10 +125,7 @@ class InstanceSegMapper(DatasetMapper):
 
     def _transform_annotations(self, dataset_dict, transforms, image_shape):
         crowd = [a for a in dataset_dict["annotations"] if a.get("iscrowd", 0)]
-        with warnings.catch_warnings():
-            # Masks decoded from RLE are read-only arrays, which detectron2 only copies from.
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            super()._transform_annotations(dataset_dict, transforms, image_shape)
+        super()._transform_annotations(dataset_dict, transforms, image_shape)
         instances = dataset_dict["instances"]
         if not instances.has("gt_masks"):
             empty = torch.zeros((0, *image_shape), dtype=torch.bool)
