@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from d2ext.data import register_all, register_shapes, shapes
 from d2ext.data.shapes_draw import polygon_area, rasterize
@@ -80,6 +82,17 @@ def test_annotations_follow_the_coco_conventions(val_folder):
         assert annotation["area"] == mask.sum()
         # pycocotools computes the tight box independently
         assert annotation["bbox"] == mask_util.toBbox(annotation["segmentation"]).tolist()
+
+
+def test_ground_truth_as_detections_scores_full_marks(val_folder, capsys):
+    truth = COCO(os.path.join(val_folder, "annotations.json"))
+    objects = [{**a, "score": 1.0} for a in truth.dataset["annotations"] if not a["iscrowd"]]
+    for kind in ("bbox", "segm"):
+        evaluation = COCOeval(truth, truth.loadRes(objects), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        assert evaluation.stats[0] == pytest.approx(1.0)
 
 
 def test_semantic_maps_agree_with_the_instances(val_folder):
