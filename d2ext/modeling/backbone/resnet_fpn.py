@@ -27,17 +27,20 @@ _BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 class _ResNetFPNBase(FPN):
-    """FPN over res2..res5 with one max-pooled extra level: the features are p2 .. p6."""
+    """FPN with one max-pooled extra level; over res2..res5 the features are p2..p6."""
 
     def __init__(
         self, bottom_up: ResNet, out_channels: int, fpn_norm: Norm, in_features: Sequence[str]
     ):
+        in_features = list(in_features)
+        top_block = LastLevelMaxPool()
+        top_block.in_feature = in_features[-1].replace("res", "p")
         super().__init__(
             bottom_up=bottom_up,
-            in_features=list(in_features),
+            in_features=in_features,
             out_channels=out_channels,
             norm=resolve_norm(fpn_norm),
-            top_block=LastLevelMaxPool(),
+            top_block=top_block,
         )
 
 
