@@ -32,8 +32,8 @@ class ClampedBox2BoxTransform(Box2BoxTransform):
         smallest = deltas.new_tensor(
             [-float("inf"), -float("inf")] + [-self.scale_clamp * w for w in self.weights[2:]]
         )
-        limited = torch.maximum(deltas.reshape(len(deltas), -1, 4), smallest)
-        return super().apply_deltas(limited.reshape(deltas.shape), boxes)
+        limited = torch.maximum(deltas, smallest.repeat(deltas.shape[1] // 4))
+        return super().apply_deltas(limited, boxes)
 
 
 def refine_boxes(
