@@ -83,12 +83,17 @@ class InstanceSegMapper(DatasetMapper):
     @classmethod
     def from_config(cls, cfg, is_train: bool = True):
         base = super().from_config(cfg, is_train)
+        # INPUT.SEMANTIC is a key of d2ext.config; a plain detectron2 config lacks it, and its
+        # number of labels is then a mere default.
+        own_config = "SEMANTIC" in cfg.INPUT
         return {
             "is_train": is_train,
             "augmentations": base["augmentations"],
             "image_format": base["image_format"],
             "mask_format": base["instance_mask_format"],
+            "semantic": cfg.INPUT.SEMANTIC if own_config else "auto",
             "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "num_semantic_labels": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES if own_config else None,
             # Cropping cuts objects, so the annotated boxes are no longer tight.
             "recompute_boxes": base["recompute_boxes"] or None,
         }

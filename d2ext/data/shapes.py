@@ -199,7 +199,7 @@ def generate(split, root=None, num_images=None):
         str: the folder of the split.
 
     Raises:
-        UserError: unknown split name.
+        UserError: unknown split name, or the folder cannot be written.
     """
     if split not in SPLITS:
         raise UserError(f"unknown shapes split {split!r}; known: {', '.join(SPLITS)}")
@@ -207,11 +207,22 @@ def generate(split, root=None, num_images=None):
     folder = split_folder(split, root)
     if find_damage(folder, split, num_images) is None:
         return folder
+    try:
+        _replace(folder, split, num_images)
+    except OSError as e:
+        raise UserError(
+            f"cannot write {folder}: {e}; set DETECTRON2_DATASETS to a writable folder"
+        ) from e
+    return folder
+
+
+def _replace(folder, split, num_images):
+    """Write a split under a temporary name and rename it; one process at a time."""
     os.makedirs(os.path.dirname(folder), exist_ok=True)
     with file_lock(folder):
         damage = find_damage(folder, split, num_images)
         if damage is None:
-            return folder
+            return  # another process was faster
         exists = os.path.isdir(folder)
         logger.info("%s %s: %s", "Regenerating" if exists else "Generating", folder, damage)
         work = tempfile.mkdtemp(prefix=f".{split}-", dir=os.path.dirname(folder))
@@ -224,7 +235,6 @@ def generate(split, root=None, num_images=None):
             os.rename(new, folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    return folder
 
 
 def stuff_classes():

@@ -10,12 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from d2ext.config import get_cfg
 from d2ext.data import InstanceSegMapper
 from d2ext.data import mapper as mapper_module
 from d2ext.data.random_state import seeded_generators
 from d2ext.errors import UserError
 
-from detectron2.config import LazyCall, get_cfg, instantiate
+from detectron2.config import LazyCall, instantiate
+from detectron2.config import get_cfg as detectron2_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
@@ -218,7 +220,7 @@ def test_rotated_by_exif_like_detectron2(tmp_path):
 def test_yaml_and_lazy_construction_agree(records):
     cfg = get_cfg()
     cfg.MODEL.MASK_ON, cfg.INPUT.MASK_FORMAT = True, "bitmask"
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 8
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.INPUT.SEMANTIC = 8, "auto"
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (96,), 200
     from_yaml = InstanceSegMapper(cfg, True, num_semantic_labels=12)
     lazy = LazyCall(InstanceSegMapper)(
@@ -236,6 +238,19 @@ def test_yaml_and_lazy_construction_agree(records):
     for field in ("image", "sem_seg"):
         assert torch.equal(outs[0][field], outs[1][field])
     assert torch.equal(*(o["instances"].gt_boxes.tensor for o in outs))
+
+
+@pytest.mark.parametrize("mode", ["none", "dataset", "instances"])
+def test_yaml_config_chooses_the_semantic_mode(mode):
+    cfg = get_cfg()
+    cfg.INPUT.SEMANTIC, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = mode, 9
+    mapper = InstanceSegMapper(cfg, True)
+    assert (mapper.semantic, mapper.num_semantic_labels) == (mode, 9)
+
+
+def test_plain_detectron2_config_has_automatic_semantic_labels_without_a_limit():
+    mapper = InstanceSegMapper(detectron2_cfg(), True)
+    assert (mapper.semantic, mapper.num_semantic_labels) == ("auto", None)
 
 
 def _expect_error(record, match, **kwargs):

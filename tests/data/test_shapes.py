@@ -14,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from d2ext.data import register_all, register_shapes, shapes
 from d2ext.data.shapes_draw import polygon_area, rasterize
 from d2ext.data.shapes_scene import make_scene
+from d2ext.errors import UserError
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -199,8 +200,14 @@ def test_two_processes_generate_one_intact_folder(tmp_path):
 
 
 def test_unknown_split_is_named():
-    with pytest.raises(ValueError, match="unknown shapes split 'trian'; known: train, val"):
+    with pytest.raises(UserError, match="unknown shapes split 'trian'; known: train, val"):
         shapes.generate("trian")
+
+
+def test_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write .*file/shapes/val: .*; set DETECTRON2_DATA"):
+        shapes.generate("val", str(tmp_path / "file"), num_images=1)
 
 
 def test_registered_set_is_generated_on_first_use(tmp_path):
