@@ -4,13 +4,15 @@ Importing the package registers ``HybridTaskCascade``, ``HTCROIHeads`` and ``HTC
 configs.
 """
 
-import d2ext  # noqa: F401  adapts detectron2; has to come before it
+from d2ext.config import register_config
 
 from .config import add_htc_config
 from .mask_head import HTCMaskHead
 from .meta_arch import HybridTaskCascade
 from .roi_heads import HTCROIHeads
 from .semantic_head import FusedSemanticHead
+
+register_config(add_htc_config)
 
 __all__ = [
     "FusedSemanticHead",

@@ -32,8 +32,7 @@ def add_htc_config(cfg: CN) -> None:
     semantic.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
     # Level to whose resolution they are brought and at which the branch works.
     semantic.REFERENCE_FEATURE = "p3"
-    # Number of labels; COCO-Stuff's maps hold 0..181, the released models have one channel more.
-    semantic.NUM_CLASSES = 183
+    # The number of labels is detectron2's MODEL.SEM_SEG_HEAD.NUM_CLASSES; it is set from the data.
     # Number and channels of the 3x3 convolutions after the fusion of the levels.
     semantic.NUM_CONV = 4
     semantic.CONV_DIM = 256

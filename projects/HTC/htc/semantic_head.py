@@ -87,7 +87,7 @@ class FusedSemanticHead(nn.Module):
             "in_features": own.IN_FEATURES,
             "reference_feature": own.REFERENCE_FEATURE,
             "stride": reference.stride,
-            "num_classes": own.NUM_CLASSES,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "num_conv": own.NUM_CONV,
             "conv_dim": own.CONV_DIM,
             "loss_weight": own.LOSS_WEIGHT,
@@ -137,7 +137,7 @@ class FusedSemanticHead(nn.Module):
         largest = torch.where(valid, labels, torch.zeros_like(labels)).max().item()
         if largest >= self.num_classes:
             raise UserError(
-                f"sem_seg holds label {largest}, but MODEL.HTC.SEMANTIC.NUM_CLASSES is "
+                f"sem_seg holds label {largest}, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
                 f"{self.num_classes}: raise it or mark such pixels {self.ignore_label}."
             )
         total = F.cross_entropy(
