@@ -16,16 +16,14 @@ from d2ext.errors import UserError
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.roi_heads.box_head import build_box_head
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
 from detectron2.modeling.roi_heads.mask_head import build_mask_head
 from detectron2.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 
-from ..box_refinement import ClampedBox2BoxTransform, refine_boxes
+from ..box_refinement import refine_boxes
 from ..losses import (
     box_regression_loss,
     classification_loss,
@@ -34,6 +32,11 @@ from ..losses import (
     pick_class,
 )
 from ..sampling import ProposalSampler
+from .building import (
+    box_branch_from_config,
+    mask_pooling_from_config,
+    samplers_from_config,
+)
 
 __all__ = ["MultiStageROIHeads"]
 
@@ -125,73 +128,19 @@ class MultiStageROIHeads(nn.Module):
     @classmethod
     def from_config(cls, cfg, input_shape: Dict[str, ShapeSpec]):
         own = cfg.MODEL.MULTI_STAGE
-        stages = len(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS)
-        ret = cls._box_branch(cfg, input_shape, own.CLAMP_BOTH_SIDES)
-        ret["samplers"] = cls._samplers(cfg, own.RESAMPLE, own.REASSIGN_LOW_QUALITY)
+        ret = box_branch_from_config(cfg, input_shape, own.CLAMP_BOTH_SIDES)
+        ret["samplers"] = samplers_from_config(cfg, own.RESAMPLE, own.REASSIGN_LOW_QUALITY)
         ret["stage_loss_weights"] = own.STAGE_LOSS_WEIGHTS
         ret["resample"] = own.RESAMPLE
         ret["score_average"] = own.SCORE_AVERAGE
         ret["feature_gradient_scale"] = own.FEATURE_GRADIENT_SCALE
         if cfg.MODEL.MASK_ON:
-            ret["mask_in_features"], ret["mask_pooler"], shape = cls._mask_pooling(cfg, input_shape)
+            pooling, shape = mask_pooling_from_config(cfg, input_shape)
+            ret.update(pooling)
+            stages = len(ret["box_heads"]) if own.MASK_HEAD_PER_STAGE else 1
             heads = [build_mask_head(cfg, shape) for _ in range(stages)]
             ret["mask_head"] = heads if own.MASK_HEAD_PER_STAGE else heads[0]
         return ret
-
-    @staticmethod
-    def _pooler(cfg_head, cfg, input_shape: Dict[str, ShapeSpec]):
-        names = cfg.MODEL.ROI_HEADS.IN_FEATURES
-        size = cfg_head.POOLER_RESOLUTION
-        pooler = ROIPooler(
-            output_size=size,
-            scales=tuple(1.0 / input_shape[name].stride for name in names),
-            sampling_ratio=cfg_head.POOLER_SAMPLING_RATIO,
-            pooler_type=cfg_head.POOLER_TYPE,
-        )
-        return pooler, ShapeSpec(channels=input_shape[names[0]].channels, width=size, height=size)
-
-    @classmethod
-    def _box_branch(cls, cfg, input_shape, clamp_both_sides: bool) -> dict:
-        if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
-            raise UserError(f"{cls.__name__} needs MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True.")
-        pooler, shape = cls._pooler(cfg.MODEL.ROI_BOX_HEAD, cfg, input_shape)
-        transform = ClampedBox2BoxTransform if clamp_both_sides else Box2BoxTransform
-        heads, predictors = [], []
-        for weights in cfg.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS:
-            head = build_box_head(cfg, shape)
-            heads.append(head)
-            predictors.append(
-                FastRCNNOutputLayers(
-                    cfg, head.output_shape, box2box_transform=transform(weights=tuple(weights))
-                )
-            )
-        return {
-            "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-            "box_in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
-            "box_pooler": pooler,
-            "box_heads": heads,
-            "box_predictors": predictors,
-        }
-
-    @classmethod
-    def _mask_pooling(cls, cfg, input_shape):
-        pooler, shape = cls._pooler(cfg.MODEL.ROI_MASK_HEAD, cfg, input_shape)
-        return cfg.MODEL.ROI_HEADS.IN_FEATURES, pooler, shape
-
-    @staticmethod
-    def _samplers(cfg, resample: bool, reassign_low_quality: bool) -> List[ProposalSampler]:
-        heads = cfg.MODEL.ROI_HEADS
-        return [
-            ProposalSampler(
-                num_classes=heads.NUM_CLASSES,
-                iou_threshold=iou,
-                batch_size_per_image=heads.BATCH_SIZE_PER_IMAGE if resample or not stage else -1,
-                positive_fraction=heads.POSITIVE_FRACTION,
-                append_gt=heads.PROPOSAL_APPEND_GT and (resample or not stage),
-                reassign_low_quality=reassign_low_quality,
-            )
-            for stage, iou in enumerate(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS)
-        ]
 
     def forward(
         self,

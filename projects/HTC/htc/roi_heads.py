@@ -9,6 +9,11 @@ from torch.nn import functional as F
 from d2ext.errors import UserError
 from d2ext.modeling.losses import pick_class
 from d2ext.modeling.roi_heads import MultiStageROIHeads
+from d2ext.modeling.roi_heads.building import (
+    box_branch_from_config,
+    mask_pooling_from_config,
+    samplers_from_config,
+)
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
@@ -88,9 +93,10 @@ class HTCROIHeads(MultiStageROIHeads):
         own = cfg.MODEL.HTC
         if not cfg.MODEL.MASK_ON:
             raise UserError("HTCROIHeads needs MODEL.MASK_ON True.")
-        ret = cls._box_branch(cfg, input_shape, own.CLAMP_BOTH_SIDES)
-        ret["samplers"] = cls._samplers(cfg, True, own.REASSIGN_LOW_QUALITY)
-        ret["mask_in_features"], ret["mask_pooler"], shape = cls._mask_pooling(cfg, input_shape)
+        ret = box_branch_from_config(cfg, input_shape, own.CLAMP_BOTH_SIDES)
+        ret["samplers"] = samplers_from_config(cfg, True, own.REASSIGN_LOW_QUALITY)
+        pooling, shape = mask_pooling_from_config(cfg, input_shape)
+        ret.update(pooling)
         ret["mask_head"] = [
             HTCMaskHead(cfg, shape, information_flow=own.MASK_INFO_FLOW and stage > 0)
             for stage in range(len(ret["box_heads"]))
