@@ -171,11 +171,13 @@ class MultiStageROIHeads(nn.Module):
 
     def pool_box_features(self, features: Features, boxes: List[Boxes]) -> Tensor:
         """Region features (R x C x S x S) of the box branch."""
-        return self.box_pooler([features[name] for name in self.box_in_features], boxes)
+        # detectron2 rounds box coordinates to the type of the features, half a pixel at 1000 in
+        # mixed precision; float() is free for single precision.
+        return self.box_pooler([features[name].float() for name in self.box_in_features], boxes)
 
     def pool_mask_features(self, features: Features, boxes: List[Boxes]) -> Tensor:
         """Region features (R x C x S x S) of the mask branch."""
-        return self.mask_pooler([features[name] for name in self.mask_in_features], boxes)
+        return self.mask_pooler([features[name].float() for name in self.mask_in_features], boxes)
 
     def run_stage(self, features: Features, boxes: List[Boxes], stage: int) -> Predictions:
         """Class logits (R x (K + 1)) and deltas (R x 4) of one stage for its boxes."""

@@ -157,14 +157,14 @@ class HTCROIHeads(MultiStageROIHeads):
         if "box" not in self.semantic_fusion:
             return x
         # Pooled fine and averaged: aligning at the box resolution directly would sample elsewhere.
-        semantic = self.semantic_pooler([features[_SEMANTIC]], boxes)
+        semantic = self.semantic_pooler([features[_SEMANTIC].float()], boxes)
         return x + F.adaptive_avg_pool2d(semantic, x.shape[-2:])
 
     def pool_mask_features(self, features: Dict[str, Tensor], boxes: List[Boxes]) -> Tensor:
         x = super().pool_mask_features(features, boxes)
         if "mask" not in self.semantic_fusion:
             return x
-        return x + self.semantic_pooler([features[_SEMANTIC]], boxes)
+        return x + self.semantic_pooler([features[_SEMANTIC].float()], boxes)
 
     def mask_samples(
         self,

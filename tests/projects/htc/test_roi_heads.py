@@ -162,6 +162,16 @@ def test_semantic_features_are_pooled_fine_and_averaged_for_boxes(make_model, py
     assert torch.allclose(ours, box + means, atol=1e-6)
 
 
+def test_half_precision_features_are_pooled_at_full_precision_boxes(make_model, pyramid):
+    heads = make_model().roi_heads
+    features = heads.with_semantic(pyramid(1))
+    half = {k: v.bfloat16() for k, v in features.items()}
+    single = {k: v.float() for k, v in half.items()}
+    boxes = [Boxes(torch.tensor([[33.3, 21.7, 61.3, 52.9]]))]  # no bfloat16 numbers
+    for pool in (heads.pool_box_features, heads.pool_mask_features):
+        assert torch.equal(pool(half, boxes).float(), pool(single, boxes))
+
+
 @pytest.mark.parametrize("fusion", [["box"], ["mask"]])
 def test_each_branch_can_go_without_semantic_features(make_model, pyramid, fusion):
     heads = make_model("HTC.SEMANTIC.FUSION", fusion).roi_heads
