@@ -12,4 +12,6 @@ model.roi_heads.box_heads = [box_head] * 3
 for _predictor in model.roi_heads.box_predictors:
     _predictor.input_shape = box_features
 model.roi_heads.mask_head = mask_head
+model.roi_heads.box_pooler.sampling_ratio = 2
+model.roi_heads.mask_pooler.sampling_ratio = 1
 train.output_dir = "./output/cascade_mask_rcnn_tiny"

@@ -11,4 +11,6 @@ model.roi_heads.batch_size_per_image = 64
 model.roi_heads.box_head = box_head
 model.roi_heads.box_predictor.input_shape = box_features
 model.roi_heads.mask_head = mask_head
+model.roi_heads.box_pooler.sampling_ratio = 2
+model.roi_heads.mask_pooler.sampling_ratio = 1
 train.output_dir = "./output/mask_rcnn_tiny"

@@ -25,6 +25,9 @@ for _predictor in _heads.box_predictors:
 for _mask_head in _heads.mask_head:
     _mask_head.input_shape.channels = 64
     _mask_head.conv_dims = [64, 64, 64, 64]
+_heads.box_pooler.sampling_ratio = 2
+_heads.mask_pooler.sampling_ratio = 1
+_heads.semantic_pooler.sampling_ratio = 1
 _heads.semantic_head.in_channels = 64
 _heads.semantic_head.conv_dim = 64
 _heads.semantic_head.num_conv = 2
