@@ -1,8 +1,8 @@
 """How projects reach the shared package without being named in it.
 
-A project package calls :func:`register_config` when it is imported and declares itself under the entry
-point group ``d2ext.projects``; :func:`load_projects` imports whatever is declared, so that every tool
-understands the configs of every installed project.
+A project package calls :func:`register_config` when it is imported and declares itself under the
+entry point group ``d2ext.projects``; :func:`load_projects` imports whatever is declared, so that
+every tool understands the configs of every installed project.
 """
 
 import functools
@@ -10,13 +10,15 @@ import importlib.metadata
 import logging
 from typing import Callable, List
 
-ConfigFunction = Callable[["CfgNode"], None]  # noqa: F821  (detectron2's, not imported here)
+from detectron2.config import CfgNode
+
+ConfigFunction = Callable[[CfgNode], None]
 
 _CONFIG_FUNCTIONS: List[ConfigFunction] = []
 
 
 def register_config(function: ConfigFunction) -> ConfigFunction:
-    """Add ``function(cfg)`` to those that extend detectron2's default yaml keys; usable as a decorator."""
+    """Add ``function(cfg)`` to those that extend detectron2's yaml keys; usable as a decorator."""
     if function not in _CONFIG_FUNCTIONS:
         _CONFIG_FUNCTIONS.append(function)
     return function
@@ -27,7 +29,7 @@ def config_functions() -> List[ConfigFunction]:
     return list(_CONFIG_FUNCTIONS)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def load_projects() -> tuple:
     """Import every installed project once. Returns the names of those that could be imported."""
     loaded = []

@@ -13,25 +13,26 @@ _REGISTRIES = {
     "MODEL.ROI_HEADS.NAME": "ROI_HEADS_REGISTRY",
     "MODEL.ROI_BOX_HEAD.NAME": "ROI_BOX_HEAD_REGISTRY",
     "MODEL.ROI_MASK_HEAD.NAME": "ROI_MASK_HEAD_REGISTRY",
+    "MODEL.ROI_KEYPOINT_HEAD.NAME": "ROI_KEYPOINT_HEAD_REGISTRY",
     "MODEL.SEM_SEG_HEAD.NAME": "SEM_SEG_HEADS_REGISTRY",
 }
-_UNUSED = {"", "PrecomputedProposals"}  # values that stand for "none" or are handled elsewhere
+_UNREGISTERED = {"", "PrecomputedProposals"}  # detectron2 handles these before it looks them up
+_BOX_HEAD_USERS = ("StandardROIHeads", "CascadeROIHeads")  # others do without a name
 
 
 def check_registered_names(cfg) -> None:
-    """Raise a ``UserError`` for the first name that no registry knows, with the nearest known ones."""
+    """Raise a ``UserError`` for the first name that no registry knows, with the nearest ones."""
     from detectron2 import modeling
     from detectron2.modeling import anchor_generator, proposal_generator, roi_heads
 
     places = (modeling, proposal_generator, roi_heads, anchor_generator)
     for key, registry_name in _REGISTRIES.items():
-        registry = next(
-            (getattr(p, registry_name) for p in places if hasattr(p, registry_name)), None
-        )
+        registry = next(getattr(p, registry_name) for p in places if hasattr(p, registry_name))
         value = cfg
         for part in key.split("."):
             value = value[part]
-        if registry is None or value in _UNUSED or value in registry:
+        needed = key == "MODEL.ROI_BOX_HEAD.NAME" and cfg.MODEL.ROI_HEADS.NAME in _BOX_HEAD_USERS
+        if value in registry or (value in _UNREGISTERED and not needed):
             continue
         known = [name for name, _ in registry]
         raise UserError(
