@@ -6,12 +6,20 @@ import os
 import sys
 from typing import Callable, List, Optional
 
-from d2ext.config import load_projects, register_config
+from d2ext.config import register_config
 from d2ext.engine import launch
-from d2ext.engine.experiment import Experiment, build_experiment, check_device, settings_summary
+from d2ext.engine.experiment import (
+    Experiment,
+    build_experiment,
+    check_device,
+    make_output_folder,
+    settings_summary,
+)
 from d2ext.engine.loop import evaluate_checkpoint, train
 from d2ext.errors import UserError
 from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 _EPILOG = """
 examples:
@@ -76,7 +84,6 @@ def main(*config_functions: Callable, argv: Optional[List[str]] = None) -> None:
 def _main(args: argparse.Namespace) -> None:
     if not args.config_file:
         raise UserError("--config-file is missing; give a .yaml or .py config, see --help")
-    load_projects()
     if not launch.started_by_torchrun():
         check_device(build_experiment(args.config_file, args.opts, args.register))
     launch.run(run_worker, args)
@@ -84,7 +91,6 @@ def _main(args: argparse.Namespace) -> None:
 
 def run_worker(args: argparse.Namespace) -> None:
     """What each process does."""
-    load_projects()
     experiment = build_experiment(args.config_file, args.opts, args.register)
     _log_start(experiment, args)
     if args.eval_only:
@@ -94,22 +100,9 @@ def run_worker(args: argparse.Namespace) -> None:
 
 
 def _log_start(experiment: Experiment, args: argparse.Namespace) -> None:
-    try:
-        os.makedirs(experiment.output_dir, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"output folder '{experiment.output_dir}' cannot be made: {error.strerror}; "
-            "set OUTPUT_DIR (yaml) or train.output_dir (lazy)"
-        ) from error
+    make_output_folder(experiment)
     default_setup(experiment.cfg, args)
-    from detectron2.utils.logger import setup_logger
-
-    setup_logger(experiment.output_dir, distributed_rank=_rank(), name="d2ext")
+    setup_logger(experiment.output_dir, distributed_rank=comm.get_rank(), name="d2ext")
     for line in settings_summary(experiment):
         logging.getLogger("d2ext.engine").info(line)
 
-
-def _rank() -> int:
-    from detectron2.utils import comm
-
-    return comm.get_rank()

@@ -6,6 +6,7 @@ omegaconf ``DictConfig`` (lazy). Nothing else in the engine looks into a config.
 
 import abc
 import logging
+import os
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -377,6 +378,17 @@ def check_runnable(experiment: Experiment, model: Module) -> None:
         )
 
 
+def make_output_folder(experiment: Experiment) -> None:
+    """Create the output folder; a ``UserError`` names it if that is impossible."""
+    try:
+        os.makedirs(experiment.output_dir, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"output folder '{experiment.output_dir}' cannot be made: {error.strerror}; "
+            "set OUTPUT_DIR (yaml) or train.output_dir (lazy)"
+        ) from error
+
+
 def check_device(experiment: Experiment) -> None:
     """Raise a ``UserError`` if the device is not on this machine."""
     if experiment.device.startswith("cuda") and not torch.cuda.is_available():
@@ -387,9 +399,12 @@ def check_device(experiment: Experiment) -> None:
 
 
 def _has_frozen_statistics(model: Module) -> bool:
+    from d2ext.modeling.backbone.norm import EvalStatsBatchNorm2d
     from detectron2.layers import FrozenBatchNorm2d
 
-    frozen = [m for m in model.modules() if isinstance(m, FrozenBatchNorm2d)]
+    frozen = [
+        m for m in model.modules() if isinstance(m, (FrozenBatchNorm2d, EvalStatsBatchNorm2d))
+    ]
     return bool(frozen) and all(
         bool((m.running_mean == 0).all()) and bool((m.weight == 1).all()) for m in frozen
     )

@@ -14,7 +14,7 @@ import torch
 from fvcore.nn.precise_bn import get_bn_modules
 
 from d2ext.checkpoint import Checkpointer, RNGState, preserve_rng
-from d2ext.engine.experiment import Experiment, check_runnable
+from d2ext.engine.experiment import Experiment, check_runnable, make_output_folder
 from d2ext.engine.hooks import GracefulStop, KeepLastCheckpoints
 from d2ext.errors import UserError
 from d2ext.evaluation import run_inference
@@ -22,6 +22,7 @@ from d2ext.solver.schedule import make_lr_scheduler
 from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
 from detectron2.evaluation import print_csv_format, verify_results
 from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ def train(experiment: Experiment, resume: bool = False) -> Dict[str, Any]:
     Returns:
         The results of the last evaluation, ``{metric: value}``; ``{}`` without test sets.
     """
+    make_output_folder(experiment)
+    seed_all_rng(experiment.seed + comm.get_rank() if experiment.seed >= 0 else None)
     model = experiment.build_model()
     check_runnable(experiment, model)
     logger.info("Model:\n%s", model)

@@ -8,7 +8,6 @@ import torch
 from omegaconf import DictConfig
 
 from d2ext.checkpoint import Checkpointer, read_metadata
-from d2ext.config import load_projects
 from d2ext.engine.experiment import Experiment, build_experiment, check_device
 from d2ext.errors import UserError
 from detectron2.config import CfgNode
@@ -41,7 +40,6 @@ class Predictor:
         overrides: Sequence[str] = (),
         device: Optional[str] = None,
     ):
-        load_projects()
         if not isinstance(config, Experiment):
             loaded = config if isinstance(config, str) else copy.deepcopy(config)
             config = build_experiment(loaded, overrides)

@@ -8,7 +8,7 @@ dataloader = dict(
     # People's own COCO-format data: "NAME=annotations.json,image_dir[,semantic_dir]" each.
     register=[],
     train=L(build_train_loader)(
-        dataset="coco_2017_train",
+        dataset=["coco_2017_train"],
         mapper=L(InstanceSegMapper)(
             is_train=True,
             augmentations=[
@@ -31,7 +31,7 @@ dataloader = dict(
         filter_empty=True,
     ),
     test=L(build_test_loader)(
-        dataset="coco_2017_val",
+        dataset=["coco_2017_val"],
         mapper=L(InstanceSegMapper)(
             is_train=False,
             augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],

@@ -9,7 +9,7 @@ optimizer = get_config("common/optim.py").SGD
 lr_multiplier = get_config("common/schedule.py").lr_1x
 train = get_config("common/train.py").train
 
-dataloader.train.dataset = "coco_2017_train_stuff"
+dataloader.train.dataset = ["coco_2017_train_stuff"]
 _mapper = dataloader.train.mapper
 _mapper.augmentations[0].short_edge_length = [800]
 _mapper.image_format = "RGB"

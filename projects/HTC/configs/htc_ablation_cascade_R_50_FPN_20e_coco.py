@@ -9,7 +9,7 @@ for _head in _heads.mask_head:
     _head.information_flow = False
 _heads.semantic_head = None
 _heads.semantic_pooler = None
-dataloader.train.dataset = "coco_2017_train"
+dataloader.train.dataset = ["coco_2017_train"]
 dataloader.train.mapper.semantic = "none"
 dataloader.train.mapper.num_semantic_labels = None
 train.output_dir = "./output/htc_ablation_cascade_R_50_FPN_20e_coco"
