@@ -33,7 +33,7 @@ def packages():
     """Names and folders of every package, projects and shared configs included."""
     names, folders = find_packages(include=["d2ext", "d2ext.*"]), {}
     for name, folder in MAPPED.items():
-        if (ROOT / folder).is_dir():
+        if (ROOT / folder / "__init__.py").is_file():
             folders[name] = folder
             names.append(name)
             names += [f"{name}.{sub}" for sub in find_packages(folder)]
@@ -125,4 +125,9 @@ def extension():
 
 
 names, folders = packages()
-setup(packages=names, package_dir=folders, **extension())
+setup(
+    packages=names,
+    package_dir=folders,
+    package_data={"d2ext.configs": ["**/*.yaml", "**/*.py"]},
+    **extension(),
+)

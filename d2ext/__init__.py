@@ -5,7 +5,8 @@ before the first ``import detectron2.layers`` (or ``data``, ``engine``, ...) of 
 """
 
 from d2ext import compat
+from d2ext.version import __version__
 
 compat.install()
 
-__version__ = "0.1.0"
+__all__ = ["__version__", "compat"]

@@ -1,11 +1,12 @@
 """Every adaptation of detectron2 v0.6 to today's Python stack; no other module patches anything.
 
-Two phases. :func:`install` runs at ``import d2ext``: it is cheap, imports only ``detectron2`` itself and
-makes its sub-packages importable. The ``patch_*`` functions import detectron2 modules in order to adapt
-them, so each is called by the ``d2ext`` sub-package that uses those modules.
+Two phases. :func:`install` runs at ``import d2ext``: it is cheap, imports only ``detectron2``
+itself and makes its sub-packages importable. The ``patch_*`` functions import detectron2 modules in
+order to adapt them, so each is called by the ``d2ext`` sub-package that uses those modules.
 
-Rules: probe the feature, never the version (v0.6 and upstream main both report ``0.6``); where the probe
-says that nothing is missing, nothing is touched, so on upstream main :func:`applied` stays empty.
+Rules: probe the feature, never the version (v0.6 and upstream main both report ``0.6``); where the
+probe says that nothing is missing, nothing is touched, so on upstream main :func:`applied` stays
+empty.
 """
 
 import functools
@@ -16,14 +17,16 @@ import random
 import re
 import sys
 import types
+import warnings
 from pathlib import Path
-from typing import Callable, Tuple
+from typing import Callable, Optional, Tuple
 
 _APPLIED = []
 
 _MISSING_DETECTRON2 = (
     "d2ext needs detectron2, which is not installed in this Python environment; "
-    "run `make install` in a checkout of this repository, or install detectron2 v0.6 or newer yourself"
+    "run `make install` in a checkout of this repository, or install detectron2 v0.6 or newer "
+    "yourself"
 )
 
 
@@ -39,11 +42,27 @@ def _adaptation(function: Callable[[], bool]) -> Callable[[], None]:
     @functools.wraps(function)
     def run() -> None:
         if not state["done"]:
-            state["done"] = True
             if function():
                 _APPLIED.append(function.__name__.lstrip("_"))
+            state["done"] = True
 
     return run
+
+
+def _detectron2_folder() -> Optional[Path]:
+    """Where detectron2 lies; ``None`` if it is absent. Imports nothing.
+
+    Beside a checkout of detectron2, Python takes its outer folder for a namespace package of that
+    name, which has no origin and is none.
+    """
+    spec = importlib.util.find_spec("detectron2")
+    return Path(spec.origin).parent if spec is not None and spec.origin else None
+
+
+def _source_matches(relative_path: str, pattern: str) -> bool:
+    """Whether a file of detectron2 contains ``pattern``; reads the source, imports nothing."""
+    path = _detectron2_folder() / relative_path
+    return path.is_file() and re.search(pattern, path.read_text(encoding="utf-8")) is not None
 
 
 def has_compiled_detectron2() -> bool:
@@ -51,21 +70,21 @@ def has_compiled_detectron2() -> bool:
     module = sys.modules.get("detectron2._C")
     if module is not None:
         return not getattr(module, "__d2ext_stub__", False)
-    return importlib.util.find_spec("detectron2._C") is not None
+    return _detectron2_folder() is not None and bool(importlib.util.find_spec("detectron2._C"))
 
 
 def require_detectron2() -> None:
     """Raise ``ImportError`` with a one-line remedy if detectron2 cannot be found."""
-    if importlib.util.find_spec("detectron2") is None:
+    if _detectron2_folder() is None:
         raise ImportError(_MISSING_DETECTRON2)
 
 
-# ---------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Phase 1: at `import d2ext`
 
 
 class _StubExtension(types.ModuleType):
-    """Stands in for ``detectron2._C``: importable, and explains itself when a compiled op is called."""
+    """Stands in for ``detectron2._C``: importable; explains itself when a compiled op is called."""
 
     __d2ext_stub__ = True
 
@@ -81,16 +100,16 @@ class _StubExtension(types.ModuleType):
 
 @_adaptation
 def _stub_extension() -> bool:
-    """``ImportError: cannot import name '_C' from 'detectron2'`` in layers, structures and modeling."""
-    if has_compiled_detectron2():
+    """``ImportError: cannot import name '_C' from 'detectron2'`` in layers and modeling."""
+    # Upstream main guards the import; a stub would hide the absence of _C from it.
+    unguarded = _source_matches("layers/deform_conv.py", r"(?m)^from detectron2 import _C\b")
+    if has_compiled_detectron2() or not unguarded:
         return False
     import detectron2
 
-    # Upstream main tolerates the absence of _C in its own way; a stub would hide that from it.
-    if _source_matches("layers/deform_conv.py", "create_dummy_class"):
-        return False
     stub = _StubExtension("detectron2._C")
-    stub.__file__ = str(Path(detectron2.__file__).with_name("_C"))
+    stub.__file__ = str(_detectron2_folder() / "_C")
+    stub.__spec__ = importlib.machinery.ModuleSpec("detectron2._C", None)
     stub.get_compiler_version = lambda: "not compiled"
     stub.get_cuda_version = lambda: "not available"
     stub.has_cuda = lambda: False
@@ -101,30 +120,25 @@ def _stub_extension() -> bool:
 
 @_adaptation
 def _pillow_linear() -> bool:
-    """``AttributeError: module 'PIL.Image' has no attribute 'LINEAR'`` when d2's transforms load."""
+    """``AttributeError: module 'PIL.Image' has no attribute 'LINEAR'`` in the transforms."""
     import PIL.Image
 
-    if hasattr(PIL.Image, "LINEAR") or not _source_matches("data/transforms/transform.py", r"\bImage\.LINEAR\b"):
+    used = _source_matches("data/transforms/transform.py", r"\bImage\.LINEAR\b")
+    if hasattr(PIL.Image, "LINEAR") or not used:
         return False
     PIL.Image.LINEAR = PIL.Image.BILINEAR
     return True
 
 
-def _source_matches(relative_path: str, pattern: str) -> bool:
-    """Whether a file of detectron2 contains ``pattern``; reads the source, imports nothing."""
-    source = Path(importlib.util.find_spec("detectron2").origin).parent / relative_path
-    return source.is_file() and re.search(pattern, source.read_text(encoding="utf-8")) is not None
-
-
 def install() -> None:
     """Phase 1. Does nothing when detectron2 is absent (``d2ext.ops`` works without it)."""
-    if importlib.util.find_spec("detectron2") is None:
+    if _detectron2_folder() is None:
         return
     _stub_extension()
     _pillow_linear()
 
 
-# ---------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Phase 2: on demand
 
 
@@ -134,12 +148,10 @@ class _NumpyWithOldAliases(types.ModuleType):
     Assigning ``numpy.int = int`` globally would mislead other libraries, which probe for the names.
     """
 
-    _ALIASES = {"int": int, "float": float, "str": str, "bool": bool, "object": object}
+    _ALIASES = {"int": int, "float": float, "str": str, "bool": bool}
 
-    def __init__(self):
+    def __init__(self, numpy):
         super().__init__("numpy")
-        import numpy
-
         self._numpy = numpy
 
     def __getattr__(self, name):
@@ -155,12 +167,12 @@ def _restore_numpy_aliases(module_name: str, *aliases: str) -> bool:
     lost = [a for a in aliases if a not in vars(numpy) and re.search(rf"\bnp\.{a}\b", source)]
     if not lost:
         return False
-    module.np = _NumpyWithOldAliases()
+    module.np = _NumpyWithOldAliases(numpy)
     return True
 
 
 class _SortingRandom(random.Random):
-    """``random.Random`` whose ``sample`` takes sets again, as it did before Python 3.11."""
+    """``random.Random`` whose ``sample`` takes sets again."""
 
     def sample(self, population, k, **kwargs):
         if isinstance(population, (set, frozenset)):
@@ -168,13 +180,24 @@ class _SortingRandom(random.Random):
         return super().sample(population, k, **kwargs)
 
 
+def _random_samples_sets() -> bool:
+    """Whether ``random.sample`` accepts a set, as it did before Python 3.11."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return bool(random.Random(0).sample({0}, 1))
+        except TypeError:
+            return False
+
+
 @_adaptation
 def _map_dataset_sampling() -> bool:
     """``TypeError: Population must be a sequence`` when a mapper returns ``None``."""
+    used = _source_matches("data/common.py", r"\bsample\(self\._fallback_candidates\b")
+    if not used or _random_samples_sets():
+        return False
     from detectron2.data import common
 
-    if "sample(self._fallback_candidates" not in Path(common.__file__).read_text(encoding="utf-8"):
-        return False
     original = common.MapDataset.__init__
 
     @functools.wraps(original)
@@ -202,8 +225,10 @@ def _pascal_voc_ids() -> bool:
 
 @_adaptation
 def _sem_seg_evaluation() -> bool:
-    """``AttributeError: module 'numpy' has no attribute 'int'`` (or ``'float'``) in SemSegEvaluator."""
-    return _restore_numpy_aliases("detectron2.evaluation.sem_seg_evaluation", "int", "float", "bool")
+    """``AttributeError: module 'numpy' has no attribute 'int'`` in SemSegEvaluator."""
+    return _restore_numpy_aliases(
+        "detectron2.evaluation.sem_seg_evaluation", "int", "float", "bool"
+    )
 
 
 @_adaptation
@@ -230,25 +255,33 @@ def _video_visualizer() -> bool:
     return _restore_numpy_aliases("detectron2.utils.video_visualizer", "bool")
 
 
+# What detectron2.export offers without caffe2, by the module that defines it.
+_EXPORT_NAMES = {
+    "flatten": ("TracingAdapter",),
+    "torchscript": ("dump_torchscript_IR", "scripting_with_instances"),
+}
+
+
 @_adaptation
 def _export_without_caffe2() -> bool:
-    """``ModuleNotFoundError: caffe2`` from ``detectron2.export`` and from ``detectron2.utils.analysis``."""
-    if importlib.util.find_spec("caffe2") is not None:
+    """``ModuleNotFoundError: No module named 'caffe2'`` from ``export`` and ``utils.analysis``."""
+    try:
+        importlib.import_module("detectron2.export")
         return False
-    if _source_matches("export/__init__.py", "except ImportError|find_spec|caffe2_modeling"):
-        return False
-    if not _source_matches("export/api.py", r"(?m)^from caffe2\.proto import"):
-        return False
-    folder = Path(importlib.util.find_spec("detectron2").origin).parent / "export"
+    except ImportError as error:
+        if "caffe2" not in str(error):
+            raise
+    folder = _detectron2_folder() / "export"
     package = types.ModuleType("detectron2.export")
     package.__path__ = [str(folder)]
     package.__file__ = str(folder / "__init__.py")
     package.__spec__ = importlib.machinery.ModuleSpec("detectron2.export", None, is_package=True)
+    package.__all__ = [name for names in _EXPORT_NAMES.values() for name in names]
     sys.modules["detectron2.export"] = package
-    for name in ("flatten", "torchscript"):
-        module = importlib.import_module(f"detectron2.export.{name}")
-        for public in getattr(module, "__all__", ()) or (n for n in vars(module) if n[0] != "_"):
-            setattr(package, public, getattr(module, public))
+    for module_name, names in _EXPORT_NAMES.items():
+        module = importlib.import_module(f"detectron2.export.{module_name}")
+        for name in names:
+            setattr(package, name, getattr(module, name))
     importlib.import_module("detectron2").export = package
     return True
 

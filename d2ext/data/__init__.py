@@ -4,6 +4,28 @@ from d2ext import compat
 
 compat.patch_data()
 
+from .build import (  # noqa: E402
+    GlobalBatchSampler,
+    build_test_loader,
+    build_train_loader,
+    get_dataset_records,
+)
 from .builtin import register_all, register_shapes  # noqa: E402
+from .mapper import InstanceSegMapper  # noqa: E402
+from .register import dataset_classes, parse_register, register_coco_dataset  # noqa: E402
+from .semantic import semantic_from_instances, semantic_num_labels  # noqa: E402
 
-__all__ = ["register_all", "register_shapes"]
+__all__ = [
+    "GlobalBatchSampler",
+    "InstanceSegMapper",
+    "build_test_loader",
+    "build_train_loader",
+    "dataset_classes",
+    "get_dataset_records",
+    "parse_register",
+    "register_all",
+    "register_coco_dataset",
+    "register_shapes",
+    "semantic_from_instances",
+    "semantic_num_labels",
+]

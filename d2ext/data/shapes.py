@@ -1,5 +1,5 @@
-"""The built-in shapes data set on disk: `shapes_{train,val,big_train,big_val}`, written on first use
-as PNG images, PNG semantic maps and a COCO instances file.
+"""The built-in shapes data set on disk: `shapes_{train,val,big_train,big_val}`, written on first
+use as PNG images, PNG semantic maps and a COCO instances file.
 
 Layout of one split, `<root>/shapes/<split>/`: `images/*.png`, `semantic/*.png` (uint8, 0..7 things,
 8..11 stuff, 255 unlabelled), `annotations.json` and `manifest.json`, which is the last file written
@@ -19,6 +19,8 @@ import numpy as np
 import pycocotools.mask as mask_util
 from iopath.common.file_io import file_lock
 from tqdm import tqdm
+
+from d2ext.errors import UserError
 
 from .shapes_draw import STUFF_CLASSES, THING_CLASSES
 from .shapes_scene import make_scene
@@ -197,19 +199,30 @@ def generate(split, root=None, num_images=None):
         str: the folder of the split.
 
     Raises:
-        ValueError: unknown split name.
+        UserError: unknown split name, or the folder cannot be written.
     """
     if split not in SPLITS:
-        raise ValueError(f"unknown shapes split {split!r}; known: {', '.join(SPLITS)}")
+        raise UserError(f"unknown shapes split {split!r}; known: {', '.join(SPLITS)}")
     num_images = SPLITS[split].num_images if num_images is None else num_images
     folder = split_folder(split, root)
     if find_damage(folder, split, num_images) is None:
         return folder
+    try:
+        _replace(folder, split, num_images)
+    except OSError as e:
+        raise UserError(
+            f"cannot write {folder}: {e}; set DETECTRON2_DATASETS to a writable folder"
+        ) from e
+    return folder
+
+
+def _replace(folder, split, num_images):
+    """Write a split under a temporary name and rename it; one process at a time."""
     os.makedirs(os.path.dirname(folder), exist_ok=True)
     with file_lock(folder):
         damage = find_damage(folder, split, num_images)
         if damage is None:
-            return folder
+            return  # another process was faster
         exists = os.path.isdir(folder)
         logger.info("%s %s: %s", "Regenerating" if exists else "Generating", folder, damage)
         work = tempfile.mkdtemp(prefix=f".{split}-", dir=os.path.dirname(folder))
@@ -222,7 +235,6 @@ def generate(split, root=None, num_images=None):
             os.rename(new, folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    return folder
 
 
 def stuff_classes():

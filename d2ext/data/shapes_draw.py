@@ -153,7 +153,9 @@ def fill_weights(rng, fill, u, v):
 def _grass(rng, height, width):
     blades = 0.6 * value_noise(rng, height, width, 5.0, 1.2)
     blades += 0.4 * value_noise(rng, height, width, 16.0, 12.0)
-    dark, light = (random_color(rng, (0.22, 0.36), (0.45, 0.7), v) for v in [(0.2, 0.3), (0.5, 0.7)])
+    dark, light = (
+        random_color(rng, (0.22, 0.36), (0.45, 0.7), v) for v in [(0.2, 0.3), (0.5, 0.7)]
+    )
     return dark + blades[..., None] * (light - dark)
 
 

@@ -1,5 +1,29 @@
 """Building blocks of the models; importing this package registers them for yaml configs."""
-from . import backbone as _backbone  # noqa: F401  registers the backbone builders
-from .config import add_modeling_config
 
-__all__ = ["add_modeling_config"]
+from d2ext import compat
+
+compat.patch_structures()
+
+from .backbone import ResNetFPN, SlimResNetFPN  # noqa: E402
+from .box_refinement import ClampedBox2BoxTransform, refine_boxes  # noqa: E402
+from .config import add_modeling_config  # noqa: E402
+from .losses import global_mean_count  # noqa: E402
+from .meta_arch import MultiStageRCNN  # noqa: E402
+from .roi_heads import MultiStageROIHeads  # noqa: E402
+from .rpn import InsideAnchorRPN  # noqa: E402
+from .sampling import ProposalSampler, image_generator, image_seeds  # noqa: E402
+
+__all__ = [
+    "ClampedBox2BoxTransform",
+    "InsideAnchorRPN",
+    "MultiStageRCNN",
+    "MultiStageROIHeads",
+    "ProposalSampler",
+    "ResNetFPN",
+    "SlimResNetFPN",
+    "add_modeling_config",
+    "global_mean_count",
+    "image_generator",
+    "image_seeds",
+    "refine_boxes",
+]

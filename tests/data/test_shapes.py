@@ -8,10 +8,14 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from d2ext.data import register_all, register_shapes, shapes
 from d2ext.data.shapes_draw import polygon_area, rasterize
 from d2ext.data.shapes_scene import make_scene
+from d2ext.errors import UserError
+
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 # Regenerate after an intended change of the drawing (and raise shapes.FORMAT_VERSION):
@@ -27,16 +31,6 @@ def val_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def scenes():
     return [make_scene((shapes.FORMAT_VERSION, 1, i)) for i in range(160)]
-
-
-@pytest.fixture
-def catalog():
-    """Removes the data sets that a test registers."""
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
 
 
 def _load(folder):
@@ -89,6 +83,17 @@ def test_annotations_follow_the_coco_conventions(val_folder):
         assert annotation["area"] == mask.sum()
         # pycocotools computes the tight box independently
         assert annotation["bbox"] == mask_util.toBbox(annotation["segmentation"]).tolist()
+
+
+def test_ground_truth_as_detections_scores_full_marks(val_folder, capsys):
+    truth = COCO(os.path.join(val_folder, "annotations.json"))
+    objects = [{**a, "score": 1.0} for a in truth.dataset["annotations"] if not a["iscrowd"]]
+    for kind in ("bbox", "segm"):
+        evaluation = COCOeval(truth, truth.loadRes(objects), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        assert evaluation.stats[0] == pytest.approx(1.0)
 
 
 def test_semantic_maps_agree_with_the_instances(val_folder):
@@ -195,11 +200,17 @@ def test_two_processes_generate_one_intact_folder(tmp_path):
 
 
 def test_unknown_split_is_named():
-    with pytest.raises(ValueError, match="unknown shapes split 'trian'; known: train, val"):
+    with pytest.raises(UserError, match="unknown shapes split 'trian'; known: train, val"):
         shapes.generate("trian")
 
 
-def test_registered_set_is_generated_on_first_use(tmp_path, catalog):
+def test_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write .*file/shapes/val: .*; set DETECTRON2_DATA"):
+        shapes.generate("val", str(tmp_path / "file"), num_images=1)
+
+
+def test_registered_set_is_generated_on_first_use(tmp_path):
     register_shapes("shapes_few", "val", root=str(tmp_path), num_images=4)
     metadata = MetadataCatalog.get("shapes_few")
     assert metadata.thing_classes == list(shapes.THING_CLASSES)
@@ -211,7 +222,7 @@ def test_registered_set_is_generated_on_first_use(tmp_path, catalog):
     assert {a["category_id"] for r in records for a in r["annotations"]} <= set(range(8))
 
 
-def test_register_all_is_idempotent_and_follows_the_environment(tmp_path, monkeypatch, catalog):
+def test_register_all_is_idempotent_and_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "a"))
     register_all()
     register_all()

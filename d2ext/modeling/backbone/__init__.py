@@ -1,4 +1,5 @@
 """Backbones and their layers; importing this package registers the builders for yaml configs."""
+
 from .deform import DeformBottleneckBlock, TorchvisionDeformConv, TorchvisionModulatedDeformConv
 from .norm import EvalStatsBatchNorm2d, narrow_group_norm, resolve_norm
 from .resnet_fpn import (

@@ -1,5 +1,6 @@
 """Deformable bottleneck block on torchvision's operator, which has forward and backward kernels for
 CPU and CUDA; detectron2's own layer needs its compiled extension and cannot train on a CPU."""
+
 import fvcore.nn.weight_init as weight_init
 from torchvision.ops import deform_conv2d
 

@@ -1,7 +1,9 @@
 """Normalisation layers of the backbones: batch norm with fixed statistics but trainable scale and
 bias, group norm that also fits narrow layers, and the names under which configs ask for them."""
+
 import math
 from typing import Callable, Union
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 

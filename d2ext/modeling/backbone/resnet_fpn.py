@@ -1,7 +1,10 @@
 """ResNet-FPN backbones that one class serves to yaml and lazy configs alike: the standard depths
 (with deformable stages and fixed-statistics batch norm), and a narrow net of basic blocks for CPUs.
 """
+
 from typing import Callable, Optional, Sequence, Union
+
+from d2ext.errors import UserError
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
@@ -24,17 +27,20 @@ _BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 class _ResNetFPNBase(FPN):
-    """FPN over res2..res5 with one max-pooled extra level: the features are p2 .. p6."""
+    """FPN with one max-pooled extra level; over res2..res5 the features are p2..p6."""
 
     def __init__(
         self, bottom_up: ResNet, out_channels: int, fpn_norm: Norm, in_features: Sequence[str]
     ):
+        in_features = list(in_features)
+        top_block = LastLevelMaxPool()
+        top_block.in_feature = in_features[-1].replace("res", "p")
         super().__init__(
             bottom_up=bottom_up,
-            in_features=list(in_features),
+            in_features=in_features,
             out_channels=out_channels,
             norm=resolve_norm(fpn_norm),
-            top_block=LastLevelMaxPool(),
+            top_block=top_block,
         )
 
 
@@ -83,7 +89,7 @@ class ResNetFPN(_ResNetFPNBase):
             out_channels (int): channels of every pyramid level.
         """
         if depth not in _BLOCKS:
-            raise ValueError(f"ResNetFPN: depth {depth} is none of {sorted(_BLOCKS)}.")
+            raise UserError(f"ResNetFPN: depth {depth} is none of {sorted(_BLOCKS)}.")
         norm = resolve_norm(norm)
         stages, channels, outputs = [], stem_out_channels, res2_out_channels
         bottleneck = num_groups * width_per_group
@@ -117,7 +123,7 @@ class ResNetFPN(_ResNetFPNBase):
     def from_config(cls, cfg, input_shape: ShapeSpec):
         resnet = cfg.MODEL.RESNETS
         if resnet.RES5_DILATION != 1:
-            raise ValueError("ResNetFPN has no dilated res5: set MODEL.RESNETS.RES5_DILATION 1.")
+            raise UserError("ResNetFPN has no dilated res5: set MODEL.RESNETS.RES5_DILATION 1.")
         return {
             "depth": resnet.DEPTH,
             "in_channels": input_shape.channels,
@@ -171,9 +177,9 @@ class SlimResNetFPN(_ResNetFPNBase):
         """
         stage_channels, norm = list(stage_channels), resolve_norm(norm)
         if len(stage_channels) != len(stage_blocks):
-            raise ValueError("SlimResNetFPN: stage_channels and stage_blocks differ in length.")
+            raise UserError("SlimResNetFPN: stage_channels and stage_blocks differ in length.")
         if any(a == b for a, b in zip(stage_channels, stage_channels[1:])):
-            raise ValueError(
+            raise UserError(
                 f"SlimResNetFPN: stage_channels {stage_channels} must differ between neighbours."
             )
         stages = [
@@ -218,5 +224,5 @@ def build_slim_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> SlimResNetFPN
 
 @BACKBONE_REGISTRY.register()
 def build_deform_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> ResNetFPN:
-    """yaml entry point of :class:`ResNetFPN`; ``MODEL.RESNETS.DEFORM_ON_PER_STAGE`` runs on CPUs."""
+    """yaml entry point of :class:`ResNetFPN`, whose deformable stages run on CPUs."""
     return ResNetFPN(cfg, input_shape)

@@ -115,7 +115,9 @@ def _axis(
 
 def _table(input: Tensor) -> Tensor:
     """(B, C, H, W) -> (B*H*W, C) in the type of accumulation."""
-    return input.to(accumulate_type(input)).permute(0, 2, 3, 1).reshape(-1, input.shape[1])
+    batch, channels, height, width = input.shape
+    rows = input.to(accumulate_type(input)).permute(0, 2, 3, 1)
+    return rows.reshape(batch * height * width, channels)
 
 
 class _Samples:

@@ -1,0 +1,12 @@
+"""Everything but the model of the tiny configs: data, schedule, and the weights they start from."""
+
+from .data.shapes import dataloader
+from .optim import AdamW as optimizer
+from .schedule import lr_cosine as lr_multiplier
+from .train import train
+
+optimizer.lr = 1e-3
+train.max_iter = 600
+train.init_checkpoint = ""
+train.checkpointer.period = 200
+train.output_dir = "./output/tiny"

@@ -1,0 +1,24 @@
+"""Settings of the training loop; every lazy config takes them from here and changes what it needs."""
+
+import torch
+
+train = dict(
+    output_dir="./output",
+    # Weights to start from: a local file, an http(s) or detectron2:// address; "": random weights.
+    init_checkpoint="",
+    max_iter=90000,
+    # Mixed precision, GPU only.
+    amp=dict(enabled=False),
+    # Extra arguments of DistributedDataParallel, with several processes.
+    ddp=dict(),
+    # Iterations between checkpoints, and how many of them to keep (0: all).
+    checkpointer=dict(period=5000, max_to_keep=3),
+    # Iterations between evaluations; 0: only after training.
+    eval_period=0,
+    # Iterations between two lines on the console, in metrics.json and in TensorBoard.
+    log_period=20,
+    device="cuda" if torch.cuda.is_available() else "cpu",
+    # Negative: a different one in each run.
+    seed=42,
+    cudnn_benchmark=False,
+)

@@ -1,0 +1,70 @@
+"""The state of every random number generator a training run draws from."""
+
+import contextlib
+import random
+from typing import Any, Dict, List
+
+import numpy as np
+import torch
+
+from detectron2.utils import comm
+
+
+def get_rng_state() -> Dict[str, Any]:
+    """State of the torch, CUDA, numpy and Python generators of this process.
+
+    Only tensors and plain values, so that ``torch.load(weights_only=True)`` accepts it.
+    """
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "python": list(random.getstate()[:2]) + [random.getstate()[2]],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: Dict[str, Any]) -> None:
+    """Inverse of :func:`get_rng_state`; a CUDA state is ignored where there is no GPU."""
+    torch.set_rng_state(state["torch"])
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+@contextlib.contextmanager
+def preserve_rng():
+    """Leave all generators as they were: an evaluation in between must not change the training."""
+    state = get_rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)
+
+
+class RNGState:
+    """Checkpointable holding one generator state per process.
+
+    ``gather`` is collective: every process calls it, then the main process saves.
+    """
+
+    def __init__(self):
+        self._states: List[Dict[str, Any]] = []
+
+    def gather(self) -> None:
+        """Collect the states of all processes on the main one."""
+        self._states = comm.gather(get_rng_state())
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {"processes": self._states}
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Restore this process's state; with another number of processes there is none to restore."""
+        states = state["processes"]
+        if len(states) == comm.get_world_size():
+            set_rng_state(states[comm.get_rank()])

@@ -1,0 +1,42 @@
+"""The yaml keys that d2ext adds to detectron2's; projects add theirs under ``MODEL.<PROJECT>``."""
+
+import torch
+
+from d2ext.config.projects import config_functions
+from d2ext.modeling.config import add_modeling_config
+
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as _detectron2_cfg
+
+
+def add_d2ext_config(cfg: CfgNode) -> None:
+    """Add the shared keys and change the few defaults that do not suit this collection."""
+    # GPU when there is one; detectron2 insists on "cuda".
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    # A fixed seed, so that two runs of one command agree; negative: a different one each time.
+    cfg.SEED = 42
+    # Iterations between two lines on the console, in metrics.json and in TensorBoard.
+    cfg.LOG_PERIOD = 20
+    # People's own COCO-format data: "NAME=annotations.json,image_dir[,semantic_dir]" each.
+    cfg.DATASETS.REGISTER = ()
+    # Semantic ground truth: "none", "dataset" (maps on disk), "instances" (derived from the masks)
+    # or "auto" (the former where there are maps, else the latter).
+    cfg.INPUT.SEMANTIC = "none"
+    # "SGD" or "AdamW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # Learning rate factors by parameter name prefix: [["roi_heads.conv_new", 3.0], ...].
+    cfg.SOLVER.LR_MULTIPLIERS = []
+    # Learning rate at the end of WarmupCosineLR, as a fraction of the base rate.
+    cfg.SOLVER.COSINE_END = 0.0
+    # Number of checkpoint files to keep; older ones are deleted.
+    cfg.SOLVER.CHECKPOINT_KEEP = 3
+
+
+def get_cfg() -> CfgNode:
+    """detectron2's defaults plus the keys of d2ext and of every imported project."""
+    cfg = _detectron2_cfg()
+    add_d2ext_config(cfg)
+    add_modeling_config(cfg)
+    for function in config_functions():
+        function(cfg)
+    return cfg

@@ -1,0 +1,37 @@
+"""Addresses of the form ``d2ext://weights/x.pth``: files shipped in ``configs/``, wherever it lies.
+
+Works wherever detectron2 opens a path: ``MODEL.WEIGHTS``, ``train.init_checkpoint``, checkpointers.
+"""
+
+from iopath.common.file_io import PathHandler
+
+from detectron2.utils.file_io import PathManager
+
+PREFIX = "d2ext://"
+
+
+class ShippedFileHandler(PathHandler):
+    """Resolve ``d2ext://NAME`` to the file NAME below the shared configs."""
+
+    def _get_supported_prefixes(self):
+        return [PREFIX]
+
+    def _get_local_path(self, path, force=False, **kwargs):
+        from d2ext.config.load import get_config_file
+
+        return get_config_file(path[len(PREFIX) :])
+
+    def _isfile(self, path, **kwargs):
+        from d2ext.errors import UserError
+
+        try:
+            self._get_local_path(path)
+        except UserError:
+            return False
+        return True
+
+    def _open(self, path, mode="r", buffering=-1, **kwargs):
+        return open(self._get_local_path(path), mode, buffering)
+
+
+PathManager.register_handler(ShippedFileHandler(), allow_override=True)

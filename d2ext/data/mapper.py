@@ -1,0 +1,238 @@
+"""InstanceSegMapper: turns a detectron2 data set record into the input of a model."""
+
+import functools
+import logging
+import warnings
+from typing import List, Optional, Union
+
+import numpy as np
+import torch
+from PIL import Image
+
+from d2ext.errors import UserError
+
+from detectron2.config import configurable
+from detectron2.data import DatasetMapper
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from detectron2.structures import BitMasks, PolygonMasks, polygons_to_bitmask
+from detectron2.utils.file_io import PathManager
+
+from .random_state import seeded_generators
+from .semantic import IGNORE_LABEL, check_semantic_mode, semantic_from_instances
+
+logger = logging.getLogger(__name__)
+
+
+class InstanceSegMapper(DatasetMapper):
+    """detectron2's mapper plus semantic ground truth, reproducible augmentation and file checks.
+
+    Training output, per image: the record's `file_name, image_id, height, width` (original size),
+    `image` (uint8 (3, H, W), augmented), `instances` (`gt_boxes`, `gt_classes`, `gt_masks`; crowd
+    regions removed; the three fields exist even when there is no object), `sem_seg` (int64 (H, W),
+    255 = ignore; absent with semantic="none") and `sample_seed` when the loader set one.
+    Test output: `file_name, image_id, height, width, image`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        augmentations: List[Union[T.Augmentation, T.Transform]],
+        image_format: str = "BGR",
+        mask_format: str = "bitmask",
+        semantic: str = "auto",
+        num_classes: Optional[int] = None,
+        num_semantic_labels: Optional[int] = None,
+        recompute_boxes: Optional[bool] = None,
+    ):
+        """
+        Args:
+            is_train: whether annotations are produced.
+            augmentations: augmentations or fixed transforms.
+            image_format: as in `detectron2.data.detection_utils.read_image`.
+            mask_format: "bitmask" (any annotation; keeps holes) or "polygon" (polygons only).
+            semantic: where `sem_seg` comes from. "dataset": the record's `sem_seg_file_name`, which
+                must exist; "instances": derived from the instance masks at the augmented size,
+                see `semantic_from_instances`; "auto": the former where a record has a map, else
+                the latter; "none": no `sem_seg`.
+            num_classes: K, needed to derive `sem_seg`.
+            num_semantic_labels: S; when given, labels of S or more (other than 255) are an error.
+            recompute_boxes: replace the boxes by the tight boxes of the augmented masks. Default:
+                yes for bitmasks, where it is exact, and no for polygons.
+        """
+        check_semantic_mode(semantic)
+        if mask_format not in ("bitmask", "polygon"):
+            raise UserError(f"unknown mask format {mask_format!r}; use 'bitmask' or 'polygon'")
+        if is_train and semantic in ("auto", "instances") and num_classes is None:
+            raise UserError(f"semantic mode {semantic!r} needs num_classes of the mapper")
+        super().__init__(
+            is_train,
+            augmentations=list(augmentations),
+            image_format=image_format,
+            use_instance_mask=True,
+            instance_mask_format=mask_format,
+        )
+        # The parent cannot recompute the boxes of an image without objects.
+        self.tight_boxes = mask_format == "bitmask" if recompute_boxes is None else recompute_boxes
+        self.semantic = semantic
+        self.num_classes = num_classes
+        self.num_semantic_labels = num_semantic_labels
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True):
+        base = super().from_config(cfg, is_train)
+        # INPUT.SEMANTIC is a key of d2ext.config; a plain detectron2 config lacks it, and its
+        # number of labels is then a mere default.
+        own_config = "SEMANTIC" in cfg.INPUT
+        return {
+            "is_train": is_train,
+            "augmentations": base["augmentations"],
+            "image_format": base["image_format"],
+            "mask_format": base["instance_mask_format"],
+            "semantic": cfg.INPUT.SEMANTIC if own_config else "auto",
+            "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "num_semantic_labels": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES if own_config else None,
+            # Cropping cuts objects, so the annotated boxes are no longer tight.
+            "recompute_boxes": base["recompute_boxes"] or None,
+        }
+
+    def __call__(self, dataset_dict):
+        """Load one image; never returns None.
+
+        Args:
+            dataset_dict (dict): a detectron2 record, not modified. With `sample_seed` (int), the
+                augmentation depends on this number only.
+
+        Returns:
+            dict: see the class.
+
+        Raises:
+            UserError: image or map unreadable or of another size than the record says, a mask of
+                the wrong size, labels out of range.
+        """
+        record = dict(dataset_dict)
+        if not self.is_train or self.semantic in ("none", "instances"):
+            record.pop("sem_seg_file_name", None)
+        if self.is_train:
+            record.setdefault("annotations", [])
+            self._check_record(record)
+        with seeded_generators(record.get("sample_seed")), warnings.catch_warnings():
+            # Masks decoded from RLE are read-only arrays, which detectron2 only copies from.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            try:
+                return super().__call__(record)
+            except utils.SizeMismatchError as e:
+                raise UserError(" ".join(str(e).split())) from e
+            except OSError as e:
+                raise UserError(f"cannot read image {record['file_name']}: {e}") from e
+
+    def _transform_annotations(self, dataset_dict, transforms, image_shape):
+        crowd = [a for a in dataset_dict["annotations"] if a.get("iscrowd", 0)]
+        super()._transform_annotations(dataset_dict, transforms, image_shape)
+        instances = dataset_dict["instances"]
+        if not instances.has("gt_masks"):
+            empty = torch.zeros((0, *image_shape), dtype=torch.bool)
+            bitmask = self.instance_mask_format == "bitmask"
+            instances.gt_masks = BitMasks(empty) if bitmask else PolygonMasks([])
+        if self.tight_boxes:
+            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+        if self.semantic == "none":
+            return
+        if "sem_seg" not in dataset_dict:
+            dataset_dict["sem_seg"] = self._derive_semantic(
+                instances, crowd, transforms, image_shape
+            )
+        self._ignore_padding(dataset_dict, transforms)
+        self._check_labels(dataset_dict)
+
+    def _derive_semantic(self, instances, crowd, transforms, image_shape):
+        if self.semantic == "auto":
+            _log_derivation()
+        masks, ignore = _bitmap(instances.gt_masks, image_shape), None
+        if crowd:
+            crowd = [
+                utils.transform_instance_annotations(a, transforms, image_shape) for a in crowd
+            ]
+            regions = utils.annotations_to_instances(crowd, image_shape, mask_format="bitmask")
+            ignore = regions.gt_masks.tensor.any(0)
+        return semantic_from_instances(
+            masks, instances.gt_classes, *image_shape, self.num_classes, ignore
+        )
+
+    def _ignore_padding(self, dataset_dict, transforms):
+        """Label 255 where a rotation or padding shows no part of the image.
+
+        The fill value of the transforms would be taken for a class otherwise (v0.6 pads label maps
+        with the image's padding value).
+        """
+        inside = np.ones((dataset_dict["height"], dataset_dict["width"]), np.uint8)
+        inside = transforms.apply_segmentation(inside) == 1
+        if not inside.all():
+            dataset_dict["sem_seg"][torch.from_numpy(~inside)] = IGNORE_LABEL
+
+    def _check_labels(self, dataset_dict):
+        labels = dataset_dict["sem_seg"]
+        labels = labels[labels != IGNORE_LABEL]
+        limit = self.num_semantic_labels
+        if limit is not None and len(labels) and int(labels.max()) >= limit:
+            raise UserError(
+                f"semantic labels of {dataset_dict['file_name']} go up to {int(labels.max())}, but "
+                f"the model has {limit} labels (0..{limit - 1}; 255 is ignored)"
+            )
+
+    def _check_record(self, record):
+        """Check maps and masks against the record before they are transformed."""
+        if "sem_seg_file_name" in record:
+            _check_semantic_map(record)
+        elif self.semantic == "dataset":
+            raise UserError(
+                f"no semantic map for {record['file_name']}; "
+                "use semantic mode 'auto' or 'instances'"
+            )
+        for index, annotation in enumerate(record["annotations"]):
+            segmentation = annotation.get("segmentation")
+            name = f"annotation {annotation.get('id', f'#{index}')} of {record['file_name']}"
+            if not segmentation:
+                raise UserError(f"{name} has no segmentation; instance masks are needed")
+            if not isinstance(segmentation, dict):
+                continue
+            if self.instance_mask_format == "polygon" and not annotation.get("iscrowd", 0):
+                raise UserError(
+                    f"{name} is an RLE mask; set mask_format (INPUT.MASK_FORMAT) bitmask"
+                )
+            size, expected = list(segmentation["size"]), [record["height"], record["width"]]
+            if size != expected:
+                raise UserError(f"{name} has a mask of (height, width) {size}, image {expected}")
+
+
+@functools.cache
+def _log_derivation():
+    """One line per process."""
+    logger.info("No semantic maps in the data set: semantic labels are made of its instances")
+
+
+def _bitmap(masks, image_shape):
+    """bool (N, H, W) of either mask structure."""
+    if isinstance(masks, BitMasks):
+        return masks.tensor
+    bitmaps = [torch.from_numpy(polygons_to_bitmask(p, *image_shape)) for p in masks.polygons]
+    return torch.stack(bitmaps) if bitmaps else torch.zeros((0, *image_shape), dtype=torch.bool)
+
+
+def _check_semantic_map(record):
+    """The map of a record exists, is 8-bit greyscale and as large as the image."""
+    path = record["sem_seg_file_name"]
+    try:
+        with PathManager.open(path, "rb") as f, Image.open(f) as image:
+            mode, size = image.mode, image.size
+    except OSError as e:
+        raise UserError(f"cannot read semantic map {path}: {e}") from e
+    if mode != "L":
+        raise UserError(f"semantic map {path} has mode {mode}; it must be an 8-bit greyscale PNG")
+    expected = (record["width"], record["height"])
+    if size != expected:
+        raise UserError(
+            f"semantic map {path} is {size[0]}x{size[1]}, its image {expected[0]}x{expected[1]}"
+        )

@@ -1,0 +1,108 @@
+"""The command line of every ``projects/*/train_net.py``."""
+
+import argparse
+import logging
+import os
+import sys
+from typing import Callable, List, Optional
+
+from d2ext.config import register_config
+from d2ext.engine import launch
+from d2ext.engine.experiment import (
+    Experiment,
+    build_experiment,
+    check_device,
+    make_output_folder,
+    settings_summary,
+)
+from d2ext.engine.loop import evaluate_checkpoint, train
+from d2ext.errors import UserError
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+_EPILOG = """
+examples:
+  train                %(prog)s --config-file CONFIG.py train.output_dir=output/run1
+  continue             %(prog)s --config-file CONFIG.py train.output_dir=output/run1 --resume
+  evaluate             %(prog)s --config-file CONFIG.yaml --eval-only MODEL.WEIGHTS=model.pth
+  your own data        %(prog)s --config-file CONFIG.yaml --register my=ann.json,images \\
+                           DATASETS.TRAIN=my DATASETS.TEST=my
+  two CPU processes    torchrun --nproc-per-node=2 %(prog)s --config-file CONFIG.yaml
+"""
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """detectron2's options plus ``--register``; overrides may stand anywhere."""
+    base = default_argument_parser(epilog=" ")
+    parser = argparse.ArgumentParser(
+        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for action in base._actions:  # the same options, but overrides that do not swallow them
+        if action.option_strings and "--help" not in action.option_strings:
+            parser._add_action(action)
+    parser.add_argument(
+        "--register",
+        action="append",
+        default=[],
+        metavar="NAME=ANN.json,IMAGES[,SEMANTIC]",
+        help="make a COCO-format data set known under NAME (may be repeated)",
+    )
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY=VALUE", help="config overrides, the same for yaml and lazy"
+    )
+    return parser
+
+
+def run_guarded(function: Callable[[], Optional[int]]) -> int:
+    """Run a program; a :class:`UserError` becomes one line on stderr and exit status 1.
+
+    ``D2EXT_TRACEBACK=1`` shows the traceback as well.
+    """
+    try:
+        return function() or 0
+    except UserError as error:
+        if os.environ.get("D2EXT_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def main(*config_functions: Callable, argv: Optional[List[str]] = None) -> None:
+    """Train or evaluate as the command line says; exits with status 1 on a user's mistake.
+
+    Args:
+        config_functions: ``add_*_config`` functions of the calling project.
+        argv: arguments, default ``sys.argv[1:]``.
+    """
+    for function in config_functions:
+        register_config(function)
+    args = argument_parser().parse_intermixed_args(argv)
+    sys.exit(run_guarded(lambda: _main(args)))
+
+
+def _main(args: argparse.Namespace) -> None:
+    if not args.config_file:
+        raise UserError("--config-file is missing; give a .yaml or .py config, see --help")
+    if not launch.started_by_torchrun():
+        check_device(build_experiment(args.config_file, args.opts, args.register))
+    launch.run(run_worker, args)
+
+
+def run_worker(args: argparse.Namespace) -> None:
+    """What each process does."""
+    experiment = build_experiment(args.config_file, args.opts, args.register)
+    _log_start(experiment, args)
+    if args.eval_only:
+        evaluate_checkpoint(experiment, resume=args.resume)
+    else:
+        train(experiment, resume=args.resume)
+
+
+def _log_start(experiment: Experiment, args: argparse.Namespace) -> None:
+    make_output_folder(experiment)
+    default_setup(experiment.cfg, args)
+    setup_logger(experiment.output_dir, distributed_rank=comm.get_rank(), name="d2ext")
+    for line in settings_summary(experiment):
+        logging.getLogger("d2ext.engine").info(line)
+

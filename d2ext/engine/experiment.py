@@ -1,0 +1,420 @@
+"""What the training loop needs to know about a run, read from either kind of config.
+
+:class:`Experiment` is the interface; its two subclasses read a detectron2 ``CfgNode`` (yaml) and an
+omegaconf ``DictConfig`` (lazy). Nothing else in the engine looks into a config.
+"""
+
+import abc
+import logging
+import os
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch.nn import Module
+
+from d2ext.config import check_registered_names, is_lazy, load_config
+from d2ext.config.overrides import LAZY_TO_YAML, YAML_TO_LAZY, parse_overrides
+from d2ext.data import (
+    InstanceSegMapper,
+    build_test_loader,
+    build_train_loader,
+    dataset_classes,
+    parse_register,
+    register_all,
+    register_coco_dataset,
+    semantic_num_labels,
+)
+from d2ext.errors import UserError
+from d2ext.evaluation import build_evaluator
+from d2ext.solver import build_lr_multiplier, build_optimizer
+from detectron2.config import CfgNode, instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+logger = logging.getLogger(__name__)
+
+
+class Experiment(abc.ABC):
+    """One run: its settings, and builders for its parts."""
+
+    cfg: Union[CfgNode, DictConfig]
+    output_dir: str
+    init_checkpoint: str
+    device: str
+    seed: int
+    max_iter: int
+    amp: bool
+    checkpoint_period: int
+    checkpoint_keep: int
+    eval_period: int
+    log_period: int
+    ddp: Dict[str, Any]
+    image_format: str
+
+    @abc.abstractmethod
+    def build_model(self) -> Module:
+        """The model in training mode, on ``device``, without loaded weights."""
+
+    @abc.abstractmethod
+    def build_optimizer(self, model: Module) -> torch.optim.Optimizer:
+        """The optimiser of ``model``'s trainable parameters."""
+
+    @abc.abstractmethod
+    def build_lr_multiplier(self):
+        """fvcore ``ParamScheduler`` giving the factor of the learning rate."""
+
+    @abc.abstractmethod
+    def build_train_loader(self, start_iter: int = 0):
+        """Infinite loader of batches, continuing at ``start_iter``."""
+
+    @abc.abstractmethod
+    def build_test_loader(self, dataset_name: str):
+        """Loader over one test set."""
+
+    @abc.abstractmethod
+    def build_evaluator(self, dataset_name: str):
+        """Evaluator of one test set."""
+
+    @abc.abstractmethod
+    def train_sets(self) -> List[str]:
+        """Names of the training sets."""
+
+    @abc.abstractmethod
+    def test_sets(self) -> List[str]:
+        """Names of the test sets."""
+
+    @abc.abstractmethod
+    def test_augmentations(self) -> list:
+        """detectron2 augmentations applied to a test image."""
+
+    @abc.abstractmethod
+    def num_classes(self) -> int:
+        """Number of thing classes the model is configured for."""
+
+    @abc.abstractmethod
+    def set_num_classes(self, things: int, semantic: Optional[int] = None) -> None:
+        """Configure the model for so many classes (and labels of its semantic branch, if any)."""
+
+    @abc.abstractmethod
+    def set_device(self, device: str) -> None:
+        """Use another device than the config names."""
+
+    @abc.abstractmethod
+    def semantic_mode(self) -> str:
+        """The mapper's ``semantic`` option."""
+
+    def metadata(self) -> Dict[str, Any]:
+        """Plain values that travel with the weights."""
+        names = self.train_sets() or self.test_sets()
+        if not names:
+            return {}
+        known = {"thing_classes": dataset_classes(names), "train_sets": list(self.train_sets())}
+        if self.semantic_mode() != "none" and self.train_sets():
+            known["semantic_labels"] = semantic_num_labels(self.train_sets(), self.semantic_mode())
+        return known
+
+
+class YacsExperiment(Experiment):
+    """A run described by a yaml config."""
+
+    def __init__(self, cfg: CfgNode):
+        self.cfg = cfg
+        self._read()
+
+    def _read(self) -> None:
+        cfg = self.cfg
+        self.output_dir = cfg.OUTPUT_DIR
+        self.init_checkpoint = cfg.MODEL.WEIGHTS
+        self.device = cfg.MODEL.DEVICE
+        self.seed = cfg.SEED
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.amp = cfg.SOLVER.AMP.ENABLED
+        self.checkpoint_period = cfg.SOLVER.CHECKPOINT_PERIOD
+        self.checkpoint_keep = cfg.SOLVER.CHECKPOINT_KEEP
+        self.eval_period = cfg.TEST.EVAL_PERIOD
+        self.log_period = cfg.LOG_PERIOD
+        self.ddp = {}
+        self.image_format = cfg.INPUT.FORMAT
+
+    def build_model(self) -> Module:
+        from detectron2.modeling import build_model
+
+        check_registered_names(self.cfg)
+        return build_model(self.cfg)
+
+    def build_optimizer(self, model: Module) -> torch.optim.Optimizer:
+        return build_optimizer(self.cfg, model)
+
+    def build_lr_multiplier(self):
+        return build_lr_multiplier(self.cfg)
+
+    def build_train_loader(self, start_iter: int = 0):
+        cfg = self.cfg
+        return build_train_loader(
+            self.train_sets(),
+            mapper=InstanceSegMapper(cfg, is_train=True),
+            total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            seed=self.seed,
+            aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            start_iter=start_iter,
+        )
+
+    def build_test_loader(self, dataset_name: str):
+        return build_test_loader(
+            dataset_name,
+            mapper=InstanceSegMapper(self.cfg, is_train=False),
+            num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+        )
+
+    def build_evaluator(self, dataset_name: str):
+        return build_evaluator(dataset_name, self.output_dir)
+
+    def train_sets(self) -> List[str]:
+        return list(self.cfg.DATASETS.TRAIN)
+
+    def test_sets(self) -> List[str]:
+        return list(self.cfg.DATASETS.TEST)
+
+    def test_augmentations(self) -> list:
+        from detectron2.data.detection_utils import build_augmentation
+
+        return build_augmentation(self.cfg, is_train=False)
+
+    def num_classes(self) -> int:
+        return self.cfg.MODEL.ROI_HEADS.NUM_CLASSES
+
+    def set_num_classes(self, things: int, semantic: Optional[int] = None) -> None:
+        self.cfg.defrost()
+        self.cfg.MODEL.ROI_HEADS.NUM_CLASSES = things
+        if semantic is not None:
+            self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = semantic
+
+    def set_device(self, device: str) -> None:
+        self.cfg.defrost()
+        self.device = self.cfg.MODEL.DEVICE = device
+
+    def semantic_mode(self) -> str:
+        return self.cfg.INPUT.SEMANTIC
+
+
+class LazyExperiment(Experiment):
+    """A run described by a lazy config; see ``configs/common`` for the fields."""
+
+    # Where a semantic branch may keep its number of labels.
+    SEMANTIC_KEYS = ("model.roi_heads.semantic_head.num_classes", "model.sem_seg_head.num_classes")
+
+    def __init__(self, cfg: DictConfig):
+        self.cfg = cfg
+        self._read()
+
+    def _read(self) -> None:
+        train = self.cfg.train
+        self.output_dir = train.output_dir
+        self.init_checkpoint = train.init_checkpoint or ""
+        self.device = train.device
+        self.seed = train.seed
+        self.max_iter = train.max_iter
+        self.amp = train.amp.enabled
+        self.checkpoint_period = train.checkpointer.period
+        self.checkpoint_keep = train.checkpointer.max_to_keep
+        self.eval_period = train.eval_period
+        self.log_period = train.log_period
+        self.ddp = OmegaConf.to_container(train.ddp)
+        self.image_format = self.cfg.dataloader.test.mapper.image_format
+
+    def build_model(self) -> Module:
+        model = _instantiate(self.cfg.model, "model")
+        return model.to(torch.device(self.device))
+
+    def build_optimizer(self, model: Module) -> torch.optim.Optimizer:
+        node = self.cfg.optimizer
+        node.model = model
+        try:
+            return _instantiate(node, "optimizer")
+        finally:
+            del node["model"]  # a saved config must not drag the weights along
+
+    def build_lr_multiplier(self):
+        return _instantiate(self.cfg.lr_multiplier, "lr_multiplier")
+
+    def build_train_loader(self, start_iter: int = 0):
+        node = self.cfg.dataloader.train.copy()
+        node._set_parent(self.cfg.dataloader)
+        node.start_iter = start_iter
+        return _instantiate(node, "dataloader.train")
+
+    def build_test_loader(self, dataset_name: str):
+        node = self.cfg.dataloader.test.copy()
+        node._set_parent(self.cfg.dataloader)
+        node.dataset = dataset_name
+        return _instantiate(node, "dataloader.test")
+
+    def build_evaluator(self, dataset_name: str):
+        return build_evaluator(dataset_name, self.output_dir)
+
+    def train_sets(self) -> List[str]:
+        return _names(self.cfg.dataloader.train.dataset)
+
+    def test_sets(self) -> List[str]:
+        return _names(self.cfg.dataloader.test.dataset)
+
+    def test_augmentations(self) -> list:
+        return [instantiate(a) for a in self.cfg.dataloader.test.mapper.augmentations]
+
+    def num_classes(self) -> int:
+        return self.cfg.model.roi_heads.num_classes
+
+    def set_num_classes(self, things: int, semantic: Optional[int] = None) -> None:
+        self.cfg.model.roi_heads.num_classes = things
+        if semantic is not None:
+            for key in self.SEMANTIC_KEYS:
+                if OmegaConf.select(self.cfg, key) is not None:
+                    OmegaConf.update(self.cfg, key, semantic)
+
+    def set_device(self, device: str) -> None:
+        self.device = self.cfg.train.device = device
+
+    def semantic_mode(self) -> str:
+        return self.cfg.dataloader.train.mapper.get("semantic", "none")
+
+
+def _names(value) -> List[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _instantiate(node, key: str):
+    try:
+        return instantiate(node)
+    except TypeError as error:
+        if "unexpected keyword argument" in str(error) or "required keyword" in str(error):
+            raise UserError(f"lazy config, '{key}': {' '.join(str(error).split())}") from error
+        raise
+
+
+_CLASS_KEYS = ("MODEL.ROI_HEADS.NUM_CLASSES", "model.roi_heads.num_classes")
+
+
+def build_experiment(
+    config: Union[str, CfgNode, DictConfig],
+    overrides: Sequence[str] = (),
+    register: Sequence[str] = (),
+) -> Experiment:
+    """Load a config, register its data sets and fit the number of classes to them.
+
+    Args:
+        config: path of a yaml or lazy config, or a loaded one (``overrides`` must then be empty).
+        overrides: ``key=value`` strings.
+        register: ``NAME=annotations.json,image_dir[,semantic_dir]`` strings, beside those of the
+            config itself (``DATASETS.REGISTER``, ``dataloader.register``).
+
+    Raises:
+        UserError: anything wrong with the config, the data sets or their classes.
+    """
+    cfg = load_config(config, overrides) if isinstance(config, str) else config
+    experiment = LazyExperiment(cfg) if is_lazy(cfg) else YacsExperiment(cfg)
+    register_all()
+    own = cfg.dataloader.get("register", ()) if is_lazy(cfg) else cfg.DATASETS.REGISTER
+    for text in (*own, *register):
+        register_coco_dataset(*parse_register(text))
+    _check_data_sets(experiment)
+    _fit_classes(experiment, overrides)
+    return experiment
+
+
+def _check_data_sets(experiment: Experiment) -> None:
+    from d2ext.config.overrides import nearest
+
+    known = DatasetCatalog.list()
+    for name in experiment.train_sets() + experiment.test_sets():
+        if name not in known:
+            raise UserError(
+                f"data set '{name}' is not registered{nearest(name, known)}; "
+                f"--register {name}=annotations.json,image_dir adds COCO-format data"
+            )
+
+
+def _fit_classes(experiment: Experiment, overrides: Sequence[str]) -> None:
+    """The data decide how many classes there are; an explicit override may only agree with them."""
+    names = experiment.train_sets() + experiment.test_sets()
+    if not all(_has_class_names(name) for name in names):
+        return  # a data set of another kind, whose owner sets the numbers
+    count = len(dataset_classes(names))
+    for override in parse_overrides(overrides):
+        same = {override.key, YAML_TO_LAZY.get(override.key), LAZY_TO_YAML.get(override.key)}
+        if same & set(_CLASS_KEYS) and override.value != count:
+            raise UserError(
+                f"{override.key} is {override.value}, but data set '{names[0]}' has {count} classes; "
+                "leave the key out, it is set from the data"
+            )
+    semantic = None
+    if experiment.semantic_mode() != "none" and experiment.train_sets():
+        semantic = semantic_num_labels(experiment.train_sets(), experiment.semantic_mode())
+    if experiment.num_classes() != count:
+        logger.info("the data set has %d classes; the model is built for them", count)
+    experiment.set_num_classes(count, semantic)
+
+
+def _has_class_names(name: str) -> bool:
+    return bool(getattr(MetadataCatalog.get(name), "thing_classes", None))
+
+
+def check_runnable(experiment: Experiment, model: Module) -> None:
+    """Refuse settings that are known to fail later, before anything long starts.
+
+    Raises:
+        UserError: AMP without a GPU; a GPU that is not there; frozen batch norm on random weights.
+    """
+    if experiment.amp and not experiment.device.startswith("cuda"):
+        raise UserError(
+            "mixed precision needs a GPU, but the device is 'cpu'; "
+            "set SOLVER.AMP.ENABLED=false (yaml) or train.amp.enabled=false (lazy)"
+        )
+    if not experiment.init_checkpoint and _has_frozen_statistics(model):
+        raise UserError(
+            "the backbone has frozen batch norm but no weights are loaded, which diverges at once; "
+            "set MODEL.WEIGHTS / train.init_checkpoint, or use norm 'GN' or 'BN'"
+        )
+
+
+def make_output_folder(experiment: Experiment) -> None:
+    """Create the output folder; a ``UserError`` names it if that is impossible."""
+    try:
+        os.makedirs(experiment.output_dir, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"output folder '{experiment.output_dir}' cannot be made: {error.strerror}; "
+            "set OUTPUT_DIR (yaml) or train.output_dir (lazy)"
+        ) from error
+
+
+def check_device(experiment: Experiment) -> None:
+    """Raise a ``UserError`` if the device is not on this machine."""
+    if experiment.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"device is '{experiment.device}', but this machine has no usable GPU; "
+            "set MODEL.DEVICE=cpu (yaml) or train.device=cpu (lazy)"
+        )
+
+
+def _has_frozen_statistics(model: Module) -> bool:
+    from d2ext.modeling.backbone.norm import EvalStatsBatchNorm2d
+    from detectron2.layers import FrozenBatchNorm2d
+
+    frozen = [
+        m for m in model.modules() if isinstance(m, (FrozenBatchNorm2d, EvalStatsBatchNorm2d))
+    ]
+    return bool(frozen) and all(
+        bool((m.running_mean == 0).all()) and bool((m.weight == 1).all()) for m in frozen
+    )
+
+
+def settings_summary(experiment: Experiment) -> Tuple[str, ...]:
+    """One line per setting a reader of the log looks for first."""
+    return (
+        f"device {experiment.device}, seed {experiment.seed}, {experiment.max_iter} iterations",
+        f"training on {', '.join(experiment.train_sets()) or 'nothing'}; "
+        f"testing on {', '.join(experiment.test_sets()) or 'nothing'}",
+        f"output folder {experiment.output_dir}",
+    )

@@ -1,0 +1,181 @@
+"""The training loop and the evaluation, for every model and both kinds of config.
+
+detectron2's trainers, hooks, writers and checkpointer do the work; its ``DefaultTrainer`` is not used,
+because in v0.6 its checkpoints hold no optimiser state, so that a resumed run starts over at warm-up.
+"""
+
+import logging
+import os
+import weakref
+from collections import OrderedDict
+from typing import Any, Dict
+
+import torch
+from fvcore.nn.precise_bn import get_bn_modules
+
+from d2ext.checkpoint import Checkpointer, RNGState, preserve_rng
+from d2ext.engine.experiment import Experiment, check_runnable, make_output_folder
+from d2ext.engine.hooks import GracefulStop, KeepLastCheckpoints
+from d2ext.errors import UserError
+from d2ext.evaluation import run_inference
+from d2ext.solver.schedule import make_lr_scheduler
+from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
+from detectron2.evaluation import print_csv_format, verify_results
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+
+logger = logging.getLogger(__name__)
+
+
+def train(experiment: Experiment, resume: bool = False) -> Dict[str, Any]:
+    """Train to ``experiment.max_iter``, with checkpoints and evaluations on the way and at the end.
+
+    Args:
+        experiment: what to train.
+        resume: continue from the last checkpoint in the output folder, if there is one. The
+            iterations that follow are those of an uninterrupted run: parameters, optimiser, schedule,
+            AMP scaler, generators and order of the data are restored.
+
+    Returns:
+        The results of the last evaluation, ``{metric: value}``; ``{}`` without test sets.
+    """
+    make_output_folder(experiment)
+    seed_all_rng(experiment.seed + comm.get_rank() if experiment.seed >= 0 else None)
+    model = experiment.build_model()
+    check_runnable(experiment, model)
+    logger.info("Model:\n%s", model)
+    optimizer = experiment.build_optimizer(model)
+    scheduler = make_lr_scheduler(optimizer, experiment.build_lr_multiplier(), experiment.max_iter)
+
+    start_iter = _resume_iteration(experiment) if resume else 0
+    if resume and start_iter == 0:
+        logger.info("no checkpoint in %s: training starts from the beginning", experiment.output_dir)
+    loader = experiment.build_train_loader(start_iter)
+    model = create_ddp_model(model, **_ddp_options(experiment))
+    trainer_class = AMPTrainer if experiment.amp else SimpleTrainer
+    trainer = trainer_class(model, loader, optimizer=optimizer)
+
+    rng = RNGState()
+    checkpointer = Checkpointer(
+        model,
+        experiment.output_dir,
+        metadata=experiment.metadata(),
+        trainer=weakref.proxy(trainer),
+        rng=rng,
+    )
+    last_results: Dict[str, Any] = {}
+
+    def run_evaluation():
+        with preserve_rng():
+            last_results.clear()
+            last_results.update(evaluate(experiment, model))
+        return last_results
+
+    stop = GracefulStop(checkpointer)
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(optimizer, scheduler),
+            hooks.PeriodicCheckpointer(checkpointer, experiment.checkpoint_period),
+            KeepLastCheckpoints(checkpointer, experiment.checkpoint_keep),
+            stop,
+            hooks.EvalHook(experiment.eval_period, run_evaluation) if experiment.test_sets() else None,
+            hooks.PeriodicWriter(_writers(experiment), period=experiment.log_period)
+            if comm.is_main_process()
+            else None,
+        ]
+    )
+    checkpointer.resume_or_load(experiment.init_checkpoint, resume=start_iter > 0)
+    if start_iter == 0:
+        _warn_about_norms(model)
+    elif trainer.iter + 1 != start_iter:
+        raise UserError(
+            f"the last checkpoint of '{experiment.output_dir}' changed while it was being resumed"
+        )
+    trainer.train(start_iter, experiment.max_iter)
+    return dict(last_results)
+
+
+def evaluate(experiment: Experiment, model: torch.nn.Module) -> Dict[str, Any]:
+    """Results on every test set: ``{task: {metric: value}}``, one level deeper for several sets."""
+    results = OrderedDict()
+    for name in experiment.test_sets():
+        loader = experiment.build_test_loader(name)  # first: it may generate the files
+        evaluator = experiment.build_evaluator(name)
+        results[name] = run_inference(model, loader, evaluator, name)
+        if comm.is_main_process():
+            logger.info("Evaluation results for %s in csv format:", name)
+            print_csv_format(results[name])
+    if len(results) == 1:
+        return next(iter(results.values()))
+    return results
+
+
+def evaluate_checkpoint(experiment: Experiment, resume: bool = False) -> Dict[str, Any]:
+    """Load ``init_checkpoint`` (with ``resume``: the last of the output folder) and evaluate it."""
+    model = experiment.build_model()
+    checkpointer = Checkpointer(model, experiment.output_dir)
+    path = experiment.init_checkpoint
+    if (resume or not path) and checkpointer.has_checkpoint():
+        path = checkpointer.get_checkpoint_file()
+    if not path:
+        raise UserError(
+            f"nothing to evaluate: '{experiment.output_dir}' has no checkpoint; "
+            "set MODEL.WEIGHTS (yaml) or train.init_checkpoint (lazy)"
+        )
+    checkpointer.load(path, checkpointables=[])
+    model.eval()
+    results = evaluate(experiment, create_ddp_model(model, **_ddp_options(experiment)))
+    if comm.is_main_process() and not is_lazy_experiment(experiment):
+        verify_results(experiment.cfg, results)
+    return results
+
+
+def is_lazy_experiment(experiment: Experiment) -> bool:
+    """Whether the run is described by a lazy config."""
+    return not hasattr(experiment.cfg, "TEST")
+
+
+def _resume_iteration(experiment: Experiment) -> int:
+    """The iteration at which the last checkpoint continues; 0 if there is none."""
+    tag = os.path.join(experiment.output_dir, "last_checkpoint")
+    if not os.path.isfile(tag):
+        return 0
+    with open(tag, encoding="utf-8") as f:
+        path = os.path.join(experiment.output_dir, f.read().strip())
+    if not os.path.isfile(path):
+        raise UserError(f"'{tag}' names '{path}', which does not exist; edit it or train without --resume")
+    try:
+        data = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        return int(data["iteration"]) + 1
+    except Exception as error:  # whatever torch makes of a damaged file
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"checkpoint '{path}' cannot be resumed ({reason}); "
+            f"put the name of an older one into '{tag}'"
+        ) from error
+
+
+def _ddp_options(experiment: Experiment) -> Dict[str, Any]:
+    options = dict(broadcast_buffers=False)
+    options.update(experiment.ddp)
+    if not experiment.device.startswith("cuda"):
+        options["device_ids"] = None
+    return options
+
+
+def _writers(experiment: Experiment) -> list:
+    """Console with ETA, metrics.json with the unsmoothed values, TensorBoard."""
+    return [
+        CommonMetricPrinter(experiment.max_iter),
+        JSONWriter(os.path.join(experiment.output_dir, "metrics.json"), window_size=1),
+        TensorboardXWriter(experiment.output_dir),
+    ]
+
+
+def _warn_about_norms(model: torch.nn.Module) -> None:
+    if comm.get_world_size() > 1 and any(
+        not isinstance(m, torch.nn.SyncBatchNorm) for m in get_bn_modules(model)
+    ):
+        logger.warning("plain batch norm in several processes: each uses statistics of its own images")

@@ -1,0 +1,104 @@
+"""Inference on single images for both kinds of config."""
+
+import copy
+from typing import Any, Dict, List, Optional, Sequence, Union
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from d2ext.checkpoint import Checkpointer, read_metadata
+from d2ext.engine.experiment import Experiment, build_experiment, check_device
+from d2ext.errors import UserError
+from detectron2.config import CfgNode
+from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data.transforms import AugmentationList, AugInput
+
+
+class Predictor:
+    """The call of detectron2's ``DefaultPredictor``, for yaml and lazy configs.
+
+    Args:
+        config: path of a config, a loaded config, or an :class:`Experiment`.
+        weights: checkpoint; default: the config's own.
+        overrides: ``key=value`` strings, with a path only.
+        device: default: the config's.
+
+    Attributes:
+        model: in evaluation mode.
+        class_names: names from the checkpoint, else from the config's data set, else numbers.
+        metadata: detectron2 ``Metadata`` with these names, for its ``Visualizer``.
+
+    Raises:
+        UserError: missing or unreadable files, unknown keys, no weights.
+    """
+
+    def __init__(
+        self,
+        config: Union[str, CfgNode, DictConfig, Experiment],
+        weights: Optional[str] = None,
+        overrides: Sequence[str] = (),
+        device: Optional[str] = None,
+    ):
+        if not isinstance(config, Experiment):
+            loaded = config if isinstance(config, str) else copy.deepcopy(config)
+            config = build_experiment(loaded, overrides)
+        path = weights if weights is not None else config.init_checkpoint
+        if not path:
+            raise UserError(
+                "no weights to predict with: pass weights=..., or set MODEL.WEIGHTS (yaml) or "
+                "train.init_checkpoint (lazy)"
+            )
+        if device is not None:
+            config.set_device(device)
+        check_device(config)
+        stored = read_metadata(path)
+        self.class_names: List[str] = list(stored.get("thing_classes") or _names_from_data(config))
+        if self.class_names:
+            config.set_num_classes(len(self.class_names), stored.get("semantic_labels"))
+        self.experiment = config
+        self.model = config.build_model().eval()
+        Checkpointer(self.model).load(path, checkpointables=[])
+        self.class_names = self.class_names or [str(i) for i in range(config.num_classes())]
+        self.metadata = Metadata(thing_classes=self.class_names)
+        self._augmentations = AugmentationList(config.test_augmentations())
+
+    @torch.no_grad()
+    def __call__(self, original_image: np.ndarray) -> Dict[str, Any]:
+        """Predict on one image.
+
+        Args:
+            original_image: uint8, (H, W, 3), BGR, as ``cv2.imread`` gives it.
+
+        Returns:
+            The model's output for the image, e.g. ``{"instances": Instances}`` in its pixels.
+        """
+        return self.model([self.prepare(original_image)])[0]
+
+    def prepare(self, original_image: np.ndarray) -> Dict[str, Any]:
+        """The model's input for one BGR image (see :meth:`__call__`)."""
+        if original_image is None or original_image.ndim != 3 or original_image.shape[2] != 3:
+            shape = None if original_image is None else tuple(original_image.shape)
+            raise UserError(f"the predictor takes a BGR image (H, W, 3), not {shape}")
+        height, width = original_image.shape[:2]
+        image = original_image
+        if self.experiment.image_format == "RGB":
+            image = image[:, :, ::-1]
+        aug_input = AugInput(image)
+        self._augmentations(aug_input)
+        tensor = torch.as_tensor(aug_input.image.astype("float32").transpose(2, 0, 1).copy())
+        return {"image": tensor, "height": height, "width": width}
+
+    def draw(self, image: np.ndarray, instances, threshold: float = 0.5) -> np.ndarray:
+        """Draw instances with at least ``threshold`` score; BGR in, BGR out, same size."""
+        from d2ext.visualization import draw_predictions
+
+        return draw_predictions(image[:, :, ::-1], instances, self.metadata, threshold)[:, :, ::-1]
+
+
+def _names_from_data(experiment: Experiment) -> List[str]:
+    for name in experiment.test_sets() + experiment.train_sets():
+        names = getattr(MetadataCatalog.get(name), "thing_classes", None)
+        if names:
+            return list(names)
+    return []

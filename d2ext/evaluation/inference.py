@@ -1,0 +1,29 @@
+"""detectron2's inference loop with a progress bar."""
+
+import sys
+from typing import Any, Dict
+
+from tqdm import tqdm
+
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.utils import comm
+
+
+class _WithProgress:
+    """A sized iterable that shows how far its consumer is (main process, terminals only)."""
+
+    def __init__(self, loader, label: str):
+        self._loader, self._label = loader, label
+        self.dataset = getattr(loader, "dataset", None)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self):
+        quiet = not comm.is_main_process() or not sys.stderr.isatty()
+        yield from tqdm(self._loader, desc=self._label, unit="img", disable=quiet, leave=False)
+
+
+def run_inference(model, loader, evaluator: DatasetEvaluator, label: str = "") -> Dict[str, Any]:
+    """Results of ``evaluator`` over ``loader``; ``{}`` on all but the main process."""
+    return inference_on_dataset(model, _WithProgress(loader, label or "evaluating"), evaluator) or {}

@@ -1,0 +1,76 @@
+"""Moving boxes by predicted deltas between the stages of a cascade."""
+
+from typing import List, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import Boxes
+
+__all__ = ["ClampedBox2BoxTransform", "refine_boxes"]
+
+
+class ClampedBox2BoxTransform(Box2BoxTransform):
+    """detectron2's box transform with the log-size terms limited on both sides.
+
+    detectron2 limits growth to a factor of 1000/16 but not shrinking; MMDetection limits both, so
+    that a box never degenerates to nothing.
+    """
+
+    def __init__(self, weights: Sequence[float], **kwargs):
+        """
+        Args:
+            weights: factors of (dx, dy, dw, dh), the reciprocals of the standard deviations.
+            kwargs: ``scale_clamp`` of the base class (log of the largest change in size).
+        """
+        super().__init__(tuple(weights), **kwargs)
+
+    def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
+        """As in the base class: deltas (N x 4k), boxes (N x 4) -> decoded boxes (N x 4k)."""
+        deltas = deltas.float()
+        smallest = deltas.new_tensor(
+            [-float("inf"), -float("inf")] + [-self.scale_clamp * w for w in self.weights[2:]]
+        )
+        limited = torch.maximum(deltas, smallest.repeat(deltas.shape[1] // 4))
+        return super().apply_deltas(limited, boxes)
+
+
+def refine_boxes(
+    boxes: Sequence[Boxes],
+    deltas: Tensor,
+    transform: Box2BoxTransform,
+    image_sizes: Sequence[Tuple[int, int]],
+    detach: bool = True,
+) -> List[Boxes]:
+    """Decode one delta per box and clip the result to the image.
+
+    Args:
+        boxes: per image, Ri boxes.
+        deltas (Tensor): (sum of Ri) x 4, class-agnostic or of the class already picked.
+        transform: decoder of the deltas.
+        image_sizes: (height, width) of each image without padding, in pixels.
+        detach (bool): treat the new boxes as constants. False keeps the gradient with respect to
+            deltas and boxes (Multi-task Network Cascades).
+
+    Returns:
+        list[Boxes]: per image, Ri boxes. None is dropped, so rows stay aligned.
+
+    Raises:
+        FloatingPointError: if a decoded box is not finite.
+    """
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not detach):
+        decoded = transform.apply_deltas(deltas, torch.cat([b.tensor for b in boxes]))
+        if not torch.isfinite(decoded).all():
+            raise FloatingPointError(
+                "Refined boxes contain Inf or NaN: training diverged, lower the learning rate."
+            )
+        refined = []
+        for image_boxes, (height, width) in zip(
+            decoded.split([len(b) for b in boxes]), image_sizes
+        ):
+            x1, y1, x2, y2 = image_boxes.unbind(dim=1)
+            x1, x2 = x1.clamp(0, width), x2.clamp(0, width)
+            y1, y2 = y1.clamp(0, height), y2.clamp(0, height)
+            refined.append(Boxes(torch.stack([x1, y1, x2, y2], dim=1)))
+        return refined

@@ -1,0 +1,140 @@
+"""Losses of region heads. Every one is a sum divided by a count over *all* processes, so that the
+gradient averaged by DistributedDataParallel equals that of one process with the whole batch.
+
+Shape shorthand: R sampled regions of all images, Q positive ones, K classes, S mask size."""
+
+from typing import List, Sequence, Union
+
+import torch
+import torch.distributed as dist
+from fvcore.nn import smooth_l1_loss
+from torch import Tensor
+from torch.nn import functional as F
+
+from detectron2.layers import ROIAlign
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.utils import comm
+
+__all__ = [
+    "box_regression_loss",
+    "classification_loss",
+    "crop_mask_targets",
+    "divide_by_count",
+    "global_mean_count",
+    "mask_bce_loss",
+    "pick_class",
+]
+
+
+def global_mean_count(n: Union[int, Tensor], device: torch.device) -> Tensor:
+    """Sum of ``n`` over all processes divided by their number; with one process, just ``n``.
+
+    A collective operation: every process has to call it, also with n = 0.
+
+    Returns:
+        Tensor: float32 scalar without gradient.
+    """
+    count = torch.as_tensor(n, dtype=torch.float32, device=device).detach().clone()
+    processes = comm.get_world_size()
+    if processes > 1:
+        dist.all_reduce(count)
+        count /= processes
+    return count
+
+
+def divide_by_count(total: Tensor, n: Union[int, Tensor]) -> Tensor:
+    """``total / global_mean_count(n)``; 0 (connected to the graph) where the count is 0."""
+    # The smallest positive count is one item on one of the processes.
+    return total / global_mean_count(n, total.device).clamp(min=1.0 / comm.get_world_size())
+
+
+def pick_class(x: Tensor, classes: Tensor) -> Tensor:
+    """Channel of each region's class; channel 0 of class-agnostic predictions.
+
+    Args:
+        x (Tensor): R x C x ..., C = K or 1.
+        classes (Tensor): (R,) int64 in [0, K).
+
+    Returns:
+        Tensor: R x ...
+    """
+    if x.shape[1] == 1:
+        return x[:, 0]
+    return x[torch.arange(len(x), device=x.device), classes]
+
+
+def classification_loss(logits: Tensor, classes: Tensor) -> Tensor:
+    """Softmax cross-entropy, mean over regions.
+
+    Args:
+        logits (Tensor): R x (K + 1), background last.
+        classes (Tensor): (R,) int64 in [0, K].
+    """
+    total = F.cross_entropy(logits.float(), classes, reduction="sum")
+    return divide_by_count(total, len(classes))
+
+
+def box_regression_loss(
+    deltas: Tensor,
+    proposals: Sequence[Instances],
+    transform: Box2BoxTransform,
+    num_classes: int,
+    beta: float,
+) -> Tensor:
+    """Smooth L1 over the positives and their 4 coordinates, divided by the number of *all* regions.
+
+    Args:
+        deltas (Tensor): R x 4 (class-agnostic) or R x 4K predictions.
+        proposals: per image, with ``proposal_boxes``, ``gt_boxes``, ``gt_classes``.
+        transform: encodes the targets.
+        num_classes (int): K, the background label.
+        beta (float): where L2 turns to L1, in units of the encoded deltas; 0 is L1.
+    """
+    classes = torch.cat([p.gt_classes for p in proposals])
+    boxes = Boxes.cat([p.proposal_boxes for p in proposals]).tensor
+    gt_boxes = Boxes.cat([p.gt_boxes for p in proposals]).tensor
+    positive = (classes < num_classes).nonzero()[:, 0]
+    predicted = deltas.float().view(len(deltas), deltas.shape[1] // 4, 4)[positive]
+    predicted = pick_class(predicted, classes[positive])
+    # Only positives have boxes that are certain to be encodable.
+    targets = transform.get_deltas(boxes[positive], gt_boxes[positive])
+    return divide_by_count(smooth_l1_loss(predicted, targets, beta, reduction="sum"), len(classes))
+
+
+def crop_mask_targets(
+    gt_masks: Union[BitMasks, PolygonMasks], gt_index: Tensor, boxes: Tensor, size: int
+) -> Tensor:
+    """The part of each region's ground-truth mask inside its box, as a bitmap.
+
+    Equal to ``gt_masks[gt_index].crop_and_resize(boxes, size)``, but bitmaps are not copied per
+    region (128 regions of an 800 x 1333 image would take half a gigabyte).
+
+    Args:
+        gt_masks: M masks at network-input resolution.
+        gt_index (Tensor): (Q,) int64 row of each region's mask.
+        boxes (Tensor): Q x 4 in pixels.
+        size (int): S.
+
+    Returns:
+        Tensor: Q x S x S, bool.
+    """
+    if not isinstance(gt_masks, BitMasks):
+        return gt_masks[gt_index].crop_and_resize(boxes, size).to(boxes.device)
+    rows = gt_index[:, None].to(boxes.dtype)
+    align = ROIAlign((size, size), 1.0, 0, aligned=True)
+    return align(gt_masks.tensor[:, None].float(), torch.cat([rows, boxes], dim=1))[:, 0] >= 0.5
+
+
+def mask_bce_loss(logits: Tensor, classes: Tensor, targets: List[Tensor]) -> Tensor:
+    """Binary cross-entropy on the channel of the ground-truth class, mean over regions and pixels.
+
+    Args:
+        logits (Tensor): Q x K x S x S, or Q x 1 x S x S for class-agnostic masks.
+        classes (Tensor): (Q,) int64.
+        targets: bool masks of each image that has regions; Q x S x S together.
+    """
+    picked = pick_class(logits.float(), classes)
+    targets = torch.cat(targets).to(picked.dtype) if targets else torch.zeros_like(picked)
+    total = F.binary_cross_entropy_with_logits(picked, targets, reduction="sum")
+    return divide_by_count(total / (logits.shape[-2] * logits.shape[-1]), len(classes))

@@ -1,0 +1,104 @@
+"""Tiny configs and inputs with which tests build and run real detectors in milliseconds."""
+
+from typing import Callable, List, Tuple
+
+import torch
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.structures import BitMasks, Boxes, Instances
+
+from .config import add_modeling_config
+
+__all__ = ["random_batch", "tiny_config"]
+
+
+def tiny_config(*add_config: Callable[[CfgNode], None]) -> CfgNode:
+    """A yaml config of a Mask R-CNN for 3 classes with 8 to 16 channels everywhere, on the CPU.
+
+    Args:
+        add_config: functions that add the keys of a project.
+    """
+    cfg = get_cfg()
+    add_modeling_config(cfg)
+    for add in add_config:
+        add(cfg)
+    model = cfg.MODEL
+    model.DEVICE = "cpu"
+    model.WEIGHTS = ""
+    model.MASK_ON = True
+    model.BACKBONE.NAME = "build_slim_resnet_fpn_backbone"
+    model.BACKBONE.FREEZE_AT = 0
+    model.SLIM_RESNET.STEM_CHANNELS = 8
+    model.SLIM_RESNET.STAGE_CHANNELS = [8, 16, 8, 16]
+    model.SLIM_RESNET.STAGE_BLOCKS = [1, 1, 1, 1]
+    model.RESNETS.NORM = "GN"
+    model.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    model.FPN.OUT_CHANNELS = 8
+    model.ANCHOR_GENERATOR.SIZES = [[16], [32], [64], [128], [256]]
+    model.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+    model.RPN.PRE_NMS_TOPK_TRAIN = model.RPN.PRE_NMS_TOPK_TEST = 60
+    model.RPN.POST_NMS_TOPK_TRAIN = model.RPN.POST_NMS_TOPK_TEST = 30
+    model.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    model.ROI_HEADS.NUM_CLASSES = 3
+    model.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 32
+    model.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
+    model.ROI_BOX_HEAD.NUM_FC = 1
+    model.ROI_BOX_HEAD.FC_DIM = 16
+    model.ROI_BOX_HEAD.POOLER_RESOLUTION = 7
+    model.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
+    model.ROI_MASK_HEAD.NAME = "MaskRCNNConvUpsampleHead"
+    model.ROI_MASK_HEAD.NUM_CONV = 2
+    model.ROI_MASK_HEAD.CONV_DIM = 8
+    model.ROI_MASK_HEAD.POOLER_RESOLUTION = 14
+    cfg.TEST.DETECTIONS_PER_IMAGE = 10
+    return cfg
+
+
+def random_batch(
+    num_images: int = 2,
+    size: Tuple[int, int] = (64, 96),
+    num_objects: int = 3,
+    num_classes: int = 3,
+    num_labels: int = 7,
+    seed: int = 0,
+) -> List[dict]:
+    """Model inputs with noise images, elliptic objects and noise label maps.
+
+    Args:
+        size: (height, width) in pixels, at least 48 each.
+        num_objects (int): objects of each image; 0 leaves ``gt_masks`` out, as detectron2 does.
+        num_classes (int): object classes are random in [0, num_classes).
+        num_labels (int): labels of ``sem_seg`` are random in [0, num_labels).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    height, width = size
+    ys, xs = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    batch = []
+    for index in range(num_images):
+        corners = torch.rand(num_objects, 2, generator=generator) * (
+            torch.tensor([width, height]) - 40
+        )
+        extents = 16 + 24 * torch.rand(num_objects, 2, generator=generator)
+        boxes = torch.cat([corners, corners + extents], dim=1)
+        instances = Instances(size)
+        instances.gt_boxes = Boxes(boxes)
+        instances.gt_classes = torch.randint(num_classes, (num_objects,), generator=generator)
+        if num_objects:
+            centers, radii = corners + extents / 2, extents / 2
+            u = (xs - centers[:, 0, None, None]) / radii[:, 0, None, None]
+            v = (ys - centers[:, 1, None, None]) / radii[:, 1, None, None]
+            instances.gt_masks = BitMasks(u**2 + v**2 <= 1)
+        image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
+        batch.append(
+            {
+                "image": image,
+                "height": height,
+                "width": width,
+                "image_id": index,
+                "file_name": f"image{index}.png",
+                "instances": instances,
+                "sem_seg": torch.randint(num_labels, size, generator=generator),
+                "sample_seed": 1000 + index,
+            }
+        )
+    return batch

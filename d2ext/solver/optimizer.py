@@ -1,0 +1,159 @@
+"""Parameter groups and optimisers.
+
+detectron2 v0.6 cannot give single layers their own learning rate (upstream main can, through another
+argument), so :func:`get_optimizer_params` adds ``lr_multipliers`` on top of its parameter groups.
+"""
+
+import inspect
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+
+import torch
+
+from d2ext.errors import UserError
+from detectron2.config import CfgNode, get_cfg
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+
+OPTIMIZERS = {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW}
+
+
+def get_optimizer_params(
+    model: torch.nn.Module,
+    base_lr: float,
+    weight_decay: float,
+    weight_decay_norm: Optional[float] = None,
+    weight_decay_bias: Optional[float] = None,
+    bias_lr_factor: float = 1.0,
+    lr_multipliers: Union[Mapping[str, float], Sequence[Tuple[str, float]]] = (),
+) -> List[Dict[str, Any]]:
+    """Parameter groups of ``model``; parameters with equal settings share a group.
+
+    Args:
+        model: only parameters that require a gradient are taken.
+        base_lr: learning rate before multipliers.
+        weight_decay: for everything not named by the next two.
+        weight_decay_norm: for the affine parameters of normalisation layers; ``None``: as the others.
+        weight_decay_bias: for biases; ``None``: as the others.
+        bias_lr_factor: learning rate factor of biases.
+        lr_multipliers: parameter name prefix -> learning rate factor; the longest prefix wins.
+
+    Raises:
+        UserError: a prefix that matches no parameter.
+    """
+    prefixes = dict(lr_multipliers)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    unused = set(prefixes) - {p for p in prefixes for n in names.values() if n.startswith(p)}
+    if unused:
+        raise UserError(
+            f"learning rate multiplier for '{sorted(unused)[0]}': no parameter name starts with it"
+        )
+    groups: Dict[tuple, Dict[str, Any]] = {}
+    for group in get_default_optimizer_params(
+        model,
+        base_lr=base_lr,
+        weight_decay=weight_decay,
+        weight_decay_norm=weight_decay_norm,
+        weight_decay_bias=weight_decay_bias,
+        bias_lr_factor=bias_lr_factor,
+    ):
+        settings = {k: v for k, v in group.items() if k != "params"}
+        for parameter in group["params"]:
+            matching = [p for p in prefixes if names[parameter].startswith(p)]
+            factor = prefixes[max(matching, key=len)] if matching else 1.0
+            own = {**settings, "lr": settings["lr"] * factor}
+            key = tuple(sorted(own.items()))
+            groups.setdefault(key, {**own, "params": []})["params"].append(parameter)
+    return list(groups.values())
+
+
+def make_optimizer(
+    model: torch.nn.Module,
+    name: str = "SGD",
+    lr: float = 0.02,
+    weight_decay: float = 1e-4,
+    weight_decay_norm: Optional[float] = 0.0,
+    weight_decay_bias: Optional[float] = None,
+    bias_lr_factor: float = 1.0,
+    lr_multipliers: Union[Mapping[str, float], Sequence[Tuple[str, float]]] = (),
+    clip_gradients: Optional[Mapping[str, Any]] = None,
+    **options: Any,
+) -> torch.optim.Optimizer:
+    """The optimiser of a lazy config, and behind :func:`build_optimizer` that of a yaml config.
+
+    Args:
+        model, lr, weight_decay ... lr_multipliers: see :func:`get_optimizer_params`.
+        name: ``"SGD"`` or ``"AdamW"``.
+        clip_gradients: ``None``, or ``{"type": "norm"|"full_model"|"value", "value": x,
+            "norm_type": 2.0}``: gradients are clipped in every step ("norm" per parameter,
+            "full_model" over all of them), after AMP's unscaling.
+        options: handed to the optimiser: ``momentum`` and ``nesterov``, or ``betas`` and ``eps``.
+    """
+    if name not in OPTIMIZERS:
+        raise UserError(f"unknown optimizer '{name}'; valid names: {', '.join(OPTIMIZERS)}")
+    params = get_optimizer_params(
+        model, lr, weight_decay, weight_decay_norm, weight_decay_bias, bias_lr_factor, lr_multipliers
+    )
+    if name == "SGD":
+        options = {"momentum": 0.9, **options}
+    accepted = inspect.signature(OPTIMIZERS[name]).parameters
+    unknown = sorted(set(options) - set(accepted))
+    if unknown:
+        raise UserError(f"optimizer {name} has no option '{unknown[0]}'")
+    optimizer_class = OPTIMIZERS[name]
+    clip = dict(clip_gradients or {})
+    if clip:
+        optimizer_class = _with_clipping(optimizer_class, clip)
+    return optimizer_class(params, lr=lr, weight_decay=weight_decay, **options)
+
+
+def _with_clipping(optimizer_class: type, clip: Dict[str, Any]) -> type:
+    kind, value = clip.get("type", "norm"), float(clip.get("value", 1.0))
+    norm_type = float(clip.get("norm_type", 2.0))
+    if kind == "full_model":
+        return type(
+            optimizer_class.__name__ + "WithFullModelClipping",
+            (_FullModelClipping, optimizer_class),
+            {"clip_value": value, "clip_norm_type": norm_type},
+        )
+    if kind not in ("norm", "value"):
+        raise UserError(f"gradient clipping type '{kind}'; valid: norm, full_model, value")
+    cfg = get_cfg()
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = kind
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = value
+    cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE = norm_type
+    return maybe_add_gradient_clipping(cfg, optimizer_class)
+
+
+class _FullModelClipping:
+    """Optimiser mix-in: limit the norm over all gradients before the step."""
+
+    clip_value: float
+    clip_norm_type: float
+
+    def step(self, closure=None):
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, self.clip_value, self.clip_norm_type)
+        return super().step(closure)
+
+
+def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of a yaml config (``SOLVER.*``)."""
+    solver = cfg.SOLVER
+    clip = solver.CLIP_GRADIENTS
+    options = {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
+    return make_optimizer(
+        model,
+        name=solver.OPTIMIZER,
+        lr=solver.BASE_LR,
+        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        lr_multipliers=[tuple(pair) for pair in solver.LR_MULTIPLIERS],
+        clip_gradients=(
+            {"type": clip.CLIP_TYPE, "value": clip.CLIP_VALUE, "norm_type": clip.NORM_TYPE}
+            if clip.ENABLED
+            else None
+        ),
+        **(options if solver.OPTIMIZER == "SGD" else {}),
+    )

@@ -1,0 +1,131 @@
+"""What is drawn: predictions, ground truth, and the stages of a cascade."""
+
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from d2ext.errors import UserError
+
+from detectron2.data.detection_utils import annotations_to_instances, read_image
+from detectron2.structures import BoxMode, Instances
+
+from .overlay import class_labels, display_scale, instance_colors, overlay
+from .panels import side_by_side
+
+__all__ = ["display_scale", "draw_ground_truth", "draw_predictions", "draw_stages"]
+
+
+def draw_predictions(
+    rgb: np.ndarray,
+    instances: Instances,
+    metadata,
+    threshold: float = 0.5,
+    scale: Optional[float] = None,
+) -> np.ndarray:
+    """Masks, boxes, class names and scores over an image.
+
+    Args:
+        rgb: uint8 (H, W, 3).
+        instances: of a detector, in pixels of the image: ``pred_boxes``, ``pred_classes``,
+            ``scores`` and, optionally, bool ``pred_masks`` (N, H, W).
+        metadata: detectron2 ``Metadata`` with ``thing_classes`` (and, optionally,
+            ``thing_colors``).
+        threshold: lowest score that is drawn.
+        scale: enlargement; default: as much as a small image needs to be readable.
+
+    Returns:
+        uint8 RGB, ``scale`` times as large.
+
+    Raises:
+        UserError: a class without a name, or instances of another image size.
+    """
+    _check_size(rgb, tuple(instances.image_size), "the predictions")
+    instances = instances.to("cpu")
+    instances = instances[instances.scores >= threshold]
+    classes = instances.pred_classes.tolist()
+    masks = instances.pred_masks.numpy().astype(bool) if instances.has("pred_masks") else None
+    return overlay(
+        rgb,
+        instances.pred_boxes.tensor.numpy(),
+        masks,
+        class_labels(classes, metadata, instances.scores.tolist()),
+        instance_colors(classes, _thing_colors(metadata)),
+        scale,
+    )
+
+
+def draw_ground_truth(
+    record: Dict[str, Any],
+    metadata,
+    rgb: Optional[np.ndarray] = None,
+    scale: Optional[float] = None,
+) -> np.ndarray:
+    """Annotated masks, boxes and class names over an image.
+
+    Args:
+        record: a detectron2 data set record: ``annotations`` and ``file_name``.
+        metadata: as for :func:`draw_predictions`.
+        rgb: the image, uint8 (H, W, 3); default: read from ``file_name``.
+        scale: as for :func:`draw_predictions`.
+
+    Returns:
+        uint8 RGB, ``scale`` times as large. Crowd regions are labelled ``name (crowd)``.
+
+    Raises:
+        UserError: unreadable image, image of another size than the record says, a class without
+            a name.
+    """
+    if rgb is None:
+        try:
+            rgb = read_image(record["file_name"], "RGB")
+        except OSError as error:
+            raise UserError(f"cannot read image {record['file_name']}: {error}") from error
+    height, width = rgb.shape[:2]
+    _check_size(rgb, (record.get("height", height), record.get("width", width)), "the record")
+    annotations = record.get("annotations") or []
+    classes = [a["category_id"] for a in annotations]
+    crowd = [" (crowd)" if a.get("iscrowd", 0) else "" for a in annotations]
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    masks = None
+    if annotations and all(a.get("segmentation") for a in annotations):
+        instances = annotations_to_instances(annotations, (height, width), mask_format="bitmask")
+        masks = instances.gt_masks.tensor.numpy()
+    return overlay(
+        rgb,
+        np.asarray(boxes),
+        masks,
+        [name + mark for name, mark in zip(class_labels(classes, metadata), crowd)],
+        instance_colors(classes, _thing_colors(metadata)),
+        scale,
+    )
+
+
+def draw_stages(
+    rgb: np.ndarray,
+    per_stage_instances: Sequence[Instances],
+    metadata,
+    threshold: float = 0.5,
+    scale: Optional[float] = None,
+) -> np.ndarray:
+    """One panel per stage of a cascade, in a row, each as :func:`draw_predictions` draws it.
+
+    Args:
+        per_stage_instances: the results after the first, second, ... stage, for example the
+            ``"instances"`` of ``model.inference_stages([inputs])``.
+    """
+    panels: List[np.ndarray] = []
+    titles: List[str] = []
+    for number, instances in enumerate(per_stage_instances, start=1):
+        panels.append(draw_predictions(rgb, instances, metadata, threshold, scale))
+        found = int((instances.scores >= threshold).sum())
+        titles.append(f"after stage {number}: {found} object{'' if found == 1 else 's'}")
+    return side_by_side(panels, titles)
+
+
+def _thing_colors(metadata):
+    return metadata.get("thing_colors") if metadata is not None else None
+
+
+def _check_size(rgb: np.ndarray, size: Tuple[int, int], what: str) -> None:
+    if rgb.shape[:2] != tuple(size):
+        raise UserError(f"the image is {rgb.shape[:2]} (height, width), {what} {tuple(size)}")

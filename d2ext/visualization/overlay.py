@@ -1,0 +1,146 @@
+"""Masks, boxes and labels over an image.
+
+Boxes and labels are drawn by detectron2's ``Visualizer``. Masks are not: its ``overlay_instances``
+fills their holes, and its ``draw_binary_mask`` leaves out the outline of those that have holes.
+"""
+
+import colorsys
+from typing import List, Optional, Sequence, Tuple
+
+import cv2
+import numpy as np
+
+from d2ext.errors import UserError
+
+from detectron2.utils.visualizer import Visualizer
+
+from .text import place_labels, text_size
+
+Color = Tuple[float, float, float]  # red, green, blue in [0, 1]
+
+# Saturation and value of the first, second, ... instance of a class, repeated.
+_SHADES = ((0.80, 1.00), (0.45, 1.00), (0.95, 0.72), (0.60, 0.85))
+# Hues of the first classes, chosen to be told apart; further ones are spread by the golden ratio.
+_HUES = (0.00, 0.58, 0.33, 0.09, 0.83, 0.50, 0.15, 0.73, 0.93, 0.42)
+_GOLDEN_RATIO = 0.61803398875
+
+
+def display_scale(height: int, width: int, target: int = 560) -> float:
+    """Factor by which a small image is enlarged, so that text and outlines can be read on it.
+
+    A whole number from 1 to 8, the one that brings the longer side closest to ``target`` pixels.
+    """
+    return float(min(max(round(target / max(height, width)), 1), 8))
+
+
+def instance_colors(classes: Sequence[int], thing_colors: Optional[Sequence] = None) -> List[Color]:
+    """A hue for each class, the same in every picture, and a shade of it for each instance.
+
+    Args:
+        classes: class index of every instance.
+        thing_colors: RGB in 0..255 of every class; default: a built-in choice.
+    """
+    seen = {}
+    colors = []
+    for index in classes:
+        count = seen[index] = seen.get(index, -1) + 1
+        saturation, value = _SHADES[count % len(_SHADES)]
+        if thing_colors:
+            hue, own, _ = colorsys.rgb_to_hsv(*(c / 255 for c in thing_colors[index]))
+            saturation = min(saturation, own) if own < 0.2 else saturation
+        else:
+            hue = _HUES[index] if index < len(_HUES) else (index * _GOLDEN_RATIO) % 1.0
+        colors.append(colorsys.hsv_to_rgb(hue, saturation, value))
+    return colors
+
+
+def class_labels(
+    classes: Sequence[int], metadata, scores: Optional[Sequence[float]] = None
+) -> List[str]:
+    """``name`` or ``name 97%`` for every instance.
+
+    Raises:
+        UserError: the metadata has no name for a class.
+    """
+    names = list(metadata.get("thing_classes") or ()) if metadata is not None else []
+    unnamed = [c for c in classes if not 0 <= c < len(names)]
+    if unnamed:
+        raise UserError(
+            f"class {unnamed[0]} has no name: metadata.thing_classes has {len(names)} names"
+        )
+    if scores is None:
+        return [names[c] for c in classes]
+    return [f"{names[c]} {100 * score:.0f}%" for c, score in zip(classes, scores)]
+
+
+def overlay(
+    rgb: np.ndarray,
+    boxes: np.ndarray,
+    masks: Optional[np.ndarray],
+    labels: Sequence[str],
+    colors: Sequence[Color],
+    scale: Optional[float] = None,
+    alpha: float = 0.4,
+) -> np.ndarray:
+    """Draw instances over a copy of an image, large ones first.
+
+    Args:
+        rgb: uint8 (H, W, 3).
+        boxes: (N, 4) x0, y0, x1, y1, continuous coordinates in pixels of the image.
+        masks: bool (N, H, W), or None.
+        labels, colors: N each.
+        scale: enlargement; default: :func:`display_scale`.
+        alpha: opacity of the masks.
+
+    Returns:
+        uint8 (scale * H, scale * W, 3), rounded.
+    """
+    height, width = rgb.shape[:2]
+    scale = display_scale(height, width) if scale is None else float(scale)
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    canvas = np.ascontiguousarray(rgb, dtype=np.uint8)
+    if size != (width, height):
+        enlarging = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+        canvas = cv2.resize(canvas, size, interpolation=enlarging)
+    else:
+        canvas = canvas.copy()
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale
+    order = np.argsort(-(boxes[:, 2:] - boxes[:, :2]).prod(axis=1), kind="stable").tolist()
+    for i in order if masks is not None else ():
+        _blend_mask(canvas, masks[i], colors[i], alpha)
+    visualizer = Visualizer(canvas)
+    for i in order:
+        visualizer.draw_box(boxes[i], alpha=0.75, edge_color=colors[i])
+    _draw_labels(visualizer, boxes, labels, colors, order)
+    return np.ascontiguousarray(visualizer.get_output().get_image())
+
+
+def _blend_mask(canvas: np.ndarray, mask: np.ndarray, color: Color, alpha: float) -> None:
+    """Fill and outline one mask, enlarged to the canvas, in place."""
+    height, width = canvas.shape[:2]
+    if mask.shape != (height, width):
+        soft = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+        mask = soft > 0.5
+    tint = 255.0 * np.asarray(color)
+    canvas[mask] = ((1 - alpha) * canvas[mask] + alpha * tint).astype(np.uint8)
+    contours = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[-2]
+    thickness = max(1, round((height * width) ** 0.5 / 300))
+    cv2.drawContours(canvas, contours, -1, tint.tolist(), thickness, cv2.LINE_AA)
+
+
+def _draw_labels(visualizer, boxes, labels, colors, order) -> None:
+    height, width = visualizer.output.height, visualizer.output.width
+    pixels = max(14, round(0.0155 * (height * width) ** 0.5))
+    sizes = [text_size(label, pixels) for label in labels]
+    # The small boxes first: they have fewer places for their label.
+    order = order[::-1]
+    corners = place_labels(boxes[order], [sizes[i] for i in order], height, width)
+    points = pixels * 72 / visualizer.output.dpi
+    for i, (x, y) in zip(order, corners):
+        visualizer.draw_text(
+            labels[i].replace("$", r"\$"),  # matplotlib would read a formula
+            (x + 0.15 * pixels, y + 0.1 * pixels),
+            font_size=points,
+            color=tuple(0.6 * c + 0.4 for c in colors[i]),  # readable on the dark label
+            horizontal_alignment="left",
+        )

@@ -1,0 +1,60 @@
+"""Several pictures in one, with titles."""
+
+from typing import Optional, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .text import font
+
+_PAPER = (255, 255, 255)
+_INK = (32, 36, 42)
+
+
+def side_by_side(
+    panels: Sequence[np.ndarray],
+    titles: Optional[Sequence[str]] = None,
+    columns: Optional[int] = None,
+) -> np.ndarray:
+    """Arrange pictures in rows on white paper, each under its title.
+
+    Args:
+        panels: uint8 RGB arrays, of different sizes if need be.
+        titles: one line per panel, shortened where it is wider than the panel.
+        columns: panels per row; default: all in one row.
+
+    Returns:
+        uint8 RGB array.
+    """
+    if not panels:
+        raise ValueError("no panels to arrange")
+    if titles is not None and len(titles) != len(panels):
+        raise ValueError(f"{len(panels)} panels, but {len(titles)} titles")
+    columns = min(columns or len(panels), len(panels))
+    starts = range(0, len(panels), columns)
+    heights = [max(p.shape[0] for p in panels[i : i + columns]) for i in starts]
+    width = max(p.shape[1] for p in panels)
+    letter = min(max(13, round(min(max(heights), width) / 22)), 60)
+    gap = max(4, letter // 2)
+    header = round(1.9 * letter) if titles else gap
+    tops = [sum(heights[:row]) + (row + 1) * header for row in range(len(heights))]
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, tops[-1] + heights[-1] + gap), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for index, panel in enumerate(panels):
+        row, column = divmod(index, columns)
+        x = gap + column * (width + gap)
+        y = tops[row]
+        sheet.paste(Image.fromarray(panel), (x, y))
+        if titles:
+            line = _shorten(titles[index], letter, width)
+            pen.text((x, y - 0.45 * letter), line, fill=_INK, font=font(letter), anchor="ls")
+    return np.asarray(sheet)
+
+
+def _shorten(title: str, letter: int, width: int) -> str:
+    measure = font(letter).getlength
+    if measure(title) <= width:
+        return title
+    while title and measure(title + "…") > width:
+        title = title[:-1]
+    return title + "…"

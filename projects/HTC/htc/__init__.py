@@ -1,0 +1,23 @@
+"""Hybrid Task Cascade for Instance Segmentation (Chen et al., CVPR 2019, arXiv:1901.07518).
+
+Importing the package registers ``HybridTaskCascade``, ``HTCROIHeads`` and ``HTCMaskHead`` for yaml
+configs.
+"""
+
+from d2ext.config import register_config
+
+from .config import add_htc_config
+from .mask_head import HTCMaskHead
+from .meta_arch import HybridTaskCascade
+from .roi_heads import HTCROIHeads
+from .semantic_head import FusedSemanticHead
+
+register_config(add_htc_config)
+
+__all__ = [
+    "FusedSemanticHead",
+    "HTCMaskHead",
+    "HTCROIHeads",
+    "HybridTaskCascade",
+    "add_htc_config",
+]

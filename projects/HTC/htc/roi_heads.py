@@ -1,0 +1,205 @@
+"""The region heads of Hybrid Task Cascade: what the paper adds to Cascade Mask R-CNN, each addition
+behind a switch (HTC paper, section 3)."""
+
+from typing import Dict, List, Optional, Sequence
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from d2ext.errors import UserError
+from d2ext.modeling.losses import pick_class
+from d2ext.modeling.roi_heads import MultiStageROIHeads
+from d2ext.modeling.roi_heads.building import (
+    box_branch_from_config,
+    mask_pooling_from_config,
+    samplers_from_config,
+)
+
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY
+from detectron2.structures import Boxes, Instances
+
+from .mask_head import HTCMaskHead
+from .semantic_head import FusedSemanticHead
+
+__all__ = ["HTCROIHeads"]
+
+# Key under which the semantic embedding joins the pyramid levels in the dict of features.
+_SEMANTIC = "semantic"
+
+
+@ROI_HEADS_REGISTRY.register()
+class HTCROIHeads(MultiStageROIHeads):
+    """Cascade Mask R-CNN with interleaved execution, mask information flow and semantic fusion.
+
+    With all three switched off it is MMDetection's Cascade Mask R-CNN: one mask head per stage,
+    trained on the samples of the stage, averaged at test time.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        mask_head: Sequence[HTCMaskHead],
+        stage_loss_weights: Sequence[float] = (1.0, 0.5, 0.25),
+        interleaved: bool = True,
+        mask_info_flow: bool = True,
+        mask_ensemble: str = "mean",
+        semantic_head: Optional[FusedSemanticHead] = None,
+        semantic_pooler: Optional[ROIPooler] = None,
+        semantic_fusion: Sequence[str] = ("box", "mask"),
+        **kwargs,
+    ):
+        """
+        Args:
+            mask_head: one per stage; with ``mask_info_flow``, all but the first with
+                ``information_flow=True``.
+            stage_loss_weights: factor of the losses of each stage.
+            interleaved (bool): train the mask head of a stage on boxes refined by the stage's box
+                head, sampled anew, instead of on the samples of the box head. Training only.
+            mask_info_flow (bool): give mask head t the features of head t-1, computed by the chain
+                of all heads before it on the regions of stage t.
+            mask_ensemble (str): "mean" of the mask probabilities of all stages, or the "last" ones.
+            semantic_head: the semantic branch; None for none.
+            semantic_pooler: pools its embedding at the resolution of the mask branch, from one
+                level for boxes of all sizes. Required with ``semantic_head``.
+            semantic_fusion: the branches, "box" and "mask", that use the embedding.
+            kwargs: arguments of :class:`MultiStageROIHeads`.
+        """
+        super().__init__(mask_head=mask_head, stage_loss_weights=stage_loss_weights, **kwargs)
+        self.interleaved = interleaved
+        self.mask_info_flow = mask_info_flow
+        flows = [head.information_flow for head in self.mask_head]
+        if flows != [mask_info_flow and stage > 0 for stage in range(self.num_stages)]:
+            raise UserError(
+                f"mask_info_flow={mask_info_flow} does not fit the mask heads, which have "
+                f"information_flow={flows}: all but the first need the value of mask_info_flow."
+            )
+        if mask_ensemble not in ("mean", "last"):
+            raise UserError(f"MASK_ENSEMBLE '{mask_ensemble}' is neither 'mean' nor 'last'.")
+        self.mask_ensemble = mask_ensemble
+        self.semantic_head = semantic_head
+        self.semantic_pooler = semantic_pooler
+        self.semantic_fusion = set(semantic_fusion) if semantic_head is not None else set()
+        if not self.semantic_fusion <= {"box", "mask"}:
+            raise UserError(
+                f"SEMANTIC.FUSION {sorted(self.semantic_fusion)}: only 'box' and 'mask' exist."
+            )
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: Dict[str, ShapeSpec]):
+        own = cfg.MODEL.HTC
+        if not cfg.MODEL.MASK_ON:
+            raise UserError("HTCROIHeads needs MODEL.MASK_ON True.")
+        ret = box_branch_from_config(cfg, input_shape, own.CLAMP_BOTH_SIDES)
+        ret["samplers"] = samplers_from_config(cfg, True, own.REASSIGN_LOW_QUALITY)
+        pooling, shape = mask_pooling_from_config(cfg, input_shape)
+        ret.update(pooling)
+        ret["mask_head"] = [
+            HTCMaskHead(cfg, shape, information_flow=own.MASK_INFO_FLOW and stage > 0)
+            for stage in range(len(ret["box_heads"]))
+        ]
+        ret["stage_loss_weights"] = own.STAGE_LOSS_WEIGHTS
+        ret["score_average"] = own.SCORE_AVERAGE
+        ret["interleaved"] = own.INTERLEAVED
+        ret["mask_info_flow"] = own.MASK_INFO_FLOW
+        ret["mask_ensemble"] = own.MASK_ENSEMBLE
+        if own.SEMANTIC.ENABLED:
+            head = ret["semantic_head"] = FusedSemanticHead(cfg, input_shape)
+            ret["semantic_pooler"] = ROIPooler(
+                output_size=cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION,
+                scales=(1.0 / head.stride,),
+                sampling_ratio=cfg.MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO,
+                pooler_type=cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE,
+            )
+            ret["semantic_fusion"] = own.SEMANTIC.FUSION
+        return ret
+
+    def forward(
+        self,
+        images,
+        features: Dict[str, Tensor],
+        proposals: List[Instances],
+        targets: Optional[List[Instances]] = None,
+    ):
+        """As in the base class; in training with a semantic branch, ``images.sem_seg`` (see
+        :class:`HybridTaskCascade`) holds the padded label maps."""
+        if self.semantic_head is None:
+            return super().forward(images, features, proposals, targets)
+        shared, embedding = self.semantic_head(features)
+        features = {**features, _SEMANTIC: embedding}
+        proposals, losses = super().forward(images, features, proposals, targets)
+        if self.training:
+            if not hasattr(images, "sem_seg"):
+                raise UserError(
+                    "No semantic labels: set MODEL.META_ARCHITECTURE to HybridTaskCascade, "
+                    "or MODEL.HTC.SEMANTIC.ENABLED False."
+                )
+            losses.update(self.semantic_head.losses(shared, images.sem_seg))
+        return proposals, losses
+
+    def with_semantic(self, features: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """The features plus the semantic embedding, unless they have it or there is none."""
+        if self.semantic_head is None or _SEMANTIC in features:
+            return features
+        return {**features, _SEMANTIC: self.semantic_head(features)[1]}
+
+    def predict_stages(self, features, proposals):
+        return super().predict_stages(self.with_semantic(features), proposals)
+
+    def forward_with_given_boxes(self, features, instances, stages=None):
+        return super().forward_with_given_boxes(self.with_semantic(features), instances, stages)
+
+    def pool_box_features(self, features: Dict[str, Tensor], boxes: List[Boxes]) -> Tensor:
+        x = super().pool_box_features(features, boxes)
+        if "box" not in self.semantic_fusion:
+            return x
+        # Pooled fine and averaged: aligning at the box resolution directly would sample elsewhere.
+        semantic = self.semantic_pooler([features[_SEMANTIC].float()], boxes)
+        return x + F.adaptive_avg_pool2d(semantic, x.shape[-2:])
+
+    def pool_mask_features(self, features: Dict[str, Tensor], boxes: List[Boxes]) -> Tensor:
+        x = super().pool_mask_features(features, boxes)
+        if "mask" not in self.semantic_fusion:
+            return x
+        return x + self.semantic_pooler([features[_SEMANTIC].float()], boxes)
+
+    def mask_samples(
+        self,
+        samples: List[Instances],
+        boxes: List[Boxes],
+        targets: List[Instances],
+        stage: int,
+    ) -> List[Instances]:
+        if not self.interleaved:
+            return samples
+        return self.samplers[stage](boxes, targets, f"stage{stage}_mask")
+
+    def _mask_features(self, x: Tensor, stages: int) -> List[Tensor]:
+        """Trunk features of the first mask heads, all on the same regions.
+
+        Features of earlier heads are computed anew for the regions of every stage, with gradient.
+        """
+        features: List[Tensor] = []
+        for head in list(self.mask_head)[:stages]:
+            flows = self.mask_info_flow and features
+            features.append(head.trunk(x, features[-1] if flows else None))
+        return features
+
+    def mask_logits(self, x: Tensor, stage: int) -> Tensor:
+        head = self.mask_head[stage]
+        if not self.mask_info_flow:
+            return head.layers(x)
+        return head.output(self._mask_features(x, stage + 1)[-1])
+
+    def mask_probabilities(self, x: Tensor, classes: Tensor, stages: int) -> Tensor:
+        if self.mask_ensemble == "last":
+            return pick_class(self.mask_logits(x, stages - 1), classes).sigmoid()
+        features = self._mask_features(x, stages)
+        masks = [
+            pick_class(head.output(f), classes).sigmoid()
+            for head, f in zip(self.mask_head, features)
+        ]
+        return sum(masks) / len(masks)

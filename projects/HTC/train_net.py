@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""Train or evaluate Hybrid Task Cascade; `--help` shows the options."""
+
+import htc  # noqa: F401
+
+from d2ext.engine import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Fixtures of all tests: d2ext before detectron2, one thread, generated data, fixed seeds."""
+
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+# detectron2 reads the folder of the data sets when it is imported, so it is set here.
+_DATASETS = tempfile.TemporaryDirectory(prefix="d2ext-test-datasets-")
+os.environ["DETECTRON2_DATASETS"] = _DATASETS.name
+
+import d2ext  # noqa: E402, F401, I001  adapts detectron2; has to come before it
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+NUM_IMAGES = 27  # of split "train": image 6 is empty, image 27 holds a crowd region
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeds():
+    """Every test starts from the same state of the three global generators."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def catalogs():
+    """detectron2's catalogs are global: undo what a test registers or removes."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    datasets, metadata = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
+    yield
+    for catalog, saved in ((DatasetCatalog, datasets), (MetadataCatalog, metadata)):
+        catalog.data.clear()
+        catalog.data.update(saved)
+
+
+@pytest.fixture
+def event_storage():
+    """The storage that losses and samplers write to while a model trains."""
+    from detectron2.utils.events import EventStorage
+
+    with EventStorage() as storage:
+        yield storage
+
+
+@pytest.fixture(scope="session")
+def shapes_root(tmp_path_factory):
+    """Data set folder with the first images of one split."""
+    from d2ext.data import shapes
+
+    root = str(tmp_path_factory.mktemp("datasets"))
+    shapes.generate("train", root, NUM_IMAGES)
+    return root
+
+
+@pytest.fixture
+def shapes_few(shapes_root):
+    """Name of a registered set of a few images."""
+    from d2ext.data import register_shapes
+
+    register_shapes("shapes_few", "train", shapes_root, NUM_IMAGES)
+    return "shapes_few"
+
+
+@pytest.fixture(scope="session")
+def run_python(tmp_path_factory):
+    """Run Python in a process of its own that sees this checkout.
+
+    ``run_python(*arguments, path=(), **environment)`` gives the ``CompletedProcess``; ``path`` are
+    folders put before the checkout on the module search path.
+    """
+    folder = tmp_path_factory.mktemp("process")
+
+    def run(*arguments, path=(), cwd=folder, **environment):
+        search = [*map(str, path), str(ROOT), str(ROOT / "projects/HTC")]
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=cwd,
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join(search),
+                **environment,
+            },
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run

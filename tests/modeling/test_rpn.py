@@ -1,0 +1,244 @@
+import pytest
+import torch
+
+import d2ext.modeling  # noqa: F401
+from d2ext.modeling.box_refinement import ClampedBox2BoxTransform
+from d2ext.modeling.rpn import InsideAnchorRPN
+from d2ext.modeling.sampling import image_seeds
+from d2ext.modeling.testing import random_batch, tiny_config
+
+from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.proposal_generator import build_proposal_generator
+from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
+from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
+from detectron2.utils.events import EventStorage
+
+SHAPES = {f"p{i}": ShapeSpec(channels=8, stride=2**i) for i in range(2, 7)}
+SIZE = (64, 96)
+
+
+def config(name="InsideAnchorRPN"):
+    cfg = tiny_config()
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = name
+    cfg.MODEL.RPN.SMOOTH_L1_BETA = 0.1111
+    return cfg
+
+
+@pytest.fixture
+def features():
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn(2, 8, SIZE[0] // s.stride, SIZE[1] // s.stride, generator=generator)
+        for name, s in SHAPES.items()
+    }
+
+
+@pytest.fixture
+def targets():
+    # One at the border, one smaller than any anchor, two that collide.
+    boxes = [[0.0, 0, 30, 22], [50, 30, 54, 34], [40, 20, 62, 42], [42, 22, 64, 44]]
+    one = Instances(
+        SIZE, gt_boxes=Boxes(torch.tensor(boxes)), gt_classes=torch.tensor([0, 1, 2, 0])
+    )
+    none = Instances(SIZE, gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0).long())
+    return [one, none]
+
+
+def run(rpn, features, targets):
+    images = ImageList(torch.zeros(2, 3, *SIZE), [SIZE, SIZE])
+    with EventStorage():
+        return rpn(images, features, targets)
+
+
+def labels_by_loops(anchors, gts, size, low_quality_iou):
+    """Labels and ground-truth rows before sampling, anchor by anchor."""
+    labels, rows = {}, {}
+    inside = [
+        i
+        for i, (x1, y1, x2, y2) in enumerate(anchors.tolist())
+        if x1 >= 0 and y1 >= 0 and x2 < size[1] and y2 < size[0]
+    ]
+    iou = pairwise_iou(Boxes(gts), Boxes(anchors))
+    for i in inside:
+        best = iou[:, i].max()
+        labels[i] = 1 if best >= 0.7 else 0 if best < 0.3 else -1
+        rows[i] = int(iou[:, i].argmax())
+    for g in range(len(gts)):
+        best = max(iou[g, i] for i in inside)
+        if best >= low_quality_iou:
+            for i in inside:
+                if iou[g, i] == best:
+                    labels[i], rows[i] = 1, g
+    return labels, rows
+
+
+def test_labels_follow_the_rules_of_mmdetection(features, targets):
+    cfg = config()
+    cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE = 100000  # every candidate is sampled
+    rpn = build_proposal_generator(cfg, SHAPES)
+    anchors = rpn.anchor_generator([features[f] for f in rpn.in_features])
+    (labels, _), (matched, _) = rpn.label_and_sample_anchors(anchors, targets)
+    gts = targets[0].gt_boxes.tensor
+    expected, rows = labels_by_loops(Boxes.cat(anchors).tensor, gts, SIZE, 0.3)
+    assert {i: int(labels[i]) for i in expected} == expected
+    assert (labels >= 0).sum() == sum(v >= 0 for v in expected.values())
+    positives = [i for i, v in expected.items() if v == 1]
+    assert {rows[i] for i in positives} == {0, 2, 3}  # the tiny object stays below the floor
+    for i in positives:
+        assert torch.equal(matched[i], gts[rows[i]])
+
+
+def test_an_object_at_the_border_finds_an_anchor_only_if_filtered_before_matching(targets):
+    gt = Instances(SIZE, gt_boxes=Boxes(torch.tensor([[0.0, 0, 30, 22]])))
+    anchors = Boxes(torch.tensor([[-2.0, 0, 30, 22], [15.0, 0, 30, 22]]))  # IoU 0.94 and 0.5
+    for before, expected in ((True, [-1, 1]), (False, [-1, -1])):
+        rpn = build_proposal_generator(config(), SHAPES)
+        rpn.filter_before_matching = before
+        assert rpn._match(anchors, gt)[0].tolist() == expected
+
+
+def test_sampling_respects_size_and_share_of_positives(features, targets):
+    cfg = config()
+    cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE = 4
+    rpn = build_proposal_generator(cfg, SHAPES)
+    anchors = rpn.anchor_generator([features[f] for f in rpn.in_features])
+    with image_seeds([{"sample_seed": 1}, {"sample_seed": 2}]):
+        labels, _ = rpn.label_and_sample_anchors(anchors, targets)
+        again, _ = rpn.label_and_sample_anchors(anchors, targets)
+    assert (labels[0] == 1).sum() == 2 and (labels[0] == 0).sum() == 2
+    assert (labels[1] == 1).sum() == 0 and (labels[1] == 0).sum() == 4
+    assert all(torch.equal(a, b) for a, b in zip(labels, again))
+
+
+def test_losses_are_divided_by_the_anchors_sampled(features, targets):
+    cfg = config()
+    cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE = 100000
+    torch.manual_seed(0)
+    rpn = build_proposal_generator(cfg, SHAPES)
+    torch.nn.init.normal_(rpn.rpn_head.objectness_logits.weight)
+    torch.nn.init.normal_(rpn.rpn_head.anchor_deltas.weight)
+    _, losses = run(rpn, features, targets)
+
+    maps = [features[f] for f in rpn.in_features]
+    anchors = Boxes.cat(rpn.anchor_generator(maps)).tensor
+    logits, deltas = rpn.rpn_head(maps)
+    logits = torch.cat([x.permute(0, 2, 3, 1).reshape(2, -1) for x in logits], dim=1)
+    deltas = torch.cat(
+        [
+            x.reshape(2, 3, 4, *x.shape[-2:]).permute(0, 3, 4, 1, 2).reshape(2, -1, 4)
+            for x in deltas
+        ],
+        dim=1,
+    )
+    gts = targets[0].gt_boxes.tensor
+    labels, rows = labels_by_loops(anchors, gts, SIZE, 0.3)
+    cls, box, count = 0.0, 0.0, 0
+    for i, label in labels.items():
+        p = logits[0, i].sigmoid()
+        if label >= 0:
+            cls, count = cls - (p.log() if label else (1 - p).log()), count + 1
+        if label == 1:
+            (ax, ay), (gx, gy) = ((b[:2] + b[2:]) / 2 for b in (anchors[i], gts[rows[i]]))
+            (aw, ah), (gw, gh) = (b[2:] - b[:2] for b in (anchors[i], gts[rows[i]]))
+            target = torch.stack([(gx - ax) / aw, (gy - ay) / ah, (gw / aw).log(), (gh / ah).log()])
+            error = (deltas[0, i] - target).abs()
+            quadratic = 0.5 * error**2 / 0.1111
+            box = box + torch.where(error < 0.1111, quadratic, error - 0.5 * 0.1111).sum()
+        cls, count = cls - (1 - logits[1, i].sigmoid()).log(), count + 1
+    assert losses["loss_rpn_cls"].item() == pytest.approx((cls / count).item(), rel=1e-4)
+    assert losses["loss_rpn_loc"].item() == pytest.approx((box / count).item(), rel=1e-4)
+
+
+def test_with_all_switches_off_it_equals_detectron2(features, targets):
+    cfg = config()
+    own = cfg.MODEL.INSIDE_ANCHOR_RPN
+    own.BOUNDARY_THRESH = -1
+    own.LOW_QUALITY_IOU = -1
+    own.FILTER_BEFORE_MATCHING = own.NORMALIZE_BY_SAMPLED = own.CLAMP_BOTH_SIDES = False
+    ours = build_proposal_generator(cfg, SHAPES)
+    theirs = build_proposal_generator(config("RPN"), SHAPES)
+    theirs.load_state_dict(ours.state_dict())
+    for rpn in (ours, theirs):
+        rpn.batch_size_per_image = 8000  # all candidates, so that the draws do not matter
+        rpn.positive_fraction = 0.5
+    proposals, losses = run(ours, features, targets)
+    expected_proposals, expected = run(theirs, features, targets)
+    assert losses.keys() == expected.keys()
+    for name in losses:
+        assert losses[name].item() == pytest.approx(expected[name].item(), rel=1e-6)
+    for a, b in zip(proposals, expected_proposals):
+        assert torch.equal(a.proposal_boxes.tensor, b.proposal_boxes.tensor)
+
+
+def test_images_without_objects_give_a_zero_box_loss_connected_to_the_head(features, targets):
+    rpn = build_proposal_generator(config(), SHAPES)
+    _, losses = run(rpn, features, [targets[1], targets[1]])
+    assert losses["loss_rpn_loc"].item() == 0
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in rpn.parameters())
+
+
+def test_images_smaller_than_every_anchor_give_finite_losses():
+    rpn = build_proposal_generator(config(), SHAPES)
+    rpn.anchor_boundary_thresh = 0.0
+    features = {f: torch.randn(2, 8, 1, 1) for f in SHAPES}
+    gt = Instances((4, 4), gt_boxes=Boxes(torch.tensor([[0.0, 0, 3, 3]])))
+    images = ImageList(torch.zeros(2, 3, 4, 4), [(4, 4), (4, 4)])
+    with EventStorage():
+        _, losses = rpn(images, features, [gt, gt])
+    assert [loss.item() for loss in losses.values()] == [0, 0]
+
+
+def test_matcher_and_own_rule_exclude_each_other():
+    matcher = Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=True)
+    with pytest.raises(ValueError, match="low_quality_iou=None"):
+        InsideAnchorRPN(
+            in_features=["p2"],
+            head=torch.nn.Identity(),
+            anchor_generator=torch.nn.Identity(),
+            anchor_matcher=matcher,
+            box2box_transform=ClampedBox2BoxTransform([1.0, 1.0, 1.0, 1.0]),
+            batch_size_per_image=256,
+            positive_fraction=0.5,
+            pre_nms_topk=(10, 10),
+            post_nms_topk=(10, 10),
+        )
+
+
+def test_lazy_config_builds_the_same_network(features, targets):
+    lazy = L(InsideAnchorRPN)(
+        in_features=["p2", "p3", "p4", "p5", "p6"],
+        head=L(StandardRPNHead)(in_channels=8, num_anchors=3),
+        anchor_generator=L(DefaultAnchorGenerator)(
+            sizes=[[16], [32], [64], [128], [256]],
+            aspect_ratios=[0.5, 1.0, 2.0],
+            strides=[4, 8, 16, 32, 64],
+            offset=0.0,
+        ),
+        anchor_matcher=L(Matcher)(
+            thresholds=[0.3, 0.7], labels=[0, -1, 1], allow_low_quality_matches=False
+        ),
+        box2box_transform=L(ClampedBox2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),
+        batch_size_per_image=256,
+        positive_fraction=0.5,
+        pre_nms_topk=(60, 60),
+        post_nms_topk=(30, 30),
+        nms_thresh=0.7,
+        smooth_l1_beta=0.1111,
+    )
+    ours = instantiate(lazy)
+    yaml = build_proposal_generator(config(), SHAPES)
+    ours.load_state_dict(yaml.state_dict())
+    results = []
+    for rpn in (ours, yaml):
+        with image_seeds(random_batch()):
+            results.append(run(rpn, features, targets))
+    assert {k: v.item() for k, v in results[0][1].items()} == {
+        k: v.item() for k, v in results[1][1].items()
+    }
+    for a, b in zip(results[0][0], results[1][0]):
+        assert torch.equal(a.proposal_boxes.tensor, b.proposal_boxes.tensor)

@@ -1,0 +1,46 @@
+import inspect
+import re
+
+from htc import HTCROIHeads, add_htc_config
+from htc import config as htc_config
+
+from detectron2.config import get_cfg
+
+
+def test_there_are_at_most_forty_keys_and_each_has_a_comment():
+    lines = [x.strip() for x in inspect.getsource(htc_config).splitlines()]
+    keys = [i for i, x in enumerate(lines) if re.match(r"(htc|semantic)\.[A-Z_]+ = ", x)]
+    assert 10 < len(keys) <= 40
+    for i in keys:
+        assert lines[i - 1].startswith("#") or i - 1 in keys, lines[i]
+
+
+def test_defaults_are_those_of_the_released_models():
+    cfg = get_cfg()
+    add_htc_config(cfg)
+    htc = cfg.MODEL.HTC
+    assert htc.INTERLEAVED and htc.MASK_INFO_FLOW and htc.SEMANTIC.ENABLED
+    assert htc.STAGE_LOSS_WEIGHTS == [1, 0.5, 0.25]
+    assert htc.SEMANTIC.LOSS_WEIGHT == 0.2 and htc.SEMANTIC.NUM_CONV == 4
+    assert htc.SEMANTIC.FUSION == ["box", "mask"]
+
+
+def test_keys_of_detectron2_stay_as_they_are():
+    plain, ours = get_cfg(), get_cfg()
+    add_htc_config(ours)
+    del ours.MODEL["HTC"]
+    assert ours == plain
+
+
+def test_lazy_defaults_equal_the_yaml_defaults():
+    cfg = get_cfg()
+    add_htc_config(cfg)
+    signature = inspect.signature(HTCROIHeads.__init__).parameters
+    for argument, value in {
+        "interleaved": cfg.MODEL.HTC.INTERLEAVED,
+        "mask_info_flow": cfg.MODEL.HTC.MASK_INFO_FLOW,
+        "mask_ensemble": cfg.MODEL.HTC.MASK_ENSEMBLE,
+        "stage_loss_weights": tuple(cfg.MODEL.HTC.STAGE_LOSS_WEIGHTS),
+        "semantic_fusion": tuple(cfg.MODEL.HTC.SEMANTIC.FUSION),
+    }.items():
+        assert signature[argument].default == value
