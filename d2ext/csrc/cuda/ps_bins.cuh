@@ -22,19 +22,25 @@ struct PsShape {
   }
 };
 
-// (N, 2, P) ranges: rows, then columns; and (N) images, -1 for a row that takes no part.
+// What kernels see of a table: (N, 2, P) ranges, rows then columns, with 1 / length (0 when empty), and
+// (N) images, -1 for a row that takes no part. Dividing in the kernels would cost calls and spills.
+struct PsBins {
+  const CellRange* ranges;
+  const double* shares;
+  const int* images;
+};
+
 struct PsTable {
-  at::Tensor ranges, images;
-  const CellRange* range_data() const {
-    return reinterpret_cast<const CellRange*>(ranges.const_data_ptr<int>());
-  }
-  const int* image_data() const {
-    return images.const_data_ptr<int>();
+  at::Tensor ranges, shares, images;
+  PsBins bins() const {
+    return {reinterpret_cast<const CellRange*>(ranges.const_data_ptr<int>()),
+            shares.const_data_ptr<double>(), images.const_data_ptr<int>()};
   }
 };
 
 static __global__ void fill_bins(
-    const float* rois, float scale, PsShape shape, PsRule rule, CellRange* ranges, int* images) {
+    const float* rois, float scale, PsShape shape, PsRule rule, CellRange* ranges, double* shares,
+    int* images) {
   D2EXT_GRID_STRIDE(i, shape.count * 2 * shape.size) {
     const int64_t roi = i / (2 * shape.size);
     const int axis = static_cast<int>(i / shape.size % 2), position = static_cast<int>(i % shape.size);
@@ -47,6 +53,7 @@ static __global__ void fill_bins(
       range = ps_bin(span, position, axis == 0 ? shape.height : shape.width, rule);
     }
     ranges[i] = range;
+    shares[i] = range.last > range.first ? 1.0 / (range.last - range.first) : 0.0;
     if (axis == 0 && position == 0) images[roi] = static_cast<int>(image);
   }
 }
@@ -55,7 +62,9 @@ inline PsTable make_table(
     const at::Tensor& rois, double scale, const PsShape& shape, PsRule rule) {
   const auto options = rois.options().dtype(at::kInt);
   PsTable table{
-      at::empty({shape.count, 2, shape.size, 2}, options), at::empty({shape.count}, options)};
+      at::empty({shape.count, 2, shape.size, 2}, options),
+      at::empty({shape.count, 2, shape.size}, options.dtype(at::kDouble)),
+      at::empty({shape.count}, options)};
   if (shape.count == 0) return table;
   const at::Tensor boxes = rois.to(at::kFloat).contiguous();
   const int64_t items = shape.count * 2 * shape.size;
@@ -63,13 +72,9 @@ inline PsTable make_table(
               c10::cuda::getCurrentCUDAStream()>>>(
       boxes.const_data_ptr<float>(), static_cast<float>(scale), shape, rule,
       reinterpret_cast<CellRange*>(table.ranges.mutable_data_ptr<int>()),
-      table.images.mutable_data_ptr<int>());
+      table.shares.mutable_data_ptr<double>(), table.images.mutable_data_ptr<int>());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return table;
-}
-
-__device__ __forceinline__ int area_of(CellRange y, CellRange x) {
-  return (y.last - y.first) * (x.last - x.first);
 }
 
 template <class A, class T>

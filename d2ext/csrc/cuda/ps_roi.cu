@@ -7,36 +7,36 @@
 namespace d2ext {
 namespace {
 
+// Mean of one bin; `ranges` and `shares` are those of the RoI, `planes` those of the map.
 template <class T>
 __device__ __forceinline__ Accumulate<T> bin_at(
-    const T* input, const CellRange* ranges, const PsShape& shape, int64_t image, int64_t map,
-    int i, int j) {
+    const T* planes, const CellRange* ranges, const double* shares, const PsShape& shape, int i,
+    int j) {
   using A = Accumulate<T>;
-  const CellRange y = ranges[i], x = ranges[shape.size + j];
-  const int area = area_of(y, x);
-  if (area <= 0) return A(0);
   const int part = i * shape.group / shape.size * shape.group + j * shape.group / shape.size;
-  const T* plane = input + ((image * shape.maps + map) * shape.parts() + part) * shape.cells();
-  return bin_sum<A>(plane, shape.width, y, x) / static_cast<A>(area);
+  return bin_sum<A>(planes + part * shape.cells(), shape.width, ranges[i], ranges[shape.size + j]) *
+      (static_cast<A>(shares[i]) * static_cast<A>(shares[shape.size + j]));
 }
 
 // A block per RoI and map.
 template <class T, bool kMean>
-__global__ void __launch_bounds__(kThreads) assemble(
-    const T* input, const CellRange* ranges, const int* images, PsShape shape, T* output) {
+__global__ void __launch_bounds__(kThreads, 1) assemble(
+    const T* input, PsBins table, PsShape shape, T* output) {
   using A = Accumulate<T>;
   __shared__ A reduce[32];
   const int bins = shape.size * shape.size;
   const int64_t n = blockIdx.x;
-  const int image = images[n];
-  const CellRange* roi_ranges = ranges + n * 2 * shape.size;
+  const int image = table.images[n];
+  const CellRange* ranges = table.ranges + n * 2 * shape.size;
+  const double* shares = table.shares + n * 2 * shape.size;
   for (int64_t map = blockIdx.y; map < shape.maps; map += gridDim.y) {
     const int64_t row = n * shape.maps + map;
+    const T* planes = input + (max(image, 0) * shape.maps + map) * shape.parts() * shape.cells();
     A sum = A(0);
     for (int bin = threadIdx.x; bin < bins; bin += blockDim.x) {
       A value = A(0);
       if (image >= 0) {
-        value = bin_at(input, roi_ranges, shape, image, map, bin / shape.size, bin % shape.size);
+        value = bin_at(planes, ranges, shares, shape, bin / shape.size, bin % shape.size);
       }
       if (!kMean) output[row * bins + bin] = static_cast<T>(value);
       sum += value;
@@ -50,8 +50,8 @@ __global__ void __launch_bounds__(kThreads) assemble(
 // A block per channel (part, map) of one image; threads own cells. kMean: grad is (N, D), else
 // (N, D, P, P).
 template <class T, bool kMean>
-__global__ void __launch_bounds__(kThreads) spread(
-    const T* grad, const CellRange* ranges, const int* images, PsShape shape, T* input_grad) {
+__global__ void __launch_bounds__(kThreads, 1) spread(
+    const T* grad, PsBins table, PsShape shape, T* input_grad) {
   using A = Accumulate<T>;
   const int cells = shape.height * shape.width, bins = shape.size * shape.size;
   const int part = blockIdx.x, image = blockIdx.z;
@@ -63,25 +63,28 @@ __global__ void __launch_bounds__(kThreads) spread(
     for (int cell = threadIdx.x; cell < cells; cell += blockDim.x) {
       const int y = cell / shape.width, x = cell % shape.width;
       A sum = A(0);
-      const CellRange* rows = ranges;
+      const CellRange* rows = table.ranges;
+      const double* shares = table.shares;
       const T* from = grad + map * (kMean ? 1 : bins);
       for (int n = 0; n < shape.count; ++n) {
         const CellRange* columns = rows + shape.size;
-        const bool hit = images[n] == image && y >= rows[top].first && y < rows[bottom - 1].last &&
+        const bool hit = table.images[n] == image && y >= rows[top].first && y < rows[bottom - 1].last &&
             x >= columns[left].first && x < columns[right - 1].last;
         for (int i = top; hit && i < bottom; ++i) {
           if (y < rows[i].first || y >= rows[i].last) continue;
+          A row_sum = A(0);
           for (int j = left; j < right; ++j) {
             if (x < columns[j].first || x >= columns[j].last) continue;
-            const A value = kMean ? static_cast<A>(from[0]) / static_cast<A>(bins)
-                                  : static_cast<A>(from[i * shape.size + j]);
-            sum += value / static_cast<A>(area_of(rows[i], columns[j]));
+            row_sum += static_cast<A>(from[kMean ? 0 : i * shape.size + j]) *
+                static_cast<A>(shares[shape.size + j]);
           }
+          sum += row_sum * static_cast<A>(shares[i]);
         }
         rows += 2 * shape.size;
+        shares += 2 * shape.size;
         from += shape.maps * (kMean ? 1 : bins);
       }
-      plane[cell] = static_cast<T>(sum);
+      plane[cell] = static_cast<T>(kMean ? sum / static_cast<A>(bins) : sum);
     }
   }
 }
@@ -108,7 +111,7 @@ at::Tensor run_forward(
           static_cast<unsigned>(shape.count),
           static_cast<unsigned>(std::min<int64_t>(shape.maps, 65535)));
       kernel<<<grid, kThreads, 0, stream>>>(
-          data.const_data_ptr<T>(), table.range_data(), table.image_data(), shape,
+          data.const_data_ptr<T>(), table.bins(), shape,
           output.mutable_data_ptr<T>());
       C10_CUDA_KERNEL_LAUNCH_CHECK();
     });
@@ -139,7 +142,7 @@ at::Tensor run_backward(
         static_cast<unsigned>(std::min<int64_t>(shape.maps, 65535)),
         static_cast<unsigned>(shape.batch));
     kernel<<<grid, kThreads, 0, stream>>>(
-        upstream.const_data_ptr<T>(), table.range_data(), table.image_data(), shape,
+        upstream.const_data_ptr<T>(), table.bins(), shape,
         input_grad.mutable_data_ptr<T>());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });

@@ -110,7 +110,7 @@ __device__ __forceinline__ A bin_value(
 
 // kLast: channels_last input and output.
 template <class T, Kind kKind, bool kLast>
-__global__ void __launch_bounds__(kThreads) warp_forward(
+__global__ void __launch_bounds__(kThreads, 1) warp_forward(
     const T* input, const Accumulate<T>* rois, Accumulate<T> scale, WarpShape shape, T* output) {
   using A = Accumulate<T>;
   extern __shared__ double shared[];
@@ -182,7 +182,7 @@ __device__ __forceinline__ void bin_backward(
 
 // Everything channels_last. input_grad may be null; rois_partial (channel blocks, N, 4) too.
 template <class T, Kind kKind>
-__global__ void __launch_bounds__(kThreads) warp_backward(
+__global__ void __launch_bounds__(kThreads, 1) warp_backward(
     const T* grad, const T* input, const Accumulate<T>* rois, Accumulate<T> scale,
     WarpShape shape, Accumulate<T>* input_grad, Accumulate<T>* rois_partial) {
   using A = Accumulate<T>;
@@ -220,7 +220,7 @@ __global__ void __launch_bounds__(kThreads) warp_backward(
 // Feature gradient without atomics: a warp owns 32 channels of a private map and takes the RoIs of its
 // segment in order. partial is (segments, B, H, W, C).
 template <class T, Kind kKind>
-__global__ void __launch_bounds__(kChannels) warp_backward_ordered(
+__global__ void __launch_bounds__(kChannels, 1) warp_backward_ordered(
     const T* grad, const T* input, const Accumulate<T>* rois, Accumulate<T> scale,
     WarpShape shape, int segments, Accumulate<T>* partial) {
   using A = Accumulate<T>;
