@@ -54,12 +54,6 @@ D2EXT_INLINE void part_planes(const HeadTask<T>& task, Data* data, int part, Dat
 }
 
 template <class T>
-D2EXT_INLINE T reciprocal_area(CellRange y, CellRange x) {
-  const int area = (y.last - y.first) * (x.last - x.first);
-  return area > 0 ? T(1) / static_cast<T>(area) : T(0);
-}
-
-template <class T>
 D2EXT_INLINE void forward_task(const HeadTask<T>& task) {
   const PsPlan& plan = *task.plan;
   const auto& numbers = plan.by_image[task.image];
@@ -75,6 +69,8 @@ D2EXT_INLINE void forward_task(const HeadTask<T>& task) {
     for (const int64_t n : numbers) {
       const CellRange* rows = plan.rows.data() + n * task.size;
       const CellRange* columns = plan.columns.data() + n * task.size;
+      const double* row_share = plan.row_share.data() + n * task.size;
+      const double* column_share = plan.column_share.data() + n * task.size;
       T* sums = task.sums + n * kClasses;
       typename Pack<T>::Vector total[kHalf];
       for (int part = 0; part < kHalf; ++part) {
@@ -83,7 +79,8 @@ D2EXT_INLINE void forward_task(const HeadTask<T>& task) {
       for (int i = row_first; i < row_last; ++i) {
         for (int j = column_first; j < column_last; ++j) {
           const Pack<T> sum = bin_sum(task.tile, task.width, rows[i], columns[j]);
-          const T reciprocal = reciprocal_area<T>(rows[i], columns[j]);
+          const T reciprocal =
+              static_cast<T>(row_share[i]) * static_cast<T>(column_share[j]);
           for (int part = 0; part < kHalf; ++part) {
             const auto outside = sum.v[part], inside = sum.v[part + kHalf];
             total[part] += (inside > outside ? inside : outside) * reciprocal;
@@ -121,6 +118,8 @@ D2EXT_INLINE void backward_task(const HeadTask<T>& task) {
     for (const int64_t n : numbers) {
       const CellRange* rows = plan.rows.data() + n * task.size;
       const CellRange* columns = plan.columns.data() + n * task.size;
+      const double* row_share = plan.row_share.data() + n * task.size;
+      const double* column_share = plan.column_share.data() + n * task.size;
       T upstream[kClasses] = {};
       if (task.grad_cls) {
         const T* from = task.grad_cls + n * task.classes + task.first_class;
@@ -131,7 +130,8 @@ D2EXT_INLINE void backward_task(const HeadTask<T>& task) {
       if (!task.grad_cls && !has_pick) continue;
       for (int i = row_first; i < row_last; ++i) {
         for (int j = column_first; j < column_last; ++j) {
-          const T reciprocal = reciprocal_area<T>(rows[i], columns[j]);
+          const T reciprocal =
+              static_cast<T>(row_share[i]) * static_cast<T>(column_share[j]);
           if (reciprocal == T(0)) continue;
           Pack<T> grad = Pack<T>::fill(T(0));
           if (task.grad_cls) {
@@ -265,6 +265,7 @@ void pick_best(const at::Tensor& cls_score, int64_t* picked) {
   }
 }
 
+// Both sides of the picked class at once: they share every bin.
 template <class T>
 void read_masks(
     const at::Tensor& score, const PsPlan& plan, const PsGeometry& geometry,
@@ -273,23 +274,36 @@ void read_masks(
   T* to = seg_logit.mutable_data_ptr<T>();
   const int group = geometry.group_size, size = geometry.out_size;
   const int64_t parts = int64_t(group) * group, bins = int64_t(size) * size;
-  const int64_t cells = score.size(2) * score.size(3), classes = score.size(1) / (2 * parts);
-  at::parallel_for(0, seg_logit.size(0) * 2, 8, [&](int64_t begin, int64_t end) {
-    for (int64_t index = begin; index < end; ++index) {
-      const int64_t n = index / 2, side = index % 2;
-      T* mask = to + index * bins;
+  const int64_t width = score.size(3), cells = score.size(2) * width;
+  const int64_t classes = score.size(1) / (2 * parts);
+  at::parallel_for(0, seg_logit.size(0), 4, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      T* outside = to + n * 2 * bins;
+      T* inside = outside + bins;
       if (plan.image[n] < 0 || picked[n] < 0 || picked[n] >= classes) {
-        std::fill(mask, mask + bins, T(0));
+        std::fill(outside, outside + 2 * bins, T(0));
         continue;
       }
-      const T* planes =
-          from + (plan.image[n] * score.size(1) + (2 * picked[n] + side) * parts) * cells;
+      const T* planes = from + (plan.image[n] * score.size(1) + 2 * picked[n] * parts) * cells;
       const CellRange* rows = plan.rows.data() + n * size;
       const CellRange* columns = plan.columns.data() + n * size;
+      const double* row_share = plan.row_share.data() + n * size;
+      const double* column_share = plan.column_share.data() + n * size;
       for (int i = 0; i < size; ++i) {
+        const T* row_planes = planes + int64_t(plan.part[i]) * group * cells;
         for (int j = 0; j < size; ++j) {
-          const T* plane = planes + (int64_t(plan.part[i]) * group + plan.part[j]) * cells;
-          mask[i * size + j] = bin_mean(plane, score.size(3), rows[i], columns[j]);
+          const T* plane = row_planes + plan.part[j] * cells;
+          const T share = static_cast<T>(row_share[i]) * static_cast<T>(column_share[j]);
+          T out = T(0), in = T(0);
+          for (int row = rows[i].first; row < rows[i].last; ++row) {
+            const T* cell = plane + row * width;
+            for (int x = columns[j].first; x < columns[j].last; ++x) {
+              out += cell[x];
+              in += cell[x + parts * cells];
+            }
+          }
+          *outside++ = out * share;
+          *inside++ = in * share;
         }
       }
     }

@@ -13,8 +13,13 @@ struct PsGeometry {
   PsRule rule;
 };
 
+inline double share_of(CellRange range) {
+  return range.last > range.first ? 1.0 / (range.last - range.first) : 0.0;
+}
+
 struct PsPlan {
   std::vector<CellRange> rows, columns;  // (N, P)
+  std::vector<double> row_share, column_share;  // (N, P) 1 / length, 0 when empty
   std::vector<int64_t> image;            // (N), -1 for a row that takes no part
   std::vector<std::vector<int64_t>> by_image;
   std::vector<int> part;        // (P) part of an output position
@@ -26,6 +31,8 @@ struct PsPlan {
     const int64_t count = rois.size(0), batch = shape[0];
     rows.resize(count * size);
     columns.resize(count * size);
+    row_share.resize(count * size);
+    column_share.resize(count * size);
     image.resize(count);
     by_image.resize(batch);
     const bool wide = rois.scalar_type() == at::kDouble;
@@ -49,6 +56,8 @@ struct PsPlan {
       for (int p = 0; p < size; ++p) {
         rows[n * size + p] = ps_bin(y, p, height, geometry.rule);
         columns[n * size + p] = ps_bin(x, p, width, geometry.rule);
+        row_share[n * size + p] = share_of(rows[n * size + p]);
+        column_share[n * size + p] = share_of(columns[n * size + p]);
       }
     }
     for (int p = 0; p < size; ++p) {
@@ -59,25 +68,50 @@ struct PsPlan {
   }
 };
 
-// Mean of a plane over one bin.
-template <class T>
-inline T bin_mean(const T* plane, int64_t width, CellRange y, CellRange x) {
-  if (y.first >= y.last || x.first >= x.last) return T(0);
-  T sum = T(0);
-  for (int row = y.first; row < y.last; ++row) {
-    for (int column = x.first; column < x.last; ++column) sum += plane[row * width + column];
+// The assembly of one map of one RoI, row by row: `to` takes the mean of each bin.
+template <class T, class F>
+inline void assemble_map(
+    const PsPlan& plan, int64_t roi, int group, int size, int64_t width, int64_t cells,
+    const T* planes, const F& to) {
+  const CellRange* rows = plan.rows.data() + roi * size;
+  const CellRange* columns = plan.columns.data() + roi * size;
+  const double* row_share = plan.row_share.data() + roi * size;
+  const double* column_share = plan.column_share.data() + roi * size;
+  for (int i = 0; i < size; ++i) {
+    const T* row_planes = planes + int64_t(plan.part[i]) * group * cells;
+    const T share = static_cast<T>(row_share[i]);
+    for (int j = 0; j < size; ++j) {
+      const T* plane = row_planes + plan.part[j] * cells;
+      T sum = T(0);
+      for (int row = rows[i].first; row < rows[i].last; ++row) {
+        const T* cell = plane + row * width;
+        for (int x = columns[j].first; x < columns[j].last; ++x) sum += cell[x];
+      }
+      to(sum * (share * static_cast<T>(column_share[j])));
+    }
   }
-  const T area = static_cast<T>(y.last - y.first) * static_cast<T>(x.last - x.first);
-  return sum / area;
 }
 
-// Its transpose.
-template <class T>
-inline void spread_bin(T* plane, int64_t width, CellRange y, CellRange x, T grad) {
-  if (y.first >= y.last || x.first >= x.last) return;
-  const T share = grad / (static_cast<T>(y.last - y.first) * static_cast<T>(x.last - x.first));
-  for (int row = y.first; row < y.last; ++row) {
-    for (int column = x.first; column < x.last; ++column) plane[row * width + column] += share;
+// Its transpose: `from` gives the gradient of a bin.
+template <class T, class F>
+inline void spread_map(
+    const PsPlan& plan, int64_t roi, int group, int size, int64_t width, int64_t cells, T* planes,
+    const F& from) {
+  const CellRange* rows = plan.rows.data() + roi * size;
+  const CellRange* columns = plan.columns.data() + roi * size;
+  const double* row_share = plan.row_share.data() + roi * size;
+  const double* column_share = plan.column_share.data() + roi * size;
+  for (int i = 0; i < size; ++i) {
+    T* row_planes = planes + int64_t(plan.part[i]) * group * cells;
+    const T share = static_cast<T>(row_share[i]);
+    for (int j = 0; j < size; ++j) {
+      T* plane = row_planes + plan.part[j] * cells;
+      const T value = from(i * size + j) * (share * static_cast<T>(column_share[j]));
+      for (int row = rows[i].first; row < rows[i].last; ++row) {
+        T* cell = plane + row * width;
+        for (int x = columns[j].first; x < columns[j].last; ++x) cell[x] += value;
+      }
+    }
   }
 }
 
