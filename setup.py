@@ -49,7 +49,7 @@ def find_nvcc():
 
 
 def with_cuda(torch):
-    """Whether to compile the CUDA kernels. A visible GPU is not asked for: build hosts have none."""
+    """Whether to compile the CUDA kernels; needs no visible GPU, build hosts have none."""
     wish = os.environ.get("FORCE_CUDA", "")
     if wish == "0":
         return False
@@ -64,7 +64,9 @@ def with_cuda(torch):
     if found is None or found.group(1) != wanted.split(".")[0]:
         version = found.group(1) if found else "unknown"
         if wish == "1":
-            stop(f"FORCE_CUDA=1, but {nvcc} is CUDA {version} and torch was built for CUDA {wanted}")
+            stop(
+                f"FORCE_CUDA=1, but {nvcc} is CUDA {version} and torch was built for CUDA {wanted}"
+            )
         print(f"d2ext: {nvcc} is CUDA {version}, torch needs {wanted}: building without CUDA")
         return False
     return True

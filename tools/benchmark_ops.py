@@ -1,12 +1,14 @@
 #!/usr/bin/env python
 """Time the operators of d2ext.ops beside what users run today, with checks and gates.
 
-    python tools/benchmark_ops.py --threads 1 --allocator retained          # the table of docs/benchmarks
-    python tools/benchmark_ops.py --quick                                   # small sizes, a few seconds
+    python tools/benchmark_ops.py --allocator retained,default    # the tables of docs/benchmarks
+    python tools/benchmark_ops.py --quick                         # small sizes, a few seconds
     python tools/benchmark_ops.py --device cuda
 
-Ours and its peers run interleaved (A B C A B C ...) in one process on fresh random inputs. Before any
-timing each operator is compared with a float64 reference. Exit status 1 when a gate fails on a quiet row.
+Ours and its peers run interleaved (A B C A B C ...) in one process on fresh random inputs. Before
+any timing each operator is compared with a float64 reference. On one CPU thread ratios are those of
+process time, which other programs disturb less than wall time. Exit status 1 when a gate fails on a
+quiet row.
 """
 
 from __future__ import annotations
@@ -67,6 +69,7 @@ def restart_for_allocators(arguments: argparse.Namespace) -> None:
 ARGUMENTS = parse_arguments()
 restart_for_allocators(ARGUMENTS)
 
+import op_peers as peers_of  # noqa: E402
 import torch  # noqa: E402  after the allocator is settled
 import torch.nn.functional as F  # noqa: E402
 import torchvision  # noqa: E402
@@ -77,113 +80,21 @@ from d2ext.ops.reference import mask_ops as mask_reference  # noqa: E402
 from d2ext.ops.reference import roi_warp as warp_reference  # noqa: E402
 
 DEVICE = torch.device(ARGUMENTS.device)
-SCALE = 1 / 16
+SCALE = peers_of.SCALE
 
 
-# ------------------------------------------------------------------ inputs
 def random_rois(count: int, batch: int, height: int, width: int) -> torch.Tensor:
-    """Sides log-uniform in 32..600 px, aspect 1/2..2, clipped to the image."""
-    side = 32 * (600 / 32) ** torch.rand(count)
-    aspect = 0.5 * 4 ** torch.rand(count)
-    size = torch.stack([side * aspect.sqrt(), side / aspect.sqrt()], 1)
-    limit = torch.tensor([width, height], dtype=torch.float32)
-    centre = torch.rand(count, 2) * limit
-    low = (centre - size / 2).clamp(min=0)
-    high = torch.minimum(centre + size / 2, limit - 1)
-    image = torch.randint(batch, (count, 1)).float()
-    return torch.cat([image, low, torch.maximum(high, low + 1)], 1).to(DEVICE)
+    return peers_of.random_rois(count, batch, height, width).to(DEVICE)
 
 
-# ------------------------------------------------------------------ peers
-def folded_grid(rois: torch.Tensor, shape, size) -> torch.Tensor:
-    """All RoIs of one image in one tall sampling grid, (1, N*P, P, 2)."""
-    grids = []
-    for low, high, length in ((1, 3, shape[3]), (2, 4, shape[2])):
-        place = torch.arange(size, dtype=rois.dtype, device=rois.device) / size
-        start = rois[:, low, None] * SCALE
-        u = start + ((rois[:, high, None] * SCALE) - start).clamp(min=0) * place
-        grids.append(2 * u / (length - 1) - 1)
-    x = grids[0][:, None, :].expand(-1, size, -1)
-    y = grids[1][:, :, None].expand(-1, -1, size)
-    return torch.stack([x, y], -1).reshape(1, -1, size, 2)
-
-
-def grid_sample_folded(feature, rois, size):
-    grid = folded_grid(rois, feature.shape, size)
-    out = F.grid_sample(feature, grid, padding_mode="border", align_corners=True)
-    out = out.view(feature.shape[1], len(rois), size, size)
-    return out.permute(1, 0, 2, 3).contiguous()
-
-
-def grid_sample_expand(feature, rois, size):
-    grid = folded_grid(rois, feature.shape, size).view(len(rois), size, size, 2)
-    batch = feature.expand(len(rois), -1, -1, -1)
-    return F.grid_sample(batch, grid, padding_mode="border", align_corners=True)
-
-
-def assembly_by_integral(score, rois, group, size):
-    """Exact assembly in PyTorch: integral image, four reads per bin (N, 2K, P, P)."""
-    batch, channels, height, width = score.shape
-    maps = channels // group**2
-    table = F.pad(score, (1, 0, 1, 0)).cumsum(2).cumsum(3)
-    table = table.view(batch, maps, group**2, height + 1, width + 1).permute(0, 2, 3, 4, 1)
-    table = table.reshape(-1, maps)
-    assembly = head_reference.Assembly(score.shape, rois, SCALE, group, size, False, True)
-    total = 0
-    for rows, sign in assembly._corners():
-        total = total + sign * table.index_select(0, rows)
-    area = assembly.area.clamp(min=1).to(score.dtype)
-    return (total.view(*assembly.area.shape[:3], maps) / area).permute(0, 3, 1, 2)
-
-
-def assembly_by_copy(score, rois, group, size):
-    """One cell per bin by advanced indexing (InstanceFCN's rule)."""
-    batch, channels, height, width = score.shape
-    maps = channels // group**2
-    place = (torch.arange(size, device=score.device) + 0.5) / size
-    x = rois[:, 1, None] * SCALE + (rois[:, 3] - rois[:, 1])[:, None] * SCALE * place
-    y = rois[:, 2, None] * SCALE + (rois[:, 4] - rois[:, 2])[:, None] * SCALE * place
-    x, y = x.long().clamp(0, width - 1), y.long().clamp(0, height - 1)
-    part = torch.arange(size, device=score.device) * group // size
-    part = part[:, None] * group + part[None]
-    view = score.view(batch, maps, group**2, height * width)
-    cell = y[:, :, None] * width + x[:, None, :]
-    picked = view[rois[:, 0].long()[:, None, None], :, part[None], cell]
-    return picked.permute(0, 3, 1, 2)
-
-
-def head_of(assembled):
-    return assembled.unflatten(1, (-1, 2)).max(2).values.mean((2, 3))
-
-
-def head_by_torchvision_7x7(score, rois, group):
-    return head_of(torchvision.ops.ps_roi_pool(score, rois, group, SCALE))
-
-
-def published_vote(masks, boxes, lists, height, width):
-    """The released CPU loop: OpenCV resizes, whole-image float sums."""
-    import cv2
-    import numpy as np
-
-    results = []
-    masks, boxes = masks.numpy(), boxes.round().int().numpy()
-    for members, weights in lists:
-        total = np.zeros((height, width))
-        for member, weight in zip(members, weights, strict=True):
-            x1, y1, x2, y2 = boxes[member]
-            drawn = cv2.resize(masks[member], (int(x2 - x1 + 1), int(y2 - y1 + 1)))
-            total[y1 : y2 + 1, x1 : x2 + 1] += weight * (drawn >= 0.4)
-        ys, xs = np.where(total >= 0.4)
-        if len(xs):
-            crop = total[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
-            results.append(cv2.resize(crop.astype(np.float32), masks.shape[1:]))
-    return results
+def smooth_masks(count: int, size: int) -> torch.Tensor:
+    return peers_of.smooth_masks(count, size).to(DEVICE)
 
 
 # ------------------------------------------------------------------ cases
 @dataclass
 class Case:
-    """One operator at one size; ``runs`` maps implementation names to functions of one input set."""
+    """One operator at one size; ``runs`` maps names of implementations to functions of inputs."""
 
     op: str
     size: str
@@ -235,9 +146,9 @@ def warp_cases(channels, size, count=300, batch=1, pool=False, dtype=torch.float
 
     fine = 2 * size if pool else size
     finish = (lambda x: F.max_pool2d(x, 2)) if pool else (lambda x: x)
-    peers = {"grid_sample folded": lambda f, r: finish(grid_sample_folded(f, r, fine))}
+    peers = {"grid_sample folded": lambda f, r: finish(peers_of.grid_sample_folded(f, r, fine))}
     if not pool:
-        peers["grid_sample expand"] = lambda f, r: grid_sample_expand(f, r, fine)
+        peers["grid_sample expand"] = lambda f, r: peers_of.grid_sample_expand(f, r, fine)
         peers["roi_align sr=1"] = lambda f, r: torchvision.ops.roi_align(f, r, size, SCALE, 1, True)
     if batch > 1 or dtype != torch.float32:
         peers = {}
@@ -264,7 +175,8 @@ def warp_cases(channels, size, count=300, batch=1, pool=False, dtype=torch.float
     ]  # fmt: skip
     yield Case(
         name, text, "fwd", lambda: inputs(False), {"ours": ours, **peers}, error,
-        feature_mb + out_mb, gates_f if gated else [], 5.0 if gated and not pool else None, **common,
+        feature_mb + out_mb, gates_f if gated else [], 5.0 if gated and not pool else None,
+        **common,
     )  # fmt: skip
     grads = {
         key: both(run, (0,) if key.startswith("roi_align") else (0, 1))
@@ -294,9 +206,13 @@ def head_cases(classes, count=300, batch=1, dtype=torch.float32):
         return ops.fcis_joint_head(score, rois, SCALE, group, size, legacy=True)[0]
 
     peers = {
-        "integral image": lambda s, r: head_of(assembly_by_integral(s, r, group, size)),
-        "copy by index": lambda s, r: head_of(assembly_by_copy(s, r, group, size)),
-        "torchvision ps_roi_pool 7x7": lambda s, r: head_by_torchvision_7x7(s, r, group),
+        "integral image": lambda s, r: peers_of.head_of(
+            peers_of.assembly_by_integral(s, r, group, size)
+        ),
+        "copy by index": lambda s, r: peers_of.head_of(
+            peers_of.assembly_by_copy(s, r, group, size)
+        ),
+        "torchvision ps_roi_pool 7x7": lambda s, r: peers_of.head_by_torchvision_7x7(s, r, group),
     }
     if batch > 1 or dtype != torch.float32:
         peers = {}
@@ -344,21 +260,17 @@ def assemble_case(classes, count=300):
         return relative(ours(*tensors), oracle.permute(0, 3, 1, 2))
 
     mb = (channels * height * width + count * 2 * classes * 441) * 4 / 1e6
-    peers = {"integral image": lambda s, r: assembly_by_integral(s, r, 7, 21)}
+    peers = {"integral image": lambda s, r: peers_of.assembly_by_integral(s, r, 7, 21)}
     yield Case(
         "ps_roi_assemble", f"K{classes} 21x21 N{count}", "fwd", inputs, {"ours": ours, **peers},
         error, mb,
     )  # fmt: skip
 
 
-def smooth_masks(count, size):
-    coarse = torch.rand(count, 1, 4, 4)
-    return F.interpolate(coarse, (size, size), mode="bilinear")[:, 0].to(DEVICE)
-
-
 def paste_case(height, width, count=100):
-    from detectron2.layers.mask_ops import paste_masks_in_image
     from torchvision.models.detection.roi_heads import paste_masks_in_image as torchvision_paste
+
+    from detectron2.layers.mask_ops import paste_masks_in_image
 
     if ARGUMENTS.quick:
         height, width, count = 60, 80, 10
@@ -400,10 +312,8 @@ def vote_case():
 
     def published(masks, boxes, index, offset, weight):
         index, offset, weight = (x.tolist() for x in (index, offset, weight))
-        lists = [
-            (index[a:b], weight[a:b]) for a, b in zip(offset, offset[1:], strict=False)
-        ]
-        return published_vote(masks.cpu(), boxes.cpu(), lists, height, width)
+        lists = [(index[a:b], weight[a:b]) for a, b in zip(offset, offset[1:], strict=False)]
+        return peers_of.published_vote(masks.cpu(), boxes.cpu(), lists, height, width)
 
     runs = {"ours": lambda *x: ops.mask_vote(*x, (height, width)), "numpy + OpenCV": published}
 
@@ -533,15 +443,20 @@ def header(bandwidth: float) -> list[str]:
         with open("/proc/cpuinfo") as info:
             model = next((x.split(":")[1].strip() for x in info if x.startswith("model name")), "")
     device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU {model}"
+    isa = torch.backends.cpu.get_cpu_capability()
+    kind = "native" if ops.has_native() else "PyTorch fallback"
     return [
-        f"device {device}, {os.cpu_count()} processors, torch ISA {torch.backends.cpu.get_cpu_capability()}",
-        f"torch {torch.__version__}, torchvision {torchvision.__version__}, commit {commit or 'unknown'}",
-        f"extension: {'native' if ops.has_native() else 'PyTorch fallback'}, allocator {ARGUMENTS.allocator}",
-        f"copy {bandwidth:.1f} GB/s, matrix product {peak_gflops():.0f} GFLOP/s, load {os.getloadavg()[0]:.2f}",
+        f"device {device}, {os.cpu_count()} processors, torch ISA {isa}",
+        f"torch {torch.__version__}, torchvision {torchvision.__version__}",
+        f"commit {commit or 'unknown'}, extension: {kind}, allocator {ARGUMENTS.allocator}",
+        f"copy {bandwidth:.1f} GB/s, matrix product {peak_gflops():.0f} GFLOP/s",
+        f"load {os.getloadavg()[0]:.2f}",
     ]
 
 
-def run_case(case: Case, threads: int, bandwidth: float, rounds: int) -> tuple[list[str], list[str], bool]:
+def run_case(
+    case: Case, threads: int, bandwidth: float, rounds: int
+) -> tuple[list[str], list[str], bool]:
     """Table rows, gate lines, and whether a gate failed on a quiet row."""
     error = case.error(case.inputs())
     print(f"# {case.op} {case.size} {case.direction}: relative error {error:.1e}", file=sys.stderr)
@@ -564,7 +479,9 @@ def run_case(case: Case, threads: int, bandwidth: float, rounds: int) -> tuple[l
             str(threads), "noisy" if noisy else "",
         ]  # fmt: skip
         rows.append(" | ".join(row))
-    checks = [(f"vs {name} >= {x:g}x", weight[name] / weight["ours"], x, True) for name, x in case.gates]
+    checks = [
+        (f"vs {name} >= {x:g}x", weight[name] / weight["ours"], x, True) for name, x in case.gates
+    ]
     if case.floor_gate is not None:
         value = weight["ours"] / floor
         checks.append((f"at most {case.floor_gate:g}x its floor", value, case.floor_gate, False))
@@ -572,7 +489,8 @@ def run_case(case: Case, threads: int, bandwidth: float, rounds: int) -> tuple[l
         good = value >= limit if more else value <= limit
         failed |= not good and not noisy
         lines.append(
-            f"{'PASS' if good else 'FAIL'} {case.op} {case.size} {case.direction}, {threads} thread(s):"
+            f"{'PASS' if good else 'FAIL'} {case.op} {case.size} {case.direction},"
+            f" {threads} thread(s):"
             f" {text}, measured {value:.1f}x{' (noisy)' if noisy else ''}"
         )
     return rows, lines, failed

@@ -28,7 +28,7 @@ def check_floating(op: str, name: str, tensor: Tensor, dim: int) -> None:
 
 
 def check_coordinates(op: str, name: str, boxes: Tensor, columns: int, like: Tensor) -> None:
-    """Box-like tensors: (N, columns), float32 (float64 beside float64 data), on ``like``'s device."""
+    """(N, columns), float32 (float64 beside float64 data), on the device of ``like``."""
     require(
         boxes.dim() == 2 and boxes.shape[1] == columns,
         f"{op}: {name} must have shape (N, {columns})",

@@ -1,9 +1,9 @@
 """The operator library ``d2ext``: schemas, loading of the compiled kernels, registration helper.
 
-Every schema stands once, here in Python. The compiled extension holds kernels for the dispatch keys CPU
-and CUDA only; the PyTorch implementation of an operator is registered under CompositeExplicitAutograd, a
-key the dispatcher reaches when a device has no kernel of its own. Hence no function of this package asks
-whether the extension is there.
+Every schema stands once, here in Python. The compiled extension holds kernels for the dispatch keys
+CPU and CUDA only; the PyTorch implementation of an operator is registered under
+CompositeExplicitAutograd, a key the dispatcher reaches when a device has no kernel of its own.
+Hence no function of this package asks whether the extension is there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def _load_extension() -> str:
     if os.environ.get("D2EXT_DISABLE_EXT", "0") not in ("", "0"):
         return "switched off by D2EXT_DISABLE_EXT"
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    found = sorted(glob.glob(os.path.join(package, "_C*.so")) + glob.glob(os.path.join(package, "_C*.pyd")))
+    found = sorted(
+        glob.glob(os.path.join(package, "_C*.so")) + glob.glob(os.path.join(package, "_C*.pyd"))
+    )
     if not found:
         return "not built"
     try:
@@ -33,7 +35,8 @@ def _load_extension() -> str:
     except OSError as error:
         reason = str(error).splitlines()[0]
         warnings.warn(
-            f"d2ext.ops: {found[0]} cannot be loaded ({reason}); the PyTorch implementations are used."
+            f"d2ext.ops: {found[0]} cannot be loaded ({reason});"
+            " the PyTorch implementations are used."
             " Rebuild it for this torch: python setup.py build_ext --inplace",
             stacklevel=2,
         )
@@ -83,8 +86,8 @@ def define_op(
         signature: arguments and returns in schema syntax, without the name.
         reference: PyTorch implementation, run where no compiled kernel is registered.
         fake: shape function for tracing and compiling.
-        setup_context, backward: as in :func:`torch.library.register_autograd`. Without ``backward`` a
-            gradient asked of the operator raises :class:`NotImplementedError`.
+        setup_context, backward: as in :func:`torch.library.register_autograd`. Without ``backward``
+            a gradient asked of the operator raises :class:`NotImplementedError`.
     """
     _LIBRARY.define(name + signature, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")

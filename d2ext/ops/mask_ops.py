@@ -134,8 +134,8 @@ _mask_vote = define_op(
 def mask_resize(masks: Tensor, output_size: int | tuple[int, int]) -> Tensor:
     """Bilinear resize with corner-anchored samples at ``i * M / out`` (MNC's mask resize).
 
-    This is neither setting of ``align_corners``. Samples more than half a cell past the last cell give 0
-    (only when enlarging more than twice).
+    This is neither setting of ``align_corners``. Samples more than half a cell past the last cell
+    give 0 (only when enlarging more than twice).
 
     Args:
         masks: (N, C, M, M), floating.
@@ -165,13 +165,13 @@ def paste_masks(
 ) -> Tensor:
     """Draw box masks into images, by detectron2's rule.
 
-    The centre of pixel x samples the mask at ``(x + 0.5 - x1) / (x2 - x1) * M - 0.5``, bilinear, with
-    zeros around the mask.
+    The centre of pixel x samples the mask at ``(x + 0.5 - x1) / (x2 - x1) * M - 0.5``, bilinear,
+    with zeros around the mask.
 
     Args:
         masks: (N, M, M) values in 0..1, floating.
-        boxes: (N, 4) x1, y1, x2, y2 in pixels of the image, continuous (x2 exclusive), float32. A box
-            without area, or with a NaN or an infinity, gives an empty mask.
+        boxes: (N, 4) x1, y1, x2, y2 in pixels of the image, continuous (x2 exclusive), float32. A
+            box without area, or with a NaN or an infinity, gives an empty mask.
         image_size: height, width.
         threshold: at least 0: bool masks ``value >= threshold``; below 0: uint8 of ``255 * value``,
             truncated.
@@ -195,8 +195,8 @@ def mask_vote(
 ) -> tuple[Tensor, Tensor]:
     """Weighted averages of box masks in image space, and the tight boxes around them.
 
-    Result r averages the candidates ``cand_offset[r]:cand_offset[r+1]`` of ``cand_index`` in that order.
-    :func:`vote_candidates` builds the three lists.
+    Result r averages the candidates ``cand_offset[r]:cand_offset[r+1]`` of ``cand_index`` in that
+    order. :func:`vote_candidates` builds the three lists.
 
     Args:
         masks: (N, M, M) values in 0..1, floating.
@@ -207,9 +207,10 @@ def mask_vote(
         image_size: height, width.
         binary_thresh: threshold of masks and of the average.
         mode: "fcis": boxes rounded, half-pixel sampling, each mask made binary, average ``>=``
-            threshold, resampled from the whole average (FCIS' GPU release). "crop": the same, resampled
-            from the tight box alone (CPU variants of both releases). "mnc": boxes as they are, corner
-            sampling, masks kept continuous, average ``>`` threshold (MNC's GPU release).
+            threshold, resampled from the whole average (FCIS' GPU release). "crop": the same,
+            resampled from the tight box alone (CPU variants of both releases). "mnc": boxes as they
+            are, corner sampling, masks kept continuous, average ``>`` threshold (MNC's GPU
+            release).
 
     Returns:
         masks (R, M, M), the averages resampled inside their tight boxes, and boxes (R, 4) int32,

@@ -1,8 +1,8 @@
 """Mask voting: from scored masks of overlapping boxes to final instances.
 
-Sources: Dai et al., "Instance-aware Semantic Segmentation via Multi-task Network Cascades", section 4.3;
-Li et al., "Fully Convolutional Instance-aware Semantic Segmentation", section 4; the two releases for
-thresholds and order.
+Sources: Dai et al., "Instance-aware Semantic Segmentation via Multi-task Network Cascades", section
+4.3; Li et al., "Fully Convolutional Instance-aware Semantic Segmentation", section 4; the two
+releases for thresholds and order.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def vote_candidates(
         iou_threshold: boxes with at least this IoU with the seed vote.
 
     Returns:
-        ``cand_index``, ``cand_offset``, ``cand_weight`` of :func:`mask_vote`. Weights are the voters'
-        scores of the seed's class divided by their sum, or equal shares if that sum is 0.
+        ``cand_index``, ``cand_offset``, ``cand_weight`` of :func:`mask_vote`. Weights are the
+        voters' scores of the seed's class divided by their sum, or equal shares if that sum is 0.
     """
     votes = inclusive_iou(boxes[seeds], boxes) >= iou_threshold
     weight = torch.where(votes, scores.float().T[classes], 0.0)
@@ -83,8 +83,8 @@ class MaskVoting(nn.Module):
         binary_threshold: threshold of the vote.
         max_per_image: seeds per class and results per image (ties may exceed it).
         score_threshold: seeds need at least this score.
-        drop_degenerate: drop results whose box is one pixel wide or high. None: in mode "fcis" only,
-            as its release does.
+        drop_degenerate: drop results whose box is one pixel wide or high. None: in mode "fcis"
+            only, as its release does.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """RoI poolers with the call of detectron2's ``ROIPooler``, for one feature level.
 
-They take ``(feature maps, box lists)`` where a head would take an ``ROIPooler``; a box list is anything
-with a ``tensor`` of shape (n, 4), such as detectron2's ``Boxes``.
+They take ``(feature maps, box lists)`` where a head would take an ``ROIPooler``; a box list is
+anything with a ``tensor`` of shape (n, 4), such as detectron2's ``Boxes``.
 """
 
 from __future__ import annotations

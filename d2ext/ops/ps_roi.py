@@ -1,7 +1,8 @@
 """Position-sensitive RoI assembly and its mean.
 
-Source: Li et al., "Fully Convolutional Instance-aware Semantic Segmentation" (FCIS), section 3, with the
-bin rule of its release; ``copy`` follows Dai et al., "Instance-sensitive Fully Convolutional Networks".
+Source: Li et al., "Fully Convolutional Instance-aware Semantic Segmentation" (FCIS), section 3,
+with the bin rule of its release; ``copy`` follows Dai et al., "Instance-sensitive Fully
+Convolutional Networks".
 """
 
 from __future__ import annotations
@@ -17,9 +18,7 @@ from d2ext.ops.reference import ps_roi as _reference
 def _assemble_fake(input, rois, spatial_scale, group_size, out_size, *, copy=False, legacy=False):
     _reference.check("ps_roi_assemble", input, rois, spatial_scale, group_size, out_size)
     size = (rois.shape[0], input.shape[1] // (group_size * group_size), out_size, out_size)
-    return torch.empty(
-        size, dtype=input.dtype, device=input.device, memory_format=layout_of(input)
-    )
+    return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=layout_of(input))
 
 
 def _assemble_backward_fake(grad, rois, spatial_scale, group_size, input_size, copy, legacy):
@@ -106,21 +105,21 @@ def ps_roi_assemble(
 ) -> Tensor:
     """Assemble position-sensitive score maps inside regions.
 
-    Output cell (i, j) of map d averages channel ``(d*k + i*k//P)*k + j*k//P`` over all cells its bin
-    touches (k = ``group_size``, P = ``out_size``); bins outside the map give 0. No gradient flows to
-    ``rois``. Bounds are computed in float32 whatever the dtype of ``input``.
+    Output cell (i, j) of map d averages channel ``(d*k + i*k//P)*k + j*k//P`` over all cells its
+    bin touches (k = ``group_size``, P = ``out_size``); bins outside the map give 0. No gradient
+    flows to ``rois``. Bounds are computed in float32 whatever the dtype of ``input``.
 
     Args:
         input: (B, D*k*k, H, W), floating.
-        rois: (N, 5), rows of image index, x1, y1, x2, y2 in pixels of the network input; float32, or
-            float64 beside a float64 ``input``. Rows with a NaN, an infinity or an index outside
+        rois: (N, 5), rows of image index, x1, y1, x2, y2 in pixels of the network input; float32,
+            or float64 beside a float64 ``input``. Rows with a NaN, an infinity or an index outside
             ``0..B-1`` give zeros.
         spatial_scale: feature cells per pixel.
         group_size: parts per side, k.
         out_size: P, with ``k <= P <= 128``.
         copy: read the one cell under the centre of each bin instead of averaging.
-        legacy: corners are inclusive pixel indices, rounded half away from zero, and the end is moved
-            by one before scaling: FCIS' release. detectron2's boxes need x2 - 1, y2 - 1 then.
+        legacy: corners are inclusive pixel indices, rounded half away from zero, and the end is
+            moved by one before scaling: FCIS' release. detectron2's boxes need x2 - 1, y2 - 1 then.
 
     Returns:
         (N, D, P, P) in the dtype and memory format of ``input``.

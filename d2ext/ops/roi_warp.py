@@ -1,7 +1,7 @@
 """RoI warping with exact gradients to the features and to the boxes.
 
-Source: Dai et al., "Instance-aware Semantic Segmentation via Multi-task Network Cascades" (MNC), section
-3.2, and the sampling rules of its Caffe releases.
+Source: Dai et al., "Instance-aware Semantic Segmentation via Multi-task Network Cascades" (MNC),
+section 3.2, and the sampling rules of its Caffe releases.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from d2ext.ops.reference import roi_warp as _reference
 def _warp_fake(op, input, rois, scale, out_h, out_w, border, bin_reduce="point"):
     _reference.check(op, input, rois, scale, out_h, out_w, border, bin_reduce)
     size = (rois.shape[0], input.shape[1], out_h, out_w)
-    return torch.empty(
-        size, dtype=input.dtype, device=input.device, memory_format=layout_of(input)
-    )
+    return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=layout_of(input))
 
 
 def _roi_warp_fake(
@@ -70,15 +68,15 @@ def _make_backward(operator):
     def backward(ctx, grad):
         input, rois = ctx.saved_tensors
         need_input, need_rois = ctx.needs_input_grad[:2]
-        by_input, by_rois = operator(
-            grad, input, rois, *ctx.arguments, need_input, need_rois
-        )
+        by_input, by_rois = operator(grad, input, rois, *ctx.arguments, need_input, need_rois)
         return by_input if need_input else None, by_rois if need_rois else None, None, None, None
 
     return backward
 
 
-_BACKWARD = "(Tensor grad, Tensor input, Tensor rois, float spatial_scale, SymInt out_h, SymInt out_w,"
+_BACKWARD = (
+    "(Tensor grad, Tensor input, Tensor rois, float spatial_scale, SymInt out_h, SymInt out_w,"
+)
 _NEEDS = " bool need_input, bool need_rois) -> (Tensor, Tensor)"
 
 _roi_warp_backward = define_op(
@@ -133,27 +131,29 @@ def roi_warp(
     """Warp regions of a feature map to a fixed size, one bilinear sample per output cell.
 
     Differentiable in ``input`` and in ``rois``. Along x (y alike), with ``a = x1 * spatial_scale``,
-    extent ``e = max(x2 * spatial_scale - a, 0)`` and P output cells, cell p samples at ``a + e*p/P``, or
-    at ``a + e*(p+0.5)/P - 0.5`` when ``aligned``. Feature cell j lies at coordinate j.
+    extent ``e = max(x2 * spatial_scale - a, 0)`` and P output cells, cell p samples at
+    ``a + e*p/P``, or at ``a + e*(p+0.5)/P - 0.5`` when ``aligned``. Cell j of the map
+    lies at coordinate j.
 
     Args:
         input: (B, C, H, W), float32, float64, float16 or bfloat16, contiguous or channels_last.
-        rois: (N, 5), rows of image index, x1, y1, x2, y2 in pixels of the network input; float32, or
-            float64 beside a float64 ``input``. Without ``aligned`` corners are inclusive pixel indices,
-            as in MNC: subtract 1 from x2 and y2 of detectron2's boxes. A row with a NaN, an infinity or
+        rois: (N, 5), rows of image index, x1, y1, x2, y2 in pixels of the network input; float32,
+            or float64 beside a float64 ``input``. Without ``aligned`` corners are inclusive pixel
+            indices, as in MNC: subtract 1 from x2 and y2 of detectron2's boxes. A row with a NaN,
+            an infinity or
             an index outside ``0..B-1`` gives zeros.
         output_size: output height and width, each in 1..64.
         spatial_scale: feature cells per pixel, e.g. ``1/16``.
         aligned: sample bin centres, half-pixel aligned; this is torchvision's
-            ``roi_align(aligned=True, sampling_ratio=1)``, with gradients to the boxes. False samples the
-            upper left corners of the bins, as MNC does.
-        legacy: round scaled corners to whole cells, halves away from zero, as MNC's release does. The
-            gradient passes as if nothing was rounded.
-        border: "clamp_half" clamps samples up to half a cell outside the map and gives 0 further out
-            (release); "zeros" interpolates against zeros around the map (paper).
-        bin_reduce: "point", or "edge_max": the maximum over a grid of ``ceil(e/P) + 1`` samples per axis
-            from edge to edge of the bin, samples outside the map left out (MNC's first release). At
-            most W (H) sub-steps are taken along x (y).
+            ``roi_align(aligned=True, sampling_ratio=1)``, with gradients to the boxes. False
+            samples the upper left corners of the bins, as MNC does.
+        legacy: round scaled corners to whole cells, halves away from zero, as MNC's release does.
+            The gradient passes as if nothing was rounded.
+        border: "clamp_half" clamps samples up to half a cell outside the map and gives 0 further
+            out (release); "zeros" interpolates against zeros around the map (paper).
+        bin_reduce: "point", or "edge_max": the maximum over a grid of ``ceil(e/P) + 1`` samples per
+            axis from edge to edge of the bin, samples outside the map left out (MNC's first
+            release). At most W (H) sub-steps are taken along x (y).
 
     Returns:
         (N, C, output height, output width) in the dtype and memory format of ``input``.
@@ -180,9 +180,9 @@ def roi_warp_max_pool(
 ) -> Tensor:
     """:func:`roi_warp` at twice ``output_size``, then 2x2 maximum pooling, in one step.
 
-    Nothing of the doubled size is allocated, forward or backward. The first maximum in row-major order
-    takes the whole gradient. ``output_size=14, aligned=False, legacy=True`` is MNC's RoI feature.
-    Arguments and result as :func:`roi_warp`.
+    Nothing of the doubled size is allocated, forward or backward. The first maximum in row-major
+    order takes the whole gradient. ``output_size=14, aligned=False, legacy=True`` is MNC's RoI
+    feature. Arguments and result as :func:`roi_warp`.
     """
     height, width = pair(output_size)
     return _roi_warp_max_pool(

@@ -113,7 +113,9 @@ def test_background_is_never_picked_by_score(impl, make_rois):
     score = torch.zeros(1, 3 * 2 * 4, 4, 5)
     score[:, : 2 * 4] = 9.0
     score[:, 2 * 2 * 4 :] = 1.0
-    cls_score, _, picked = impl.fcis_joint_head(score, make_rois(3, 1, 4, 5, margin=-0.2), 1.0, 2, 4)
+    cls_score, _, picked = impl.fcis_joint_head(
+        score, make_rois(3, 1, 4, 5, margin=-0.2), 1.0, 2, 4
+    )
     assert cls_score.argmax(1).tolist() == [0] * 3 and picked.tolist() == [2] * 3
 
 

@@ -110,7 +110,18 @@ def samples(double=False):
         "mask_vote": [
             ((plain_masks, boxes, *candidates, 9, 11), {}),
             ((plain_masks, boxes, *candidates, 9, 11), {"mode": "mnc", "binary_thresh": 0.3}),
-            ((plain_masks, boxes, candidates[0][:0], candidates[1][:1], candidates[2][:0], 9, 11), {}),
+            (
+                (
+                    plain_masks,
+                    boxes,
+                    candidates[0][:0],
+                    candidates[1][:1],
+                    candidates[2][:0],
+                    9,
+                    11,
+                ),
+                {},
+            ),
         ],
     }
 
@@ -226,4 +237,6 @@ def test_results_survive_without_the_extension():
     feature = torch.randn(1, 3, 4, 5, requires_grad=True)
     out = d2ops.roi_warp(feature, torch.tensor([[0.0, 0.3, 0.2, 3.1, 2.2]]), 2, 1.0)
     out.sum().backward()
-    assert values == pytest.approx([float(out.detach().sum()), float(feature.grad.abs().sum())], rel=1e-5)
+    assert values == pytest.approx(
+        [float(out.detach().sum()), float(feature.grad.abs().sum())], rel=1e-5
+    )

@@ -7,10 +7,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.layers.mask_ops import paste_masks_in_image
 from torchvision.models.detection.roi_heads import paste_masks_in_image as torchvision_paste
 
 from d2ext.ops import mask_gate, mask_resize, mask_vote, paste_masks
+
+from detectron2.layers.mask_ops import paste_masks_in_image
 
 
 def random_masks(generator, count, size, dtype=torch.float32):
@@ -97,9 +98,7 @@ def test_a_thousand_random_resizes_and_gates_agree_with_float64(ops, reference, 
             ),
             *zip(
                 ops.mask_gate_backward(features, features, masks),
-                reference.mask_gate_backward(
-                    features.double(), features.double(), masks.double()
-                ),
+                reference.mask_gate_backward(features.double(), features.double(), masks.double()),
                 strict=True,
             ),
         ]
@@ -216,9 +215,7 @@ def published_fcis_loop(masks, boxes, lists, image_size, thresh, crop):
             box = [width // 2, height // 2] * 2
         x1, y1, x2, y2 = box
         if crop:
-            mask = cv2.resize(
-                np.ascontiguousarray(total[y1 : y2 + 1, x1 : x2 + 1]), (size, size)
-            )
+            mask = cv2.resize(np.ascontiguousarray(total[y1 : y2 + 1, x1 : x2 + 1]), (size, size))
         else:
             q = np.arange(size) + 0.5
             mask = cv2.remap(

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from detectron2.modeling.poolers import ROIPooler
-from detectron2.structures import Boxes
 
 from d2ext.ops import (
     MaskVoting,
@@ -17,6 +15,9 @@ from d2ext.ops import (
 )
 from d2ext.ops.mask_voting import inclusive_iou
 from d2ext.ops.poolers import boxes_to_rois
+
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes
 
 
 @pytest.fixture
@@ -40,9 +41,7 @@ def test_warp_pooler_stands_where_detectron2_takes_its_own(box_lists):
 
 def test_warp_pooler_makes_corners_inclusive_for_mncs_sampling(box_lists):
     feature = torch.randn(3, 4, 8, 9)
-    rois = torch.tensor(
-        [[0, 16, 16, 79, 95], [0, 0, 0, 46, 30], [2, 10.5, 20.5, 69.25, 59.75]]
-    )
+    rois = torch.tensor([[0, 16, 16, 79, 95], [0, 0, 0, 46, 30], [2, 10.5, 20.5, 69.25, 59.75]])
     options = {"aligned": False, "legacy": True}
     pooler = RoIWarpPooler(3, [1 / 16], **options)
     expected = roi_warp(feature, rois, 3, 1 / 16, **options)

@@ -140,9 +140,7 @@ def test_unusable_rows_give_zeros_and_no_gradient(impl, generator):
         assert torch.isfinite(out).all() and not out[:5].any() and out[5].any()
         grad = torch.ones_like(out)
         whole = impl.ps_roi_assemble_backward(grad, rois, 1.0, 2, feature.shape, copy, False)
-        good = impl.ps_roi_assemble_backward(
-            grad[5:], rois[5:], 1.0, 2, feature.shape, copy, False
-        )
+        good = impl.ps_roi_assemble_backward(grad[5:], rois[5:], 1.0, 2, feature.shape, copy, False)
         torch.testing.assert_close(whole, good)
         assert not impl.ps_roi_mean(feature, rois, 1.0, 2, 4, copy=copy)[:5].any()
 
@@ -215,7 +213,5 @@ def test_modules_run_the_operators_they_print(generator, make_rois):
     assemble, mean = PSRoIAssemble(1 / 16, legacy=True), PSRoIMean(1 / 16, legacy=True)
     expected = ps_roi_assemble(feature, rois, 1 / 16, 7, 21, legacy=True)
     assert torch.equal(assemble(feature, rois), expected)
-    assert torch.equal(
-        mean(feature, rois), ps_roi_mean(feature, rois, 1 / 16, 7, 21, legacy=True)
-    )
+    assert torch.equal(mean(feature, rois), ps_roi_mean(feature, rois, 1 / 16, 7, 21, legacy=True))
     assert repr(mean).startswith("PSRoIMean(spatial_scale=0.0625, group_size=7, out_size=21")

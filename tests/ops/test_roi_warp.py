@@ -43,9 +43,7 @@ def folded_grid_sample(input, rois, scale, size, aligned):
             start, extent = low * scale, ((high - low) * scale).clamp(min=0)
             axes.append((start + extent * place / bins - shift, length))
         grids = [2 * u / max(length - 1, 1) - 1 for u, length in axes]
-        grid = torch.stack(
-            [grids[0][None].expand(size), grids[1][:, None].expand(size)], -1
-        )[None]
+        grid = torch.stack([grids[0][None].expand(size), grids[1][:, None].expand(size)], -1)[None]
         value = F.grid_sample(image, grid, padding_mode="border", align_corners=True)[0]
         for (u, length), dim in zip(axes, (2, 1), strict=True):
             inside = ((u >= -0.5) & (u <= length - 0.5)).to(value.dtype)
@@ -178,9 +176,7 @@ def test_half_precision_rounds_once(
     assert relative_error(out, oracle) < limit
     grad = torch.randn(out.shape, generator=generator).to(dtype)
     tail = ordered({})[: 3 if pool else 4]
-    found = getattr(impl, f"{name}_backward")(
-        grad, feature, rois, 1 / 16, 4, 6, *tail, True, True
-    )
+    found = getattr(impl, f"{name}_backward")(grad, feature, rois, 1 / 16, 4, 6, *tail, True, True)
     wanted = getattr(reference, f"{name}_backward")(
         grad.double(), feature.double(), rois, 1 / 16, 4, 6, *tail, True, True
     )

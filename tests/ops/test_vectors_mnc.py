@@ -163,7 +163,9 @@ def test_voting_follows_mncs_gpu_release(voting, mnc_vectors, name):
     inputs = vector["inputs"]
     scores = tensor(inputs["scores"])[:, 1:]
     result = voting(tensor(inputs["boxes"]), tensor(inputs["masks"]), scores, inputs["im_hw"])
-    expected = {(entry.get("cls", 1), entry["seed"]): entry for entry in vector["expected"]["results"]}
+    expected = {
+        (entry.get("cls", 1), entry["seed"]): entry for entry in vector["expected"]["results"]
+    }
     found = list(zip((result.classes + 1).tolist(), result.seeds.tolist(), strict=True))
     assert set(expected) <= set(found)
     for key, entry in expected.items():

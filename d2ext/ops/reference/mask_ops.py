@@ -1,8 +1,8 @@
 """Mask operators in plain PyTorch: corner-anchored resize, gate, pasting and voting.
 
-Sources: Dai et al., "Instance-aware Semantic Segmentation via Multi-task Network Cascades", sections 3.3
-and 4.3 with the rules of its Caffe release; Li et al., "Fully Convolutional Instance-aware Semantic
-Segmentation", section 4; detectron2's ``paste_masks_in_image``.
+Sources: Dai et al., "Instance-aware Semantic Segmentation via Multi-task Network Cascades",
+sections 3.3 and 4.3 with the rules of its Caffe release; Li et al., "Fully Convolutional
+Instance-aware Semantic Segmentation", section 4; detectron2's ``paste_masks_in_image``.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def _cells(position: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _bilinear(plane: Tensor, y: Tensor, x: Tensor, corner: bool) -> Tensor:
-    """Samples at all (y, x). ``corner`` takes the last row or column without interpolating at all."""
+    """Samples at all (y, x). ``corner`` does not interpolate in the last row or column."""
     y0, y1, b = _cells(y, plane.shape[0])
     x0, x1, a = _cells(x, plane.shape[1])
     top = plane[y0][:, x0] * (1 - a) + plane[y0][:, x1] * a

@@ -1,9 +1,9 @@
 """Position-sensitive assembly in plain PyTorch, by integral images in float64.
 
-Source: Li et al., "Fully Convolutional Instance-aware Semantic Segmentation", section 3, with the bin
-rule of its MXNet release; ``copy`` is the rule of Dai et al., "Instance-sensitive Fully Convolutional
-Networks". Bin bounds are always computed in float32, whatever the dtype of the data: in float64 one box
-in five hundred would get other bins than in the release.
+Source: Li et al., "Fully Convolutional Instance-aware Semantic Segmentation", section 3, with the
+bin rule of its MXNet release; ``copy`` is the rule of Dai et al., "Instance-sensitive Fully
+Convolutional Networks". Bin bounds are always computed in float32, whatever the dtype of the data:
+in float64 one box in five hundred would get other bins than in the release.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def bins(
     low: Tensor, high: Tensor, alive: Tensor, scale: float, length: int, out_size: int, copy: bool,
     legacy: bool,
 ) -> Bins:  # fmt: skip
-    """Cells that each output position averages along one axis; ``low`` and ``high`` (N,) in pixels."""
+    """Cells that each output position averages along one axis; ends (N,) in pixels."""
     low, high = low.float(), high.float()
     if legacy:
         low, high = round_half_away(low), round_half_away(high) + 1

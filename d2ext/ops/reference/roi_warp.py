@@ -1,9 +1,9 @@
 """RoI warping in plain PyTorch: the implementation without a compiled kernel, and the oracle.
 
 Samples are read as rows of a (cells, C) table. Per axis a table of two cells, two weights and two
-derivative coefficients describes each sample, so both border rules and all reductions share one path.
-Source: Dai et al., "Instance-aware Semantic Segmentation via Multi-task Network Cascades", section 3.2,
-and the sampling rule of its Caffe release.
+derivative coefficients describes each sample, so both border rules and all reductions share one
+path. Source: Dai et al., "Instance-aware Semantic Segmentation via Multi-task Network Cascades",
+section 3.2, and the sampling rule of its Caffe release.
 """
 
 from __future__ import annotations
@@ -324,9 +324,7 @@ def roi_warp_max_pool(
     """See :func:`d2ext.ops.roi_warp_max_pool`."""
     size = (out_h, out_w)
     op = "roi_warp_max_pool"
-    return _run(
-        op, input, rois, spatial_scale, size, aligned, legacy, border, "point", 2
-    ).forward()
+    return _run(op, input, rois, spatial_scale, size, aligned, legacy, border, "point", 2).forward()
 
 
 def roi_warp_max_pool_backward(
