@@ -34,10 +34,12 @@ dataloader = dict(
         dataset=["coco_2017_val"],
         mapper=L(InstanceSegMapper)(
             is_train=False,
-            augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
+            augmentations=[
+                L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333, sample_style="choice")
+            ],
             image_format="${dataloader.train.mapper.image_format}",
             semantic="none",
         ),
-        num_workers=4,
+        num_workers="${dataloader.train.num_workers}",
     ),
 )
