@@ -104,6 +104,7 @@ class Watcher:
         self.metrics: Dict[str, float] = {}
         self.started: Optional[float] = None
         self.finished: Optional[float] = None
+        self._updated = 0.0
         self._evaluated = ""
         self._log = _GrowingFile(folder / "log.txt")
         self._json = _GrowingFile(folder / "metrics.json")
@@ -121,6 +122,7 @@ class Watcher:
             record = json.loads(line)
             if "total_loss" in record:
                 self.curve.append(record)
+                self._updated = now
             if any("/AP" in key for key in record):
                 self.metrics = record
         if self.finished is None and self.iteration >= self.max_iter:
@@ -138,7 +140,9 @@ class Watcher:
         if not self.curve or self.started is None:
             return "starting" if self.started is None else f"training   0%  0/{self.max_iter}"
         done = self.iteration
-        seconds = (time.monotonic() - self.started) * (self.max_iter - done) / done
+        # Counts down between two lines of metrics.json.
+        seconds = (self._updated - self.started) * (self.max_iter - done) / done
+        seconds = max(seconds - (time.monotonic() - self._updated), 0)
         return (
             f"training {100 * done // self.max_iter:3d}%  {done}/{self.max_iter}"
             f"  loss {self.curve[-1]['total_loss']:.3f}  {clock(seconds)} left"

@@ -47,6 +47,21 @@ def test_watcher_follows_a_training_from_start_to_result(watched):
     assert result.seconds >= 0
 
 
+def test_time_left_counts_down_between_two_readings(watched, monkeypatch):
+    from walkthrough import training
+
+    now = 100.0
+    monkeypatch.setattr(training.time, "monotonic", lambda: now)
+    watched("log.txt", "Starting training from iteration 0\n")
+    now = 130.0
+    watcher = watched("metrics.json", '{"iteration": 4, "total_loss": 1.5}\n')
+    assert watcher.status().endswith("1:30 left")  # 15 iterations of 6 seconds
+    now = 140.0
+    assert watcher.status().endswith("1:20 left")
+    now = 500.0
+    assert watcher.status().endswith("0:00 left")
+
+
 def test_half_written_line_is_read_when_it_is_whole(watched):
     assert watched("metrics.json", '{"iteration": 9, "tot').iteration == 0
     assert watched("metrics.json", 'al_loss": 1.5}\n').iteration == 10
