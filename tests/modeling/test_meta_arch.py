@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import d2ext.modeling  # noqa: F401
-from d2ext.modeling.testing import random_batch, tiny_config
+from d2ext.utils.testing import random_batch, tiny_config
 
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
