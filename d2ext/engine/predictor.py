@@ -90,7 +90,10 @@ class Predictor:
         return {"image": tensor, "height": height, "width": width}
 
     def draw(self, image: np.ndarray, instances, threshold: float = 0.5) -> np.ndarray:
-        """Draw instances with at least ``threshold`` score; BGR in, BGR out, same size."""
+        """Draw instances with at least ``threshold`` score; BGR in, BGR out.
+
+        Small images come back enlarged, so that names and outlines can be read.
+        """
         from d2ext.visualization import draw_predictions
 
         return draw_predictions(image[:, :, ::-1], instances, self.metadata, threshold)[:, :, ::-1]

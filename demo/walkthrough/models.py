@@ -31,7 +31,7 @@ MODELS = (
     Model(
         "mask_rcnn_tiny",
         "Mask R-CNN",
-        "projects/HTC/train_net.py",
+        "tools/train_net.py",
         "configs/mask_rcnn_tiny.yaml",
         "One box head and one mask head on the proposals of a region proposal network: "
         "the baseline of the field (He et al., 2017).",
@@ -39,7 +39,7 @@ MODELS = (
     Model(
         "cascade_mask_rcnn_tiny",
         "Cascade Mask R-CNN",
-        "projects/HTC/train_net.py",
+        "tools/train_net.py",
         "configs/cascade_mask_rcnn_tiny.py",
         "Three box heads in a row, each trained on the boxes of the one before with a stricter "
         "overlap; one mask head at the end (Cai and Vasconcelos, 2018).",
