@@ -130,8 +130,9 @@ def test_the_home_folder_is_filled_in():
 
 
 @pytest.mark.parametrize("text", ["none", "None", "null", ""])
-def test_none_stands_for_random_weights(text):
-    assert both(f"MODEL.WEIGHTS={text}", key="MODEL.WEIGHTS") == ("", "")
+@pytest.mark.parametrize("key", ["MODEL.WEIGHTS", "OUTPUT_DIR"])
+def test_none_stands_for_no_file_or_folder(text, key):
+    assert both(f"{key}={text}", key=key) == ("", "")
 
 
 def test_none_may_be_a_word_of_its_own():
