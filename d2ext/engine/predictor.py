@@ -8,11 +8,13 @@ import torch
 from omegaconf import DictConfig
 
 from d2ext.checkpoint import Checkpointer, read_metadata
-from d2ext.engine.experiment import Experiment, build_experiment, check_device
+from d2ext.engine.experiment import Experiment
+from d2ext.engine.setup import build_experiment, check_device
 from d2ext.errors import UserError
+
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
-from detectron2.data.transforms import AugmentationList, AugInput
+from detectron2.data.transforms import AugInput, AugmentationList
 
 
 class Predictor:

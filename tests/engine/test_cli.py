@@ -101,7 +101,12 @@ def test_traceback_is_shown_on_request(monkeypatch):
 def test_registered_data_decide_the_classes_of_the_model(configs, coco_file, kind):
     experiment = build_experiment(
         f"{configs['htc']}.{kind}",
-        ["DATASETS.TRAIN=pets", "DATASETS.TEST=pets", "train.init_checkpoint=''", "train.device=cpu"],
+        [
+            "DATASETS.TRAIN=pets",
+            "DATASETS.TEST=pets",
+            "train.init_checkpoint=''",
+            "train.device=cpu",
+        ],
         [coco_file],
     )
     assert "pets" in DatasetCatalog.list()

@@ -42,10 +42,16 @@ def assert_same_instances(a, b):
 @pytest.mark.parametrize("name", ["mask_rcnn", "htc"])
 def test_predictor_equals_detectron2s_for_yaml_configs(trained, configs, photograph, name):
     _, weights = trained(name, "yaml")
-    overrides = ["MODEL.RESNETS.NORM=GN", "MODEL.DEVICE=cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST=0.0"]
+    overrides = [
+        "MODEL.RESNETS.NORM=GN",
+        "MODEL.DEVICE=cpu",
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST=0.0",
+    ]
     path = f"{configs[name]}.yaml"
     ours = Predictor(path, weights, overrides)(photograph)["instances"]
-    theirs = DefaultPredictor(load_config(path, [*overrides, f"MODEL.WEIGHTS={weights}"]))(photograph)
+    theirs = DefaultPredictor(load_config(path, [*overrides, f"MODEL.WEIGHTS={weights}"]))(
+        photograph
+    )
     assert len(ours) > 0 and ours.image_size == (90, 131)
     assert_same_instances(ours, theirs["instances"])
 

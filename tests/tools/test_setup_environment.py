@@ -22,7 +22,9 @@ def setup_environment():
 
 
 @pytest.mark.parametrize("version", [(3, 9), (3, 13)])
-def test_unsupported_python_is_refused_with_the_mend(setup_environment, monkeypatch, version, tmp_path):
+def test_unsupported_python_is_refused_with_the_mend(
+    setup_environment, monkeypatch, version, tmp_path
+):
     monkeypatch.setattr(setup_environment.sys, "version_info", (*version, 0))
     with pytest.raises(setup_environment.CannotInstall, match="PYTHON=python3.11"):
         setup_environment.check_machine(tmp_path / "venv")

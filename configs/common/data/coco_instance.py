@@ -1,6 +1,7 @@
 """COCO 2017 instance segmentation, 16 images per iteration."""
 
 from d2ext.data import InstanceSegMapper, build_test_loader, build_train_loader
+
 from detectron2.config import LazyCall as L
 from detectron2.data import transforms as T
 
