@@ -2,7 +2,7 @@
 
 from .common.models.cascade_mask_rcnn_fpn import model
 from .common.models.tiny import backbone, box_features, box_head, mask_head, proposal_generator
-from .common.tiny import dataloader, lr_multiplier, optimizer, train
+from .common.tiny import train
 
 model.backbone = backbone
 model.proposal_generator = proposal_generator
@@ -11,7 +11,9 @@ model.roi_heads.batch_size_per_image = 64
 model.roi_heads.box_heads = [box_head] * 3
 for _predictor in model.roi_heads.box_predictors:
     _predictor.input_shape = box_features
+    _predictor.test_score_thresh = 0.001
+    _predictor.test_topk_per_image = 50
 model.roi_heads.mask_head = mask_head
-model.roi_heads.box_pooler.sampling_ratio = 2
+model.roi_heads.box_pooler.sampling_ratio = 1
 model.roi_heads.mask_pooler.sampling_ratio = 1
 train.output_dir = "./output/cascade_mask_rcnn_tiny"

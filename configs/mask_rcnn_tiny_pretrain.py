@@ -4,9 +4,11 @@ The same tiny Mask R-CNN with batch norm, from random weights, on the larger `sh
 shares no image with the sets that the tiny configs are trained and tested on.
 """
 
-from .mask_rcnn_tiny import dataloader, lr_multiplier, model, optimizer, train
+from .mask_rcnn_tiny import dataloader, model, optimizer, train
 
 model.backbone.norm = "BN"
+model.roi_heads.box_pooler.sampling_ratio = 0
+model.roi_heads.mask_pooler.sampling_ratio = 0
 dataloader.train.dataset = ["shapes_big_train"]
 dataloader.train.total_batch_size = 8
 dataloader.test.dataset = ["shapes_big_val"]

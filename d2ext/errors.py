@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """A mistake in a path, a file, a config key or an option; its text is one line that names the mend.
+    """A mistake in a path, file, config key or option; its text is one line that names the mend.
 
     Command line programs print the text without a traceback and exit with status 1.
     """

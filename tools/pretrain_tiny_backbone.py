@@ -16,6 +16,7 @@ from d2ext.config import get_config_file
 from d2ext.engine import build_experiment, train
 from d2ext.engine.cli import run_guarded
 from d2ext.errors import UserError
+
 from detectron2.utils.logger import setup_logger
 
 CONFIG = "mask_rcnn_tiny_pretrain.py"

@@ -53,7 +53,9 @@ def check_machine(venv: Path) -> None:
             "choose a place with VENV=..."
         )
     if venv.exists() and not (venv / "bin" / "python").exists():
-        raise CannotInstall(f"{venv} exists but is not a virtual environment; remove it or set VENV=")
+        raise CannotInstall(
+            f"{venv} exists but is not a virtual environment; remove it or set VENV="
+        )
 
 
 def fingerprint() -> str:
@@ -103,7 +105,8 @@ def torch_works(python: Path) -> bool:
         "torch.ops.torchvision.nms; sys.exit(v < (2, 4))"
     )
     return (
-        subprocess.run([str(python), "-c", code], cwd="/", stderr=subprocess.DEVNULL).returncode == 0
+        subprocess.run([str(python), "-c", code], cwd="/", stderr=subprocess.DEVNULL).returncode
+        == 0
     )
 
 
@@ -150,7 +153,9 @@ def install(venv: Path, development: bool) -> None:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--venv", default=ROOT / ".venv", type=Path, help="folder of the environment")
+    parser.add_argument(
+        "--venv", default=ROOT / ".venv", type=Path, help="folder of the environment"
+    )
     parser.add_argument("--no-dev", action="store_true", help="leave out pytest and ruff")
     args = parser.parse_args()
     venv = Path(os.path.abspath(args.venv))

@@ -1,6 +1,7 @@
 """Optimisers. `model` is filled in by the training loop."""
 
 from d2ext.solver import make_optimizer
+
 from detectron2.config import LazyCall as L
 
 SGD = L(make_optimizer)(

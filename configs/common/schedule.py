@@ -1,6 +1,7 @@
 """Learning rate schedules, in iterations; the length is that of `train.max_iter`."""
 
 from d2ext.solver import warmup_cosine, warmup_multistep
+
 from detectron2.config import LazyCall as L
 
 # detectron2's schedules at 16 images per iteration.

@@ -1,6 +1,7 @@
 """The state of every random number generator a training run draws from."""
 
 import contextlib
+import logging
 import random
 from typing import Any, Dict, List
 
@@ -19,7 +20,7 @@ def get_rng_state() -> Dict[str, Any]:
     state = {
         "torch": torch.get_rng_state(),
         "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
-        "python": list(random.getstate()[:2]) + [random.getstate()[2]],
+        "python": list(random.getstate()),
     }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -64,7 +65,13 @@ class RNGState:
         return {"processes": self._states}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """Restore this process's state; with another number of processes there is none to restore."""
+        """Restore this process's state, unless there were more or fewer processes then."""
         states = state["processes"]
-        if len(states) == comm.get_world_size():
-            set_rng_state(states[comm.get_rank()])
+        if len(states) != comm.get_world_size():
+            logging.getLogger(__name__).warning(
+                "random states are of %d processes, now there are %d: they are not restored",
+                len(states),
+                comm.get_world_size(),
+            )
+            return
+        set_rng_state(states[comm.get_rank()])

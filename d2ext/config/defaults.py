@@ -2,8 +2,8 @@
 
 import torch
 
+from d2ext.config.modeling import add_modeling_config
 from d2ext.config.projects import config_functions
-from d2ext.modeling.config import add_modeling_config
 
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as _detectron2_cfg

@@ -103,8 +103,8 @@ def _is_saved_lazy_config(path: str) -> bool:
     try:
         with open(path, encoding="utf-8") as f:
             root = yaml.compose(f, Loader=yaml.SafeLoader)  # structure only: builds no object
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return False
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False  # whoever loads it as yaml says what is wrong
     if not isinstance(root, yaml.MappingNode):
         return False
     return {"model", "train"} <= {key.value for key, _ in root.value}

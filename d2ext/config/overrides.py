@@ -38,6 +38,8 @@ YAML_TO_LAZY = {
 }
 LAZY_TO_YAML = {lazy: yaml for yaml, lazy in YAML_TO_LAZY.items()}
 
+# Paths, where "none" is no name but means that there is none.
+_PATHS = ("MODEL.WEIGHTS", "train.init_checkpoint", "OUTPUT_DIR", "train.output_dir")
 # Lazy settings that may be one name or a list of them.
 _NAMES = ("dataloader.train.dataset", "dataloader.test.dataset")
 _KEY_AND_VALUE = re.compile(r"\+?[A-Za-z_][\w.\-\[\]]*=")
@@ -124,7 +126,7 @@ def apply_to_yaml(cfg, overrides: Sequence[Override]) -> None:
             raise UserError(f"override '{o.text}': {key} is a group of keys, set one of them")
         value = _value(o, key, old)
         if isinstance(old, str) and value is None:
-            value = ""  # MODEL.WEIGHTS=none
+            value = ""
         if isinstance(value, list) and isinstance(old, tuple):
             value = tuple(value)
         node[leaf] = value
@@ -207,6 +209,8 @@ def _no_entry(node, path: Sequence[str], part: str) -> str:
 
 def _value(o: Override, key: str, old: Any) -> Any:
     """The override's value in the type of the setting ``old``."""
+    if key in _PATHS and o.raw.strip().lower() in ("none", "null"):
+        return ""
     value, wanted = convert(o.raw, old)
     if wanted == "a group of keys":
         raise UserError(f"override '{o.text}': {key} is {wanted}, set one of them")

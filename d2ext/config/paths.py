@@ -5,6 +5,9 @@ Works wherever detectron2 opens a path: ``MODEL.WEIGHTS``, ``train.init_checkpoi
 
 from iopath.common.file_io import PathHandler
 
+from d2ext.config.load import get_config_file
+from d2ext.errors import UserError
+
 from detectron2.utils.file_io import PathManager
 
 PREFIX = "d2ext://"
@@ -17,18 +20,16 @@ class ShippedFileHandler(PathHandler):
         return [PREFIX]
 
     def _get_local_path(self, path, force=False, **kwargs):
-        from d2ext.config.load import get_config_file
-
         return get_config_file(path[len(PREFIX) :])
 
     def _isfile(self, path, **kwargs):
-        from d2ext.errors import UserError
-
         try:
             self._get_local_path(path)
         except UserError:
             return False
         return True
+
+    _exists = _isfile
 
     def _open(self, path, mode="r", buffering=-1, **kwargs):
         return open(self._get_local_path(path), mode, buffering)

@@ -3,7 +3,7 @@
 from d2ext.config.overrides import nearest
 from d2ext.errors import UserError
 
-# Config key -> attribute path of the registry that must know its value.
+# Config key -> name of the registry that must know its value.
 _REGISTRIES = {
     "MODEL.META_ARCHITECTURE": "META_ARCH_REGISTRY",
     "MODEL.BACKBONE.NAME": "BACKBONE_REGISTRY",

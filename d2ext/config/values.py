@@ -60,8 +60,8 @@ def convert(text: str, old: Any) -> Tuple[Any, Optional[str]]:
     """Read ``text`` as a value for a setting that holds ``old``.
 
     Returns:
-        (value, None), or (None, what the setting takes) if the text does not fit. ``None`` is a
-        possible value of texts and of fractional numbers, which both mean "off" by it.
+        (value, None), or (None, what the setting takes) if the text does not fit. Texts and
+        fractional numbers may be ``None``.
     """
     value = parse_value(text)
     if isinstance(old, dict) or OmegaConf.is_dict(old):
@@ -78,7 +78,8 @@ def convert(text: str, old: Any) -> Tuple[Any, Optional[str]]:
         value = float(value) if fits and value is not None else None
     elif isinstance(old, str):
         fits = True
-        value = value if isinstance(value, (str, type(None))) else text.strip()
+        if text.strip() == "none" or not isinstance(value, (str, type(None))):
+            value = text.strip()  # "none" is the name of a mode: INPUT.RANDOM_FLIP=none
         if value is not None and value.startswith("~/"):  # shells leave it in KEY=~/folder
             value = os.path.expanduser(value)
     else:  # nothing, a class, a function

@@ -8,15 +8,16 @@ from typing import Callable, List, Optional
 
 from d2ext.config import register_config
 from d2ext.engine import launch
-from d2ext.engine.experiment import (
-    Experiment,
+from d2ext.engine.experiment import Experiment
+from d2ext.engine.loop import evaluate_checkpoint, train
+from d2ext.engine.setup import (
     build_experiment,
     check_device,
     make_output_folder,
     settings_summary,
 )
-from d2ext.engine.loop import evaluate_checkpoint, train
 from d2ext.errors import UserError
+
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -105,4 +106,3 @@ def _log_start(experiment: Experiment, args: argparse.Namespace) -> None:
     setup_logger(experiment.output_dir, distributed_rank=comm.get_rank(), name="d2ext")
     for line in settings_summary(experiment):
         logging.getLogger("d2ext.engine").info(line)
-

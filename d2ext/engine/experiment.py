@@ -5,33 +5,25 @@ omegaconf ``DictConfig`` (lazy). Nothing else in the engine looks into a config.
 """
 
 import abc
-import logging
-import os
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Union
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch.nn import Module
 
-from d2ext.config import check_registered_names, is_lazy, load_config
-from d2ext.config.overrides import LAZY_TO_YAML, YAML_TO_LAZY, parse_overrides
+from d2ext.config import check_registered_names
 from d2ext.data import (
     InstanceSegMapper,
     build_test_loader,
     build_train_loader,
     dataset_classes,
-    parse_register,
-    register_all,
-    register_coco_dataset,
     semantic_num_labels,
 )
 from d2ext.errors import UserError
 from d2ext.evaluation import build_evaluator
 from d2ext.solver import build_lr_multiplier, build_optimizer
-from detectron2.config import CfgNode, instantiate
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
-logger = logging.getLogger(__name__)
+from detectron2.config import CfgNode, instantiate
 
 
 class Experiment(abc.ABC):
@@ -291,130 +283,3 @@ def _instantiate(node, key: str):
         if "unexpected keyword argument" in str(error) or "required keyword" in str(error):
             raise UserError(f"lazy config, '{key}': {' '.join(str(error).split())}") from error
         raise
-
-
-_CLASS_KEYS = ("MODEL.ROI_HEADS.NUM_CLASSES", "model.roi_heads.num_classes")
-
-
-def build_experiment(
-    config: Union[str, CfgNode, DictConfig],
-    overrides: Sequence[str] = (),
-    register: Sequence[str] = (),
-) -> Experiment:
-    """Load a config, register its data sets and fit the number of classes to them.
-
-    Args:
-        config: path of a yaml or lazy config, or a loaded one (``overrides`` must then be empty).
-        overrides: ``key=value`` strings.
-        register: ``NAME=annotations.json,image_dir[,semantic_dir]`` strings, beside those of the
-            config itself (``DATASETS.REGISTER``, ``dataloader.register``).
-
-    Raises:
-        UserError: anything wrong with the config, the data sets or their classes.
-    """
-    cfg = load_config(config, overrides) if isinstance(config, str) else config
-    experiment = LazyExperiment(cfg) if is_lazy(cfg) else YacsExperiment(cfg)
-    register_all()
-    own = cfg.dataloader.get("register", ()) if is_lazy(cfg) else cfg.DATASETS.REGISTER
-    for text in (*own, *register):
-        register_coco_dataset(*parse_register(text))
-    _check_data_sets(experiment)
-    _fit_classes(experiment, overrides)
-    return experiment
-
-
-def _check_data_sets(experiment: Experiment) -> None:
-    from d2ext.config.overrides import nearest
-
-    known = DatasetCatalog.list()
-    for name in experiment.train_sets() + experiment.test_sets():
-        if name not in known:
-            raise UserError(
-                f"data set '{name}' is not registered{nearest(name, known)}; "
-                f"--register {name}=annotations.json,image_dir adds COCO-format data"
-            )
-
-
-def _fit_classes(experiment: Experiment, overrides: Sequence[str]) -> None:
-    """The data decide how many classes there are; an explicit override may only agree with them."""
-    names = experiment.train_sets() + experiment.test_sets()
-    if not all(_has_class_names(name) for name in names):
-        return  # a data set of another kind, whose owner sets the numbers
-    count = len(dataset_classes(names))
-    for override in parse_overrides(overrides):
-        same = {override.key, YAML_TO_LAZY.get(override.key), LAZY_TO_YAML.get(override.key)}
-        if same & set(_CLASS_KEYS) and override.value != count:
-            raise UserError(
-                f"{override.key} is {override.value}, but data set '{names[0]}' has {count} classes; "
-                "leave the key out, it is set from the data"
-            )
-    semantic = None
-    if experiment.semantic_mode() != "none" and experiment.train_sets():
-        semantic = semantic_num_labels(experiment.train_sets(), experiment.semantic_mode())
-    if experiment.num_classes() != count:
-        logger.info("the data set has %d classes; the model is built for them", count)
-    experiment.set_num_classes(count, semantic)
-
-
-def _has_class_names(name: str) -> bool:
-    return bool(getattr(MetadataCatalog.get(name), "thing_classes", None))
-
-
-def check_runnable(experiment: Experiment, model: Module) -> None:
-    """Refuse settings that are known to fail later, before anything long starts.
-
-    Raises:
-        UserError: AMP without a GPU; a GPU that is not there; frozen batch norm on random weights.
-    """
-    if experiment.amp and not experiment.device.startswith("cuda"):
-        raise UserError(
-            "mixed precision needs a GPU, but the device is 'cpu'; "
-            "set SOLVER.AMP.ENABLED=false (yaml) or train.amp.enabled=false (lazy)"
-        )
-    if not experiment.init_checkpoint and _has_frozen_statistics(model):
-        raise UserError(
-            "the backbone has frozen batch norm but no weights are loaded, which diverges at once; "
-            "set MODEL.WEIGHTS / train.init_checkpoint, or use norm 'GN' or 'BN'"
-        )
-
-
-def make_output_folder(experiment: Experiment) -> None:
-    """Create the output folder; a ``UserError`` names it if that is impossible."""
-    try:
-        os.makedirs(experiment.output_dir, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"output folder '{experiment.output_dir}' cannot be made: {error.strerror}; "
-            "set OUTPUT_DIR (yaml) or train.output_dir (lazy)"
-        ) from error
-
-
-def check_device(experiment: Experiment) -> None:
-    """Raise a ``UserError`` if the device is not on this machine."""
-    if experiment.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(
-            f"device is '{experiment.device}', but this machine has no usable GPU; "
-            "set MODEL.DEVICE=cpu (yaml) or train.device=cpu (lazy)"
-        )
-
-
-def _has_frozen_statistics(model: Module) -> bool:
-    from d2ext.modeling.backbone.norm import EvalStatsBatchNorm2d
-    from detectron2.layers import FrozenBatchNorm2d
-
-    frozen = [
-        m for m in model.modules() if isinstance(m, (FrozenBatchNorm2d, EvalStatsBatchNorm2d))
-    ]
-    return bool(frozen) and all(
-        bool((m.running_mean == 0).all()) and bool((m.weight == 1).all()) for m in frozen
-    )
-
-
-def settings_summary(experiment: Experiment) -> Tuple[str, ...]:
-    """One line per setting a reader of the log looks for first."""
-    return (
-        f"device {experiment.device}, seed {experiment.seed}, {experiment.max_iter} iterations",
-        f"training on {', '.join(experiment.train_sets()) or 'nothing'}; "
-        f"testing on {', '.join(experiment.test_sets()) or 'nothing'}",
-        f"output folder {experiment.output_dir}",
-    )

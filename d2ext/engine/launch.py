@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from d2ext.errors import UserError
+
 from detectron2.engine import launch as detectron2_launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm

@@ -14,11 +14,13 @@ import torch
 from fvcore.nn.precise_bn import get_bn_modules
 
 from d2ext.checkpoint import Checkpointer, RNGState, preserve_rng
-from d2ext.engine.experiment import Experiment, check_runnable, make_output_folder
+from d2ext.engine.experiment import Experiment, YacsExperiment
 from d2ext.engine.hooks import GracefulStop, KeepLastCheckpoints
+from d2ext.engine.setup import check_runnable, make_output_folder
 from d2ext.errors import UserError
 from d2ext.evaluation import run_inference
 from d2ext.solver.schedule import make_lr_scheduler
+
 from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
 from detectron2.evaluation import print_csv_format, verify_results
 from detectron2.utils import comm
@@ -50,7 +52,9 @@ def train(experiment: Experiment, resume: bool = False) -> Dict[str, Any]:
 
     start_iter = _resume_iteration(experiment) if resume else 0
     if resume and start_iter == 0:
-        logger.info("no checkpoint in %s: training starts from the beginning", experiment.output_dir)
+        logger.info(
+            "no checkpoint in %s: training starts from the beginning", experiment.output_dir
+        )
     loader = experiment.build_train_loader(start_iter)
     model = create_ddp_model(model, **_ddp_options(experiment))
     trainer_class = AMPTrainer if experiment.amp else SimpleTrainer
@@ -80,7 +84,9 @@ def train(experiment: Experiment, resume: bool = False) -> Dict[str, Any]:
             hooks.PeriodicCheckpointer(checkpointer, experiment.checkpoint_period),
             KeepLastCheckpoints(checkpointer, experiment.checkpoint_keep),
             stop,
-            hooks.EvalHook(experiment.eval_period, run_evaluation) if experiment.test_sets() else None,
+            hooks.EvalHook(experiment.eval_period, run_evaluation)
+            if experiment.test_sets()
+            else None,
             hooks.PeriodicWriter(_writers(experiment), period=experiment.log_period)
             if comm.is_main_process()
             else None,
@@ -127,14 +133,9 @@ def evaluate_checkpoint(experiment: Experiment, resume: bool = False) -> Dict[st
     checkpointer.load(path, checkpointables=[])
     model.eval()
     results = evaluate(experiment, create_ddp_model(model, **_ddp_options(experiment)))
-    if comm.is_main_process() and not is_lazy_experiment(experiment):
+    if comm.is_main_process() and isinstance(experiment, YacsExperiment):
         verify_results(experiment.cfg, results)
     return results
-
-
-def is_lazy_experiment(experiment: Experiment) -> bool:
-    """Whether the run is described by a lazy config."""
-    return not hasattr(experiment.cfg, "TEST")
 
 
 def _resume_iteration(experiment: Experiment) -> int:
@@ -145,7 +146,9 @@ def _resume_iteration(experiment: Experiment) -> int:
     with open(tag, encoding="utf-8") as f:
         path = os.path.join(experiment.output_dir, f.read().strip())
     if not os.path.isfile(path):
-        raise UserError(f"'{tag}' names '{path}', which does not exist; edit it or train without --resume")
+        raise UserError(
+            f"'{tag}' names '{path}', which does not exist; edit it or train without --resume"
+        )
     try:
         data = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         return int(data["iteration"]) + 1
@@ -178,4 +181,6 @@ def _warn_about_norms(model: torch.nn.Module) -> None:
     if comm.get_world_size() > 1 and any(
         not isinstance(m, torch.nn.SyncBatchNorm) for m in get_bn_modules(model)
     ):
-        logger.warning("plain batch norm in several processes: each uses statistics of its own images")
+        logger.warning(
+            "plain batch norm in several processes: each uses statistics of its own images"
+        )

@@ -8,11 +8,13 @@ import torch
 from omegaconf import DictConfig
 
 from d2ext.checkpoint import Checkpointer, read_metadata
-from d2ext.engine.experiment import Experiment, build_experiment, check_device
+from d2ext.engine.experiment import Experiment
+from d2ext.engine.setup import build_experiment, check_device
 from d2ext.errors import UserError
+
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
-from detectron2.data.transforms import AugmentationList, AugInput
+from detectron2.data.transforms import AugInput, AugmentationList
 
 
 class Predictor:
@@ -90,7 +92,10 @@ class Predictor:
         return {"image": tensor, "height": height, "width": width}
 
     def draw(self, image: np.ndarray, instances, threshold: float = 0.5) -> np.ndarray:
-        """Draw instances with at least ``threshold`` score; BGR in, BGR out, same size."""
+        """Draw instances with at least ``threshold`` score; BGR in, BGR out.
+
+        Small images come back enlarged, so that names and outlines can be read.
+        """
         from d2ext.visualization import draw_predictions
 
         return draw_predictions(image[:, :, ::-1], instances, self.metadata, threshold)[:, :, ::-1]

@@ -14,7 +14,6 @@ class _WithProgress:
 
     def __init__(self, loader, label: str):
         self._loader, self._label = loader, label
-        self.dataset = getattr(loader, "dataset", None)
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -25,5 +24,15 @@ class _WithProgress:
 
 
 def run_inference(model, loader, evaluator: DatasetEvaluator, label: str = "") -> Dict[str, Any]:
-    """Results of ``evaluator`` over ``loader``; ``{}`` on all but the main process."""
-    return inference_on_dataset(model, _WithProgress(loader, label or "evaluating"), evaluator) or {}
+    """Run ``model`` over ``loader`` and evaluate what it finds.
+
+    Args:
+        model: takes a batch of ``loader``; put into evaluation mode meanwhile.
+        loader: sized iterable of batches.
+        evaluator: detectron2 evaluator.
+        label: shown in front of the progress bar.
+
+    Returns:
+        ``{task: {metric: value}}``; ``{}`` on all but the main process.
+    """
+    return inference_on_dataset(model, _WithProgress(loader, label or "evaluating"), evaluator)

@@ -6,7 +6,6 @@ compat.patch_structures()
 
 from .backbone import ResNetFPN, SlimResNetFPN  # noqa: E402
 from .box_refinement import ClampedBox2BoxTransform, refine_boxes  # noqa: E402
-from .config import add_modeling_config  # noqa: E402
 from .losses import global_mean_count  # noqa: E402
 from .meta_arch import MultiStageRCNN  # noqa: E402
 from .roi_heads import MultiStageROIHeads  # noqa: E402
@@ -21,7 +20,6 @@ __all__ = [
     "ProposalSampler",
     "ResNetFPN",
     "SlimResNetFPN",
-    "add_modeling_config",
     "global_mean_count",
     "image_generator",
     "image_seeds",

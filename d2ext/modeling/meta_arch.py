@@ -1,10 +1,14 @@
-"""The detector around multi-stage region heads: reproducible sampling and per-stage results."""
+"""The detector around multi-stage region heads: reproducible sampling and padding, and per-stage
+results."""
 
 from typing import Dict, List
 
 import torch
+from torch.nn import functional as F
 
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.structures import ImageList
+from detectron2.utils import comm
 
 from .sampling import image_seeds
 
@@ -18,6 +22,18 @@ class MultiStageRCNN(GeneralizedRCNN):
     In training, anchors and regions are sampled from the ``sample_seed`` of each image where the
     inputs have one. Parameters and outputs are those of GeneralizedRCNN.
     """
+
+    def preprocess_image(self, batched_inputs: List[Dict]) -> ImageList:
+        """As in GeneralizedRCNN; in training all processes pad to one size, that of the largest
+        image among them, so that a result does not depend on how a batch is split up."""
+        images = super().preprocess_image(batched_inputs)
+        if not self.training or comm.get_world_size() == 1:
+            return images
+        height, width = images.tensor.shape[-2:]
+        largest = torch.tensor([height, width], device=images.tensor.device)
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+        bottom, right = (largest - largest.new_tensor([height, width])).tolist()
+        return ImageList(F.pad(images.tensor, (0, right, 0, bottom)), images.image_sizes)
 
     def forward(self, batched_inputs: List[Dict]):
         """As in GeneralizedRCNN: dict of losses in training, list of results otherwise."""

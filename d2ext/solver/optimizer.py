@@ -1,15 +1,17 @@
 """Parameter groups and optimisers.
 
-detectron2 v0.6 cannot give single layers their own learning rate (upstream main can, through another
-argument), so :func:`get_optimizer_params` adds ``lr_multipliers`` on top of its parameter groups.
+detectron2 v0.6 cannot give single layers their own learning rate (upstream main can, through
+another argument), so :func:`get_optimizer_params` adds ``lr_multipliers`` on top of its groups.
 """
 
 import inspect
+import math
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 
 from d2ext.errors import UserError
+
 from detectron2.config import CfgNode, get_cfg
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 
@@ -31,15 +33,20 @@ def get_optimizer_params(
         model: only parameters that require a gradient are taken.
         base_lr: learning rate before multipliers.
         weight_decay: for everything not named by the next two.
-        weight_decay_norm: for the affine parameters of normalisation layers; ``None``: as the others.
+        weight_decay_norm: for the affine parameters of normalisation layers; ``None``: as others.
         weight_decay_bias: for biases; ``None``: as the others.
         bias_lr_factor: learning rate factor of biases.
         lr_multipliers: parameter name prefix -> learning rate factor; the longest prefix wins.
 
     Raises:
-        UserError: a prefix that matches no parameter.
+        UserError: a prefix that matches no parameter, or something else than pairs.
     """
-    prefixes = dict(lr_multipliers)
+    try:
+        prefixes = {str(prefix): float(factor) for prefix, factor in dict(lr_multipliers).items()}
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"learning rate multipliers are [[prefix, factor], ...], not {lr_multipliers}"
+        ) from error
     names = {parameter: name for name, parameter in model.named_parameters()}
     unused = set(prefixes) - {p for p in prefixes for n in names.values() if n.startswith(p)}
     if unused:
@@ -86,26 +93,42 @@ def make_optimizer(
             "norm_type": 2.0}``: gradients are clipped in every step ("norm" per parameter,
             "full_model" over all of them), after AMP's unscaling.
         options: handed to the optimiser: ``momentum`` and ``nesterov``, or ``betas`` and ``eps``.
+
+    Raises:
+        UserError: unknown names of optimiser, option or clipping; an impossible learning rate.
     """
     if name not in OPTIMIZERS:
         raise UserError(f"unknown optimizer '{name}'; valid names: {', '.join(OPTIMIZERS)}")
-    params = get_optimizer_params(
-        model, lr, weight_decay, weight_decay_norm, weight_decay_bias, bias_lr_factor, lr_multipliers
-    )
+    if not isinstance(lr, (int, float)) or not 0 <= lr < math.inf:
+        raise UserError(f"the learning rate is {lr}; it must be a number that is not negative")
+    optimizer_class = OPTIMIZERS[name]
     if name == "SGD":
         options = {"momentum": 0.9, **options}
-    accepted = inspect.signature(OPTIMIZERS[name]).parameters
-    unknown = sorted(set(options) - set(accepted))
+    unknown = sorted(set(options) - set(inspect.signature(optimizer_class).parameters))
     if unknown:
         raise UserError(f"optimizer {name} has no option '{unknown[0]}'")
-    optimizer_class = OPTIMIZERS[name]
-    clip = dict(clip_gradients or {})
-    if clip:
-        optimizer_class = _with_clipping(optimizer_class, clip)
+    # A lazy config passes its own kind of list, which must not get into a checkpoint.
+    options = {k: tuple(v) if isinstance(v, Sequence) else v for k, v in options.items()}
+    params = get_optimizer_params(
+        model,
+        lr,
+        weight_decay,
+        weight_decay_norm,
+        weight_decay_bias,
+        bias_lr_factor,
+        lr_multipliers,
+    )
+    if clip_gradients:
+        optimizer_class = _with_clipping(optimizer_class, dict(clip_gradients))
     return optimizer_class(params, lr=lr, weight_decay=weight_decay, **options)
 
 
 def _with_clipping(optimizer_class: type, clip: Dict[str, Any]) -> type:
+    unknown = sorted(set(clip) - {"type", "value", "norm_type"})
+    if unknown:
+        raise UserError(
+            f"gradient clipping has no option '{unknown[0]}'; valid: type, value, norm_type"
+        )
     kind, value = clip.get("type", "norm"), float(clip.get("value", 1.0))
     norm_type = float(clip.get("norm_type", 2.0))
     if kind == "full_model":
@@ -140,7 +163,7 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     """The optimiser of a yaml config (``SOLVER.*``)."""
     solver = cfg.SOLVER
     clip = solver.CLIP_GRADIENTS
-    options = {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
+    sgd = {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
     return make_optimizer(
         model,
         name=solver.OPTIMIZER,
@@ -149,11 +172,11 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
-        lr_multipliers=[tuple(pair) for pair in solver.LR_MULTIPLIERS],
+        lr_multipliers=solver.LR_MULTIPLIERS,
         clip_gradients=(
             {"type": clip.CLIP_TYPE, "value": clip.CLIP_VALUE, "norm_type": clip.NORM_TYPE}
             if clip.ENABLED
             else None
         ),
-        **(options if solver.OPTIMIZER == "SGD" else {}),
+        **(sgd if solver.OPTIMIZER == "SGD" else {}),
     )

@@ -15,6 +15,7 @@ from fvcore.common.param_scheduler import (
 )
 
 from d2ext.errors import UserError
+
 from detectron2.config import CfgNode
 from detectron2.solver import LRMultiplier, WarmupParamScheduler
 
@@ -27,7 +28,17 @@ def warmup_multistep(
     warmup_factor: float = 0.001,
     warmup_method: str = "linear",
 ) -> ParamScheduler:
-    """Multiply the learning rate by ``gamma`` at each milestone (iterations); those past the end drop."""
+    """Multiply the learning rate by ``gamma`` at each milestone, in iterations.
+
+    Milestones past the end are ignored, so that a short trial run of a long config works.
+
+    Raises:
+        UserError: ``max_iter`` is not positive, milestones are not ascending, or the name of the
+            warm-up is unknown.
+    """
+    _check_length(max_iter)
+    if list(milestones) != sorted({step for step in milestones if step > 0}):
+        raise UserError(f"learning rate steps {list(milestones)} are not ascending iterations")
     steps = [int(step) for step in milestones if step < max_iter]
     if len(steps) < len(milestones):
         logging.getLogger(__name__).info(
@@ -48,12 +59,27 @@ def warmup_cosine(
     warmup_factor: float = 0.001,
     warmup_method: str = "linear",
 ) -> ParamScheduler:
-    """Half a cosine from 1 down to ``end``."""
+    """Half a cosine from 1 down to ``end``.
+
+    Raises:
+        UserError: ``max_iter`` is not positive, or the name of the warm-up is unknown.
+    """
+    _check_length(max_iter)
     schedule = CosineParamScheduler(1.0, end)
     return _with_warmup(schedule, max_iter, warmup_iters, warmup_factor, warmup_method)
 
 
+def _check_length(max_iter: int) -> None:
+    if max_iter < 1:
+        raise UserError(
+            f"the number of iterations is {max_iter}, which leaves nothing to train; "
+            "set SOLVER.MAX_ITER (yaml) or train.max_iter (lazy)"
+        )
+
+
 def _with_warmup(schedule, max_iter, warmup_iters, warmup_factor, warmup_method) -> ParamScheduler:
+    if warmup_method not in ("linear", "constant"):
+        raise UserError(f"warm-up method '{warmup_method}'; valid names: linear, constant")
     length = min(warmup_iters / max_iter, 1.0)
     return WarmupParamScheduler(schedule, warmup_factor, length, warmup_method)
 

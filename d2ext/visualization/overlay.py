@@ -121,11 +121,20 @@ def _blend_mask(canvas: np.ndarray, mask: np.ndarray, color: Color, alpha: float
     if mask.shape != (height, width):
         soft = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
         mask = soft > 0.5
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return
+    top, left = int(rows[0]), int(columns[0])
+    window = slice(top, rows[-1] + 1), slice(left, columns[-1] + 1)
+    mask = np.ascontiguousarray(mask[window])  # a photograph is large, its objects are not
     tint = 255.0 * np.asarray(color)
-    canvas[mask] = ((1 - alpha) * canvas[mask] + alpha * tint).astype(np.uint8)
+    pixels = canvas[window]
+    pixels[mask] = ((1 - alpha) * pixels[mask] + alpha * tint).astype(np.uint8)
     contours = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[-2]
     thickness = max(1, round((height * width) ** 0.5 / 300))
-    cv2.drawContours(canvas, contours, -1, tint.tolist(), thickness, cv2.LINE_AA)
+    cv2.drawContours(
+        canvas, contours, -1, tint.tolist(), thickness, cv2.LINE_AA, offset=(left, top)
+    )
 
 
 def _draw_labels(visualizer, boxes, labels, colors, order) -> None:

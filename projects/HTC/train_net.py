@@ -2,7 +2,6 @@
 """Train or evaluate Hybrid Task Cascade; `--help` shows the options."""
 
 import htc  # noqa: F401
-
 from d2ext.engine import main
 
 if __name__ == "__main__":

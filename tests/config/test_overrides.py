@@ -36,6 +36,7 @@ LAZY = OmegaConf.create(
             "register": [],
             "train": {
                 "dataset": "shapes_train",
+                "semantic": "auto",
                 "augmentations": [{"length": [640, 800], "max_size": 1333}, {"flip": True}],
             },
             "test": {"dataset": "shapes_val"},
@@ -128,8 +129,20 @@ def test_the_home_folder_is_filled_in():
     assert both("OUTPUT_DIR=~/x", key="OUTPUT_DIR") == (home, home)
 
 
-def test_none_switches_weights_and_rates_off():
-    assert both("MODEL.WEIGHTS=none", key="MODEL.WEIGHTS") == ("", None)
+@pytest.mark.parametrize("text", ["none", "None", "null", ""])
+@pytest.mark.parametrize("key", ["MODEL.WEIGHTS", "OUTPUT_DIR"])
+def test_none_stands_for_no_file_or_folder(text, key):
+    assert both(f"{key}={text}", key=key) == ("", "")
+
+
+def test_none_may_be_a_word_of_its_own():
+    assert yaml("INPUT.RANDOM_FLIP=none").INPUT.RANDOM_FLIP == "none"
+    assert yaml("INPUT.SEMANTIC='none'").INPUT.SEMANTIC == "none"
+    assert lazy("dataloader.train.semantic=none").dataloader.train.semantic == "none"
+    assert lazy("dataloader.train.semantic=None").dataloader.train.semantic is None
+
+
+def test_none_switches_rates_off():
     assert yaml("SOLVER.WEIGHT_DECAY_NORM=none").SOLVER.WEIGHT_DECAY_NORM is None
     assert lazy("optimizer.weight_decay_norm=null").optimizer.weight_decay_norm is None
 

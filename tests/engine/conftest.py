@@ -8,10 +8,15 @@ import pytest
 from d2ext.engine import build_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = {
-    "mask_rcnn": ROOT / "configs/mask_rcnn_tiny",
-    "htc": ROOT / "projects/HTC/configs/htc_tiny",
-}
+
+
+@pytest.fixture(scope="session")
+def configs():
+    """Stems of the tiny configs; add ``.yaml`` or ``.py``."""
+    return {
+        "mask_rcnn": ROOT / "configs/mask_rcnn_tiny",
+        "htc": ROOT / "projects/HTC/configs/htc_tiny",
+    }
 
 
 @pytest.fixture
@@ -50,11 +55,11 @@ def short_overrides(name, kind, output_dir, dataset):
 
 
 @pytest.fixture
-def short_run(shapes_few, tmp_path):
+def short_run(configs, shapes_few, tmp_path):
     """Make an experiment: ``short_run("htc", "yaml", "folder", "more=overrides")``."""
 
     def make(name, kind, folder, *more):
         overrides = short_overrides(name, kind, tmp_path / folder, shapes_few)
-        return build_experiment(f"{CONFIGS[name]}.{kind}", overrides + list(more))
+        return build_experiment(f"{configs[name]}.{kind}", overrides + list(more))
 
     return make

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import d2ext.modeling  # noqa: F401
-from d2ext.modeling.testing import random_batch, tiny_config
+from d2ext.utils.testing import random_batch, tiny_config
 
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
@@ -65,3 +65,23 @@ def test_stage_results_are_postprocessed_and_end_with_the_result_of_forward(mode
 def test_stage_results_need_evaluation_mode(model):
     with pytest.raises(AssertionError, match="eval"):
         model.train().inference_stages(random_batch())
+
+
+def test_all_processes_pad_their_images_to_one_size(model, monkeypatch):
+    from d2ext.modeling import meta_arch
+
+    def as_if_another_process_had_larger_images(sizes, operation):
+        assert operation == torch.distributed.ReduceOp.MAX
+        sizes.copy_(torch.maximum(sizes, sizes.new_tensor([160, 64])))
+
+    batch = random_batch()
+    alone = model.train().preprocess_image(batch)
+    assert alone.tensor.shape[-2:] == (64, 96)
+    monkeypatch.setattr(meta_arch.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", as_if_another_process_had_larger_images)
+    together = model.preprocess_image(batch)
+    assert together.tensor.shape[-2:] == (160, 96)
+    assert together.image_sizes == alone.image_sizes
+    assert torch.equal(together.tensor[..., :64, :], alone.tensor)
+    assert not together.tensor[..., 64:, :].any()
+    assert model.eval().preprocess_image(batch).tensor.shape[-2:] == (64, 96)

@@ -5,7 +5,7 @@ import d2ext.modeling  # noqa: F401
 from d2ext.modeling.box_refinement import ClampedBox2BoxTransform
 from d2ext.modeling.rpn import InsideAnchorRPN
 from d2ext.modeling.sampling import image_seeds
-from d2ext.modeling.testing import random_batch, tiny_config
+from d2ext.utils.testing import random_batch, tiny_config
 
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate

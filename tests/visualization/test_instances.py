@@ -198,3 +198,13 @@ def contains(sheet, panel):
         for x in range(sheet.shape[1] - width + 1)
         if (sheet[y, x] == panel[0, 0]).all()
     )
+
+
+def test_mask_without_pixels_is_drawn_as_its_box():
+    empty = ONE[:]
+    empty.pred_masks = torch.zeros_like(ONE.pred_masks)
+    boxes_only = ONE[:]
+    boxes_only.remove("pred_masks")
+    np.testing.assert_array_equal(
+        draw_predictions(GREY, empty, METADATA), draw_predictions(GREY, boxes_only, METADATA)
+    )

@@ -1,6 +1,7 @@
 """COCO 2017 instance segmentation, 16 images per iteration."""
 
 from d2ext.data import InstanceSegMapper, build_test_loader, build_train_loader
+
 from detectron2.config import LazyCall as L
 from detectron2.data import transforms as T
 
@@ -34,10 +35,12 @@ dataloader = dict(
         dataset=["coco_2017_val"],
         mapper=L(InstanceSegMapper)(
             is_train=False,
-            augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
+            augmentations=[
+                L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333, sample_style="choice")
+            ],
             image_format="${dataloader.train.mapper.image_format}",
             semantic="none",
         ),
-        num_workers=4,
+        num_workers="${dataloader.train.num_workers}",
     ),
 )

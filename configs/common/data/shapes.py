@@ -9,6 +9,5 @@ dataloader.train.mapper.mask_format = "bitmask"
 dataloader.train.mapper.augmentations[0].short_edge_length = [128]
 dataloader.train.mapper.augmentations[0].max_size = 320
 dataloader.test.dataset = ["shapes_val"]
-dataloader.test.num_workers = 0
 dataloader.test.mapper.augmentations[0].short_edge_length = 128
 dataloader.test.mapper.augmentations[0].max_size = 320

@@ -1,6 +1,7 @@
 """Backbones: the standard ResNet-FPN, and the narrow one of the tiny configs."""
 
 from d2ext.modeling.backbone import ResNetFPN, SlimResNetFPN
+
 from detectron2.config import LazyCall as L
 
 # Caffe-lineage ResNet-50 as in detectron2's zoo: stride in the first 1x1, BGR input.

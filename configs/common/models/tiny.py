@@ -9,7 +9,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsampleHead
 
 from .mask_rcnn_fpn import model as _mask_rcnn
-from .resnet_fpn import slim_backbone as backbone
 
 proposal_generator = _mask_rcnn.proposal_generator
 proposal_generator.head.in_channels = 64

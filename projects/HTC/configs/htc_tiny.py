@@ -22,10 +22,11 @@ for _sampler in _heads.samplers:
 _heads.box_heads = [_tiny.box_head] * 3
 for _predictor in _heads.box_predictors:
     _predictor.input_shape = _tiny.box_features
+    _predictor.test_topk_per_image = 50
 for _mask_head in _heads.mask_head:
     _mask_head.input_shape.channels = 64
     _mask_head.conv_dims = [64, 64, 64, 64]
-_heads.box_pooler.sampling_ratio = 2
+_heads.box_pooler.sampling_ratio = 1
 _heads.mask_pooler.sampling_ratio = 1
 _heads.semantic_pooler.sampling_ratio = 1
 _heads.semantic_head.in_channels = 64

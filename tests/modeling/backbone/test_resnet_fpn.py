@@ -8,7 +8,7 @@ from d2ext.modeling.backbone import (
     ResNetFPN,
     SlimResNetFPN,
 )
-from d2ext.modeling.testing import tiny_config
+from d2ext.utils.testing import tiny_config
 
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from d2ext.modeling.testing import tiny_config
+from d2ext.utils.testing import tiny_config
 from htc import add_htc_config
 
 from detectron2.modeling import build_model

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from d2ext.modeling import ClampedBox2BoxTransform, InsideAnchorRPN, ProposalSampler, SlimResNetFPN
-from d2ext.modeling.testing import random_batch
+from d2ext.utils.testing import random_batch
 from htc import FusedSemanticHead, HTCMaskHead, HTCROIHeads, HybridTaskCascade, add_htc_config
 
 from detectron2.config import LazyCall as L

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from d2ext.modeling.testing import random_batch
+from d2ext.utils.testing import random_batch
 
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage

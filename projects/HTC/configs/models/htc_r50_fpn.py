@@ -1,8 +1,8 @@
 """Hybrid Task Cascade R-50-FPN with the constants of MMDetection's released models."""
 
+from d2ext.modeling import ClampedBox2BoxTransform, InsideAnchorRPN, ProposalSampler, ResNetFPN
 from htc import FusedSemanticHead, HTCMaskHead, HTCROIHeads, HybridTaskCascade
 
-from d2ext.modeling import ClampedBox2BoxTransform, InsideAnchorRPN, ProposalSampler, ResNetFPN
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
@@ -12,7 +12,9 @@ from detectron2.modeling.proposal_generator import StandardRPNHead
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead, FastRCNNOutputLayers
 
 # Reciprocals of MMDetection's standard deviations; (30, 30, 15, 15) would not be equal.
-_STAGE_WEIGHTS = [[1 / c, 1 / c, 1 / s, 1 / s] for c, s in ((0.1, 0.2), (0.05, 0.1), (0.033, 0.067))]
+_STAGE_WEIGHTS = [
+    [1 / c, 1 / c, 1 / s, 1 / s] for c, s in ((0.1, 0.2), (0.05, 0.1), (0.033, 0.067))
+]
 _STAGE_IOUS = [0.5, 0.6, 0.7]
 
 model = L(HybridTaskCascade)(

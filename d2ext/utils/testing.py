@@ -4,10 +4,10 @@ from typing import Callable, List, Tuple
 
 import torch
 
+from d2ext.config import add_modeling_config
+
 from detectron2.config import CfgNode, get_cfg
 from detectron2.structures import BitMasks, Boxes, Instances
-
-from .config import add_modeling_config
 
 __all__ = ["random_batch", "tiny_config"]
 

@@ -1,0 +1,170 @@
+#!/usr/bin/env python
+"""What `make demo` runs: trains tiny networks on the built-in data, evaluates them, uses them on
+image files, and reports in a table, metrics.json and report.html."""
+
+import argparse
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+import time
+import warnings
+from pathlib import Path
+
+from walkthrough import machine, models, pictures, report
+from walkthrough.training import ProgressLine, clock, run_logged, train
+
+from d2ext.config import load_projects
+from d2ext.data import get_dataset_records
+from d2ext.engine import Predictor, build_experiment
+from d2ext.engine.cli import run_guarded
+from d2ext.errors import UserError
+
+from detectron2.data import MetadataCatalog
+
+_NUM_PICTURES = 8
+_NUM_STAGE_PICTURES = 3
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", default="output/demo", help="(default: %(default)s)")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help=f"some of {', '.join(m.name for m in models.MODELS)} (default: all)",
+    )
+    parser.add_argument("--max-iter", type=int, help="iterations per model (default: its config's)")
+    parser.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        metavar="[MODEL:]KEY=VALUE",
+        help="config override, for all models or one (may be repeated)",
+    )
+    return parser
+
+
+def training_command(model: models.Model, overrides) -> list:
+    script, config = (str(models.ROOT / x) for x in (model.script, model.config))
+    return [sys.executable, script, "--config-file", config, *overrides]
+
+
+def typed(command) -> str:
+    """A command as one types it in the repository: short paths, and `python`."""
+    short = [str(x).removeprefix(f"{models.ROOT}{os.sep}") for x in command]
+    return shlex.join(["python", *short[1:]])
+
+
+def evaluate_stages(model, weights: Path, folder: Path, overrides) -> list:
+    """COCO metrics after each stage, by tools/evaluate_stages.py."""
+    line = ProgressLine(model.name)
+    line.show("evaluating the stages")
+    output = folder / "stages.json"
+    command = [sys.executable, str(models.ROOT / "tools/evaluate_stages.py")]
+    command += ["--config-file", str(models.ROOT / model.config), "--weights", str(weights)]
+    run_logged([*command, "--output", str(output), *overrides], folder / "log.txt")
+    (stages,) = json.loads(output.read_text(encoding="utf-8")).values()
+    line.close("mask AP by stage " + ", ".join(f"{s['segm/AP']:.1f}" for s in stages))
+    return stages
+
+
+def process(model: models.Model, args, records) -> report.Outcome:
+    """Train one network, evaluate it, and let it predict on the images of the records."""
+    folder = Path(args.output) / model.name
+    overrides = models.overrides_for(model, args.override)
+    if args.max_iter is not None:
+        overrides.append(f"train.max_iter={args.max_iter}")
+    experiment = build_experiment(str(models.ROOT / model.config), overrides)
+    command = training_command(model, [*overrides, f"train.output_dir={folder}"])
+    # Twice the usual number of lines, for smooth progress and curves.
+    result = train([*command, "train.log_period=10"], model.name, folder, experiment.max_iter)
+    weights = folder / "model_final.pth"
+    predictor = Predictor(experiment, weights=str(weights))
+    stages = stage_rows = None
+    if hasattr(predictor.model, "inference_stages"):
+        stages = evaluate_stages(model, weights, folder, overrides)
+        stage_rows = pictures.stage_pictures(predictor, records[:_NUM_STAGE_PICTURES])
+    return report.Outcome(
+        model=model,
+        command=typed(command),
+        weights=weights,
+        parameters=sum(p.numel() for p in predictor.model.parameters()),
+        training=result,
+        pictures=pictures.prediction_pictures(predictor, records),
+        stages=stages,
+        stage_pictures=stage_rows,
+    )
+
+
+def data_sets(chosen, args):
+    """Names of the training and the test set, which have to be those of every model."""
+    found = set()
+    for model in chosen:
+        overrides = models.overrides_for(model, args.override)
+        experiment = build_experiment(str(models.ROOT / model.config), overrides)
+        found.add((tuple(experiment.train_sets()), tuple(experiment.test_sets())))
+    if len(found) != 1 or not all(len(names) == 1 for names in next(iter(found))):
+        raise UserError("the models must train on one data set and be tested on one, all the same")
+    ((train_set,), (test_set,)) = found.pop()
+    return train_set, test_set
+
+
+def run(args) -> None:
+    begin = time.monotonic()
+    load_projects()
+    chosen = models.select(args.models)
+    output = Path(args.output)
+    train_set, test_set = data_sets(chosen, args)
+    for model in chosen:
+        models.make_fresh(output / model.name)
+    for name in ("report.html", "metrics.json"):
+        (output / name).unlink(missing_ok=True)
+    num_train, records = len(get_dataset_records(train_set)), get_dataset_records(test_set)
+    print(f"{machine.describe()}")
+    print(f"{train_set}: {num_train} images, {test_set}: {len(records)} images", flush=True)
+    shown = pictures.choose_records(records, _NUM_PICTURES)
+    outcomes = [process(model, args, shown) for model in chosen]
+
+    metadata = MetadataCatalog.get(test_set)
+    report.write_metrics(outcomes, output / "metrics.json")
+    report.write_report(
+        output / "report.html",
+        outcomes,
+        chart=pictures.loss_chart({o.model.title: o.training.curve for o in outcomes}),
+        classes=report.class_table(outcomes, metadata.thing_classes),
+        ground_truth=pictures.ground_truth_pictures(shown, metadata),
+        file_names=[Path(r["file_name"]).name for r in shown],
+        sample_image=os.path.relpath(shown[0]["file_name"]),
+        train_set=train_set,
+        num_train=num_train,
+        test_set=test_set,
+        num_test=len(records),
+        machine=machine.describe(),
+        seconds=time.monotonic() - begin,
+    )
+    print(f"\n{report.table(outcomes)}\n")
+    print(f"pictures, curves and more: {output / 'report.html'}")
+    print(f"numbers: {output / 'metrics.json'}")
+    print(f"total time {clock(time.monotonic() - begin)}")
+
+
+def main(argv=None) -> int:
+    args = argument_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    warnings.filterwarnings("ignore", "torch.meshgrid")  # of detectron2's anchors, harmless
+    # A polite end reaches the training process too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        return run_guarded(lambda: run(args))
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""The networks of the demo; a new project joins by a line in :data:`MODELS`."""
+
+import shutil
+from pathlib import Path
+from typing import List, NamedTuple, Sequence
+
+from d2ext.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+_MARKER = ".made_by_demo"
+
+
+class Model(NamedTuple):
+    """One network of the demo.
+
+    Attributes:
+        name: of the config, of the output folder, and in metrics.json.
+        title: for people.
+        script, config: the command line, relative to the repository.
+        about: what is special about it, one sentence.
+    """
+
+    name: str
+    title: str
+    script: str
+    config: str
+    about: str
+
+
+MODELS = (
+    Model(
+        "mask_rcnn_tiny",
+        "Mask R-CNN",
+        "tools/train_net.py",
+        "configs/mask_rcnn_tiny.yaml",
+        "One box head and one mask head on the proposals of a region proposal network: "
+        "the baseline of the field (He et al., 2017).",
+    ),
+    Model(
+        "cascade_mask_rcnn_tiny",
+        "Cascade Mask R-CNN",
+        "tools/train_net.py",
+        "configs/cascade_mask_rcnn_tiny.py",
+        "Three box heads in a row, each trained on the boxes of the one before with a stricter "
+        "overlap; one mask head at the end (Cai and Vasconcelos, 2018).",
+    ),
+    Model(
+        "htc_tiny",
+        "Hybrid Task Cascade",
+        "projects/HTC/train_net.py",
+        "projects/HTC/configs/htc_tiny.py",
+        "Box and mask heads interleaved in every stage, mask features handed on from stage to "
+        "stage, and a semantic branch that adds context to both (Chen et al., 2019).",
+    ),
+)
+
+
+def select(names: Sequence[str]) -> List[Model]:
+    """The models of these names, in the order of :data:`MODELS`; all of them without names."""
+    known = [model.name for model in MODELS]
+    for name in names:
+        if name not in known:
+            raise UserError(f"--models {name}: no such model; there are {', '.join(known)}")
+    return [model for model in MODELS if not names or model.name in names]
+
+
+def overrides_for(model: Model, overrides: Sequence[str]) -> List[str]:
+    """Of the ``KEY=VALUE`` and ``MODEL:KEY=VALUE`` words, those that concern one model."""
+    found = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        name, colon, rest = key.rpartition(":")
+        if not equals:
+            raise UserError(f"--override {text}: write KEY=VALUE or MODEL:KEY=VALUE")
+        if not colon or name == model.name:
+            found.append(f"{rest}={value}")
+        elif name not in [m.name for m in MODELS]:
+            raise UserError(f"--override {text}: there is no model '{name}'")
+    return found
+
+
+def make_fresh(folder: Path) -> None:
+    """An empty folder, replacing one that an earlier demo made.
+
+    Raises:
+        UserError: the folder exists and is someone else's.
+    """
+    try:
+        if folder.exists():
+            if not (folder / _MARKER).is_file():
+                raise UserError(
+                    f"{folder} exists and was not made by the demo; choose another --output"
+                )
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        (folder / _MARKER).touch()
+    except OSError as error:
+        raise UserError(f"cannot make {folder}: {error.strerror or error}") from error

@@ -1,0 +1,320 @@
+"""The parts of `make demo` one by one: watching a training, the machine, the models, the report."""
+
+import html.parser
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from d2ext.errors import UserError
+
+# ------------------------------------------------------------------------- watching a training
+
+
+@pytest.fixture
+def watched(tmp_path):
+    from walkthrough.training import Watcher
+
+    watcher = Watcher(tmp_path, max_iter=20)
+
+    def write(name, text):
+        with open(tmp_path / name, "a") as f:
+            f.write(text)
+        watcher.poll()
+        return watcher
+
+    return write
+
+
+def test_watcher_follows_a_training_from_start_to_result(watched):
+    assert watched("log.txt", "building\n").status() == "starting"
+    watcher = watched("log.txt", "INFO: Starting training from iteration 0\n")
+    assert watcher.status().split() == ["training", "0%", "0/20"]
+    watcher = watched("metrics.json", '{"iteration": 9, "total_loss": 1.5}\n')
+    assert watcher.status().startswith("training  50%  10/20  loss 1.500")
+    watcher = watched("metrics.json", '{"iteration": 19, "total_loss": 1.0}\n')
+    assert watcher.status() == "evaluating"
+    assert watched("log.txt", "Inference done 50/200. x\n").status() == "evaluating 25%"
+    assert watcher.metrics == {}
+    watcher = watched("metrics.json", '{"iteration": 20, "segm/AP": 31.5}\n')
+    result = watcher.result()
+    assert result.metrics["segm/AP"] == 31.5
+    assert [record["total_loss"] for record in result.curve] == [1.5, 1.0]
+    assert result.seconds >= 0
+
+
+def test_time_left_counts_down_between_two_readings(watched, monkeypatch):
+    from walkthrough import training
+
+    now = 100.0
+    monkeypatch.setattr(training.time, "monotonic", lambda: now)
+    watched("log.txt", "Starting training from iteration 0\n")
+    now = 130.0
+    watcher = watched("metrics.json", '{"iteration": 4, "total_loss": 1.5}\n')
+    assert watcher.status().endswith("1:30 left")  # 15 iterations of 6 seconds
+    now = 140.0
+    assert watcher.status().endswith("1:20 left")
+    now = 500.0
+    assert watcher.status().endswith("0:00 left")
+
+
+def test_half_written_line_is_read_when_it_is_whole(watched):
+    assert watched("metrics.json", '{"iteration": 9, "tot').iteration == 0
+    assert watched("metrics.json", 'al_loss": 1.5}\n').iteration == 10
+
+
+def test_failed_command_is_one_line_that_names_reason_and_log(tmp_path):
+    from walkthrough.training import run_logged
+
+    (tmp_path / "train.py").write_text("import sys; sys.exit('error: no such key FOO')")
+    log = tmp_path / "log.txt"
+    log.write_text("what the command logged itself\n")
+    with pytest.raises(UserError) as caught:
+        run_logged([sys.executable, str(tmp_path / "train.py")], log)
+    assert str(caught.value) == f"train.py failed with status 1: no such key FOO; see {log}"
+    assert "itself\n" in log.read_text() and "error: no such key FOO" in log.read_text()
+
+
+def test_interrupted_demo_leaves_no_training_behind(tmp_path):
+    from walkthrough.training import run_logged
+
+    script = (
+        "import os, time; print(os.getpid(), file=open('pid', 'w'), flush=True); time.sleep(60)"
+    )
+    (tmp_path / "train.py").write_text(script.replace("'pid'", repr(str(tmp_path / "pid"))))
+
+    def poll():
+        if (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_logged([sys.executable, str(tmp_path / "train.py")], tmp_path / "log.txt", poll)
+    pid = (tmp_path / "pid").read_text().strip()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("chosen", [None, "3"])
+def test_number_of_threads_is_that_of_the_user_or_of_the_cores(monkeypatch, chosen):
+    from walkthrough import training
+
+    monkeypatch.setattr(training, "default_threads", lambda: 5)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if chosen:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    assert training.child_environment()["OMP_NUM_THREADS"] == (chosen or "5")
+
+
+def test_progress_outside_a_terminal_is_a_line_per_tenth(monkeypatch):
+    from walkthrough.training import ProgressLine
+
+    stream = io.StringIO()
+    line = ProgressLine("net", stream)
+    for percent in range(0, 101):
+        line.show(f"training {percent:3d}%")
+    line.close("done")
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 12 and lines[-1].split() == ["net", "done"]
+
+
+@pytest.mark.parametrize("seconds, text", [(5.4, "0:05"), (65, "1:05"), (3665, "1:01:05")])
+def test_clock(seconds, text):
+    from walkthrough.training import clock
+
+    assert clock(seconds) == text
+
+
+# --------------------------------------------------------------------------------- the machine
+
+
+def test_hyper_threads_are_not_counted_as_cores(tmp_path):
+    from walkthrough import machine
+
+    blocks = [f"processor : {n}\nphysical id : {n % 2}\ncore id : {n // 2 % 2}\n" for n in range(8)]
+    (tmp_path / "cpuinfo").write_text("\n".join(blocks))
+    assert machine._physical_cores(None, tmp_path / "cpuinfo") == 4
+    assert machine._physical_cores({0, 4}, tmp_path / "cpuinfo") == 1
+    assert machine._physical_cores(None, tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize(
+    "text, quota", [("200000 100000", 2), ("50000 100000", 1), ("max 100000", None)]
+)
+def test_quota_of_a_container_limits_the_cores(tmp_path, monkeypatch, text, quota):
+    from walkthrough import machine
+
+    (tmp_path / "cpu.max").write_text(text)
+    assert machine._cgroup_quota(tmp_path) == quota
+    monkeypatch.setattr(machine, "_cgroup_quota", lambda: quota)
+    monkeypatch.setattr(machine, "_physical_cores", lambda allowed: 6)
+    assert machine.usable_cores() == (quota or 6)
+
+
+# ---------------------------------------------------------------------------------- the models
+
+
+def test_every_model_has_its_config_and_its_script():
+    from walkthrough import models
+
+    for model in models.MODELS:
+        assert (models.ROOT / model.config).is_file() and (models.ROOT / model.script).is_file()
+        assert Path(model.config).stem == model.name
+
+
+def test_models_are_chosen_by_name_and_unknown_names_are_errors():
+    from walkthrough import models
+
+    assert [m.name for m in models.select(["htc_tiny", "mask_rcnn_tiny"])] == [
+        "mask_rcnn_tiny",
+        "htc_tiny",
+    ]
+    assert models.select([]) == list(models.MODELS)
+    with pytest.raises(UserError, match="htc: no such model; there are .*htc_tiny"):
+        models.select(["htc"])
+
+
+def test_overrides_concern_all_models_or_one():
+    from walkthrough import models
+
+    texts = ["a.b=1", "htc_tiny:c=x:y", "mask_rcnn_tiny:d=2"]
+    mask_rcnn, _, htc = models.MODELS
+    assert models.overrides_for(htc, texts) == ["a.b=1", "c=x:y"]
+    assert models.overrides_for(mask_rcnn, texts) == ["a.b=1", "d=2"]
+    with pytest.raises(UserError, match="no model 'hct_tiny'"):
+        models.overrides_for(htc, ["hct_tiny:c=1"])
+    with pytest.raises(UserError, match="KEY=VALUE"):
+        models.overrides_for(htc, ["a.b"])
+
+
+def test_second_demo_starts_afresh_but_never_deletes_what_is_not_its_own(tmp_path):
+    from walkthrough import models
+
+    models.make_fresh(tmp_path / "net")
+    (tmp_path / "net/model_final.pth").touch()
+    models.make_fresh(tmp_path / "net")
+    assert not (tmp_path / "net/model_final.pth").exists()
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/model_final.pth").touch()
+    with pytest.raises(UserError, match="was not made by the demo"):
+        models.make_fresh(tmp_path / "own")
+    assert (tmp_path / "own/model_final.pth").exists()
+
+
+# ---------------------------------------------------------------------------------- the report
+
+
+def test_pictures_show_images_with_objects_spread_over_the_set():
+    from walkthrough.pictures import choose_records
+
+    records = [{"image_id": i, "annotations": [{}] * (i % 4)} for i in range(40)]
+    chosen = [r["image_id"] for r in choose_records(records, 4)]
+    assert chosen == [3, 15, 27, 39]
+    assert len(choose_records(records[:3], 4)) == 3
+
+
+@pytest.fixture
+def outcomes(tmp_path):
+    from walkthrough import models, pictures, report
+    from walkthrough.training import TrainingResult
+
+    picture = pictures.data_uri(np.zeros((4, 6, 3), np.uint8))
+    curve = [{"iteration": i, "total_loss": 9.0 - i} for i in range(8)]
+    good = {"bbox/AP": 40.0, "segm/AP": 31.25, "segm/AP50": 60.5, "segm/AP-disk": 50.0}
+    stages = [{"segm/AP": 29.0}, {"segm/AP": 30.0}, {"segm/AP": 31.25}]
+    blind = {"bbox/AP": float("nan")}
+    common = {"command": "python x.py <a & b>", "weights": Path("w.pth"), "pictures": [picture] * 2}
+    return [
+        report.Outcome(
+            models.MODELS[0],
+            parameters=3_000_000,
+            training=TrainingResult(65.0, blind, curve),
+            **common,
+        ),
+        report.Outcome(
+            models.MODELS[2],
+            parameters=5_000_000,
+            training=TrainingResult(130.0, good, curve),
+            stages=stages,
+            stage_pictures=[[picture] * 3],
+            **common,
+        ),
+    ]
+
+
+def test_metrics_file_is_strict_json_with_zero_for_a_network_that_found_nothing(outcomes, tmp_path):
+    from walkthrough import report
+
+    def refuse(text):
+        raise ValueError(text)
+
+    report.write_metrics(outcomes, tmp_path / "metrics.json")
+    found = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=refuse)
+    assert found["mask_rcnn_tiny"]["segm/AP50"] == 0
+    assert found["htc_tiny"]["segm/AP50"] == 60.5
+    assert found["htc_tiny"]["stage2/segm/AP"] == 30
+    assert found["htc_tiny"]["train_seconds"] == 130
+    assert found["htc_tiny"]["parameters"] == 5_000_000
+
+
+def test_table_has_one_row_per_network(outcomes):
+    from walkthrough import report
+
+    rows = report.table(outcomes).splitlines()[2:]
+    assert rows[0].split() == "mask_rcnn_tiny 3.00 M 65 0.0 0.0 0.0 0.0".split()
+    assert rows[1].split() == "htc_tiny 5.00 M 130 40.0 31.2 60.5 0.0".split()
+
+
+class Page(html.parser.HTMLParser):
+    """Collects text and addresses, and checks that tags are closed in order."""
+
+    VOID = {"meta", "img", "br", "link"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.addresses, self.text = [], [], ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.addresses += [v for k, v in attributes if k in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += " ".join(data.split()) + " "
+
+
+def test_report_is_one_well_formed_page_that_needs_nothing_else(outcomes, tmp_path):
+    from walkthrough import pictures, report
+
+    report.write_report(
+        tmp_path / "report.html",
+        outcomes,
+        chart=pictures.loss_chart({o.model.title: o.training.curve for o in outcomes}),
+        classes=report.class_table(outcomes, ["disk", "ring"]),
+        ground_truth=outcomes[0].pictures,
+        file_names=["000001.png", "000002.png"],
+        sample_image="x.png",
+        train_set="shapes_train",
+        num_train=500,
+        test_set="shapes_val",
+        num_test=200,
+        machine="a machine",
+        seconds=300.0,
+    )
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    # Two images for the truth and two networks, a truth and three stages, a chart.
+    assert len(page.addresses) == 2 * 3 + 4 + 1
+    assert all(a.startswith("data:image/") for a in page.addresses)
+    assert not re.search(r"url\(|@import|https?://", text)
+    for expected in ("Two networks", "5 min 0 s", "60.5", "After stage 3", "python x.py <a & b>"):
+        assert expected in page.text
+    # The class that does not occur, and the network that found nothing, have no number.
+    assert re.search(r"ring\s+–\s+–", page.text) and re.search(r"disk\s+–\s+50\.0", page.text)

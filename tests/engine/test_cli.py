@@ -1,0 +1,129 @@
+"""The command line: what it accepts, and one line for what it cannot do."""
+
+import json
+
+import pytest
+
+from d2ext.engine import build_experiment, main
+from d2ext.engine.cli import argument_parser, run_guarded
+from d2ext.errors import UserError
+
+from detectron2.data import DatasetCatalog
+
+
+def run_main(*argv):
+    """Exit status of ``main``."""
+    with pytest.raises(SystemExit) as exit_info:
+        main(argv=[str(a) for a in argv])
+    return exit_info.value.code
+
+
+@pytest.fixture
+def coco_file(tmp_path):
+    """A COCO file of two classes and one image; returns its --register argument."""
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (64, 48), (90, 120, 30)).save(tmp_path / "images/a.jpg")
+    box = [4, 4, 20, 20]
+    polygon = [[4, 4, 24, 4, 24, 24, 4, 24]]
+    data = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 48}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 7, "bbox": box, "area": 400.0, "iscrowd": 0}
+            | {"segmentation": polygon}
+        ],
+        "categories": [{"id": 7, "name": "cat"}, {"id": 9, "name": "dog"}],
+    }
+    (tmp_path / "ann.json").write_text(json.dumps(data))
+    return f"pets={tmp_path / 'ann.json'},{tmp_path / 'images'}"
+
+
+def test_overrides_may_stand_before_and_after_options():
+    args = argument_parser().parse_intermixed_args(
+        ["--config-file", "c.yaml", "a.b=1", "--resume", "c.d=2", "--num-gpus", "2"]
+    )
+    assert (args.opts, args.resume, args.num_gpus) == (["a.b=1", "c.d=2"], True, 2)
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        ([], "--config-file is missing"),
+        (["--config-file", "nowhere.yaml"], "'nowhere.yaml' does not exist"),
+        (["--config-file", "{yaml}", "SOLVER.MAX_ITR=3"], "SOLVER.MAX_ITER"),
+        (["--config-file", "{py}", "train.max_itr=3"], "train.max_iter"),
+        (["--config-file", "{yaml}", "DATASETS.TRAIN=shapes_trian"], "shapes_train"),
+        (["--config-file", "{py}", "dataloader.train.dataset=shapes_trian"], "shapes_train"),
+        (["--config-file", "{yaml}", "--register", "x"], "NAME=annotations.json,image_dir"),
+        (["--config-file", "{yaml}", "--num-gpus", "64"], "torchrun"),
+        (["--config-file", "{yaml}", "MODEL.DEVICE=cuda"], "MODEL.DEVICE=cpu"),
+        (["--config-file", "{yaml}", "--eval-only", "MODEL.WEIGHTS=gone.pth"], "gone.pth"),
+        (["--config-file", "{yaml}", "MODEL.WEIGHTS=gone.pth"], "gone.pth"),
+        (["--config-file", "{yaml}", "SOLVER.AMP.ENABLED=true"], "mixed precision needs a GPU"),
+        (["--config-file", "{yaml}", "MODEL.WEIGHTS=''"], "frozen batch norm"),
+        (["--config-file", "{yaml}", "MODEL.ROI_HEADS.NAME=StandardROIHead"], "StandardROIHeads"),
+        (["--config-file", "{yaml}", "MODEL.BACKBONE.NAME=no_such_net"], "MODEL.BACKBONE.NAME"),
+        (["--config-file", "{py}", "+model.roi_heads.colour=red"], "colour"),
+        (["--config-file", "{yaml}", "SOLVER.OPTIMIZER=Adm"], "AdamW"),
+        (["--config-file", "{yaml}", "MODEL.ROI_HEADS.NUM_CLASSES=5"], "5"),
+        (["--config-file", "{yaml}", "OUTPUT_DIR=/dev/null/x"], "/dev/null/x"),
+    ],
+)
+def test_mistake_ends_in_one_line_that_names_it(
+    configs, shapes_few, capsys, tmp_path, monkeypatch, argv, words
+):
+    from torch import cuda
+
+    monkeypatch.setattr(cuda, "is_available", lambda: False)
+    monkeypatch.setattr(cuda, "device_count", lambda: 0)
+    files = {kind: f"{configs['mask_rcnn']}.{kind}" for kind in ("yaml", "py")}
+    argv = [a.format(**files) for a in argv]
+    defaults = [f"train.output_dir={tmp_path / 'out'}"]
+    defaults += [f"DATASETS.TRAIN={shapes_few}", f"DATASETS.TEST={shapes_few}"]
+    assert run_main(*argv[:2], *(defaults if argv else []), *argv[2:]) == 1
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert len(lines) == 1 and words in lines[0]
+
+
+def test_traceback_is_shown_on_request(monkeypatch):
+    def fail():
+        raise UserError("no")
+
+    monkeypatch.delenv("D2EXT_TRACEBACK", raising=False)
+    assert run_guarded(fail) == 1
+    monkeypatch.setenv("D2EXT_TRACEBACK", "1")
+    with pytest.raises(UserError):
+        run_guarded(fail)
+
+
+@pytest.mark.parametrize("kind", ["yaml", "py"])
+def test_registered_data_decide_the_classes_of_the_model(configs, coco_file, kind):
+    experiment = build_experiment(
+        f"{configs['htc']}.{kind}",
+        [
+            "DATASETS.TRAIN=pets",
+            "DATASETS.TEST=pets",
+            "train.init_checkpoint=''",
+            "train.device=cpu",
+        ],
+        [coco_file],
+    )
+    assert "pets" in DatasetCatalog.list()
+    assert experiment.metadata()["thing_classes"] == ["cat", "dog"]
+    model = experiment.build_model()
+    assert model.roi_heads.num_classes == 2
+    assert model.roi_heads.box_predictor[0].cls_score.out_features == 3
+    assert model.roi_heads.semantic_head.conv_logits.out_channels == 3  # two things and the rest
+    batch = next(iter(experiment.build_train_loader()))
+    assert batch[0]["sem_seg"].unique().tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    "kind, key", [("yaml", "MODEL.ROI_HEADS.NUM_CLASSES"), ("py", "model.roi_heads.num_classes")]
+)
+def test_class_count_that_contradicts_the_data_names_both_numbers(configs, coco_file, kind, key):
+    overrides = ["DATASETS.TRAIN=pets", "DATASETS.TEST=pets"]
+    with pytest.raises(UserError, match="is 5.*2 classes"):
+        build_experiment(f"{configs['mask_rcnn']}.{kind}", [*overrides, f"{key}=5"], [coco_file])
+    build_experiment(f"{configs['mask_rcnn']}.{kind}", [*overrides, f"{key}=2"], [coco_file])

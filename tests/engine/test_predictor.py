@@ -1,0 +1,100 @@
+"""Prediction on single images, for both kinds of config, beside detectron2's DefaultPredictor."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from d2ext.config import load_config
+from d2ext.engine import Predictor, train
+from d2ext.errors import UserError
+
+from detectron2.engine import DefaultPredictor
+
+
+@pytest.fixture(scope="module")
+def photograph():
+    """BGR image of unusual size."""
+    image = np.random.default_rng(0).integers(0, 255, (90, 131, 3), dtype=np.uint8)
+    return cv2.GaussianBlur(image, (9, 9), 3)
+
+
+@pytest.fixture
+def trained(short_run, tmp_path):
+    """Function: (config name, kind) -> experiment after two iterations, its checkpoint."""
+
+    def make(name, kind):
+        experiment = short_run(name, kind, f"{name}_{kind}", "train.max_iter=2")
+        train(experiment)
+        return experiment, str(tmp_path / f"{name}_{kind}" / "model_final.pth")
+
+    return make
+
+
+def assert_same_instances(a, b):
+    """Equal boxes, scores, classes and masks."""
+    assert len(a) == len(b)
+    assert torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
+    for field in ("scores", "pred_classes", "pred_masks"):
+        assert torch.equal(a.get(field), b.get(field))
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn", "htc"])
+def test_predictor_equals_detectron2s_for_yaml_configs(trained, configs, photograph, name):
+    _, weights = trained(name, "yaml")
+    overrides = [
+        "MODEL.RESNETS.NORM=GN",
+        "MODEL.DEVICE=cpu",
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST=0.0",
+    ]
+    path = f"{configs[name]}.yaml"
+    ours = Predictor(path, weights, overrides)(photograph)["instances"]
+    theirs = DefaultPredictor(load_config(path, [*overrides, f"MODEL.WEIGHTS={weights}"]))(
+        photograph
+    )
+    assert len(ours) > 0 and ours.image_size == (90, 131)
+    assert_same_instances(ours, theirs["instances"])
+
+
+def test_lazy_predictor_equals_the_yaml_one_on_the_same_weights(trained, configs, photograph):
+    _, weights = trained("htc", "py")
+    lazy = Predictor(f"{configs['htc']}.py", weights, ["model.backbone.norm=GN"])(photograph)
+    yaml = Predictor(f"{configs['htc']}.yaml", weights, ["MODEL.RESNETS.NORM=GN"])(photograph)
+    assert_same_instances(lazy["instances"], yaml["instances"])
+
+
+def test_saved_config_and_checkpoint_of_a_run_are_enough(trained, photograph, tmp_path):
+    from detectron2.config import LazyConfig
+
+    experiment, weights = trained("mask_rcnn", "py")
+    LazyConfig.save(experiment.cfg, str(tmp_path / "config.yaml"))
+    predictor = Predictor(str(tmp_path / "config.yaml"), weights)
+    assert predictor.class_names[:2] == ["disk", "rectangle"]
+    assert predictor.metadata.thing_classes == predictor.class_names
+    assert predictor(photograph)["instances"].image_size == (90, 131)
+
+
+def test_class_names_and_their_number_come_from_the_checkpoint(trained, configs, tmp_path):
+    _, weights = trained("mask_rcnn", "yaml")
+    data = torch.load(weights, weights_only=True)
+    keep = {k: v for k, v in data["model"].items() if "predictor" not in k}
+    data = {"model": keep, "metadata": {"thing_classes": ["cat", "dog", "owl"]}}
+    torch.save(data, tmp_path / "three.pth")
+    predictor = Predictor(
+        f"{configs['mask_rcnn']}.yaml", str(tmp_path / "three.pth"), ["MODEL.RESNETS.NORM=GN"]
+    )
+    assert predictor.class_names == ["cat", "dog", "owl"]
+    assert predictor.model.roi_heads.num_classes == 3
+
+
+def test_missing_weights_and_wrong_images_are_named(trained, configs, photograph):
+    with pytest.raises(UserError, match="gone.pth"):
+        Predictor(f"{configs['mask_rcnn']}.py", "gone.pth", ["model.backbone.norm=GN"])
+    with pytest.raises(UserError, match="no weights"):
+        Predictor(f"{configs['mask_rcnn']}.py", overrides=["train.init_checkpoint=''"])
+    _, weights = trained("mask_rcnn", "py")
+    predictor = Predictor(f"{configs['mask_rcnn']}.py", weights, ["model.backbone.norm=GN"])
+    with pytest.raises(UserError, match="BGR image"):
+        predictor(None)
+    with pytest.raises(UserError, match="BGR image"):
+        predictor(photograph[:, :, 0])

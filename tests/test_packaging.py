@@ -1,0 +1,112 @@
+"""The wheel: what is inside, and that an installed copy finds its configs and projects."""
+
+import configparser
+import json
+import shutil
+import textwrap
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+import d2ext
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("d2ext", "configs", "projects", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so", "output")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory, run_python):
+    """A wheel built from a copy of the sources, without the extension."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for part in filter(lambda p: (ROOT / p).exists(), PARTS):
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, source / part, ignore=SKIPPED)
+        else:
+            shutil.copy(ROOT / part, source / part)
+    code = f"from setuptools import build_meta; build_meta.build_wheel({str(target)!r})"
+    process = run_python("-c", code, cwd=source, D2EXT_BUILD_EXT="0")
+    assert process.returncode == 0, process.stderr[-2000:]
+    (path,) = target.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def sources(folder, *suffixes):
+    paths = (p for p in (ROOT / folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    return {
+        str(p.relative_to(ROOT / folder)) for p in paths if p.suffix in suffixes or not suffixes
+    }
+
+
+def read(wheel, name):
+    with zipfile.ZipFile(wheel) as archive:
+        (path,) = (n for n in archive.namelist() if n.endswith(f".dist-info/{name}"))
+        return archive.read(path).decode()
+
+
+def test_every_module_and_every_shared_config_is_inside(files):
+    assert {f"d2ext/{name}" for name in sources("d2ext", "*.py")} <= files
+    configs = sources("configs")
+    assert "common/train.py" in configs and "Base-RCNN-FPN.yaml" in configs
+    assert {f"d2ext/configs/{name}" for name in configs} <= files
+
+
+def test_the_packages_of_the_projects_are_inside(files):
+    folders = [path.parent for path in ROOT.glob("projects/*/*/__init__.py")]
+    folders = [folder for folder in folders if folder.name != "configs"]
+    assert any(folder.name == "htc" for folder in folders)
+    for folder in folders:
+        assert {f"{folder.name}/{name}" for name in sources(folder, "*.py")} <= files
+
+
+def test_nothing_else_is_inside(files):
+    tops = {name.split("/")[0] for name in files if ".dist-info/" not in name}
+    assert "d2ext" in tops and not tops & {"tests", "tools", "demo", "datasets", "configs", "docs"}
+    assert not any(name.endswith((".so", ".pyc")) for name in files)
+
+
+def test_metadata_name_version_and_projects(wheel):
+    metadata = Parser().parsestr(read(wheel, "METADATA"))
+    assert (metadata["Name"], metadata["Version"]) == ("d2ext", d2ext.__version__)
+    assert any(line.startswith("torch>=") for line in metadata.get_all("Requires-Dist"))
+    entries = configparser.ConfigParser()
+    entries.read_string(read(wheel, "entry_points.txt"))
+    assert entries["d2ext.projects"]["htc"] == "htc"
+
+
+def test_an_installed_copy_finds_its_configs_and_projects(wheel, run_python, tmp_path):
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    code = """
+        import importlib.metadata, json
+        import d2ext, htc
+        from d2ext.config import get_config, get_config_file, load_config
+        from d2ext.config.load import config_roots
+        cfg = load_config(get_config_file("mask_rcnn_tiny.yaml"), ["SEED=3"])
+        lazy = load_config(get_config_file("mask_rcnn_tiny.py"), ["train.seed=3"])
+        print(json.dumps({
+            "from": [d2ext.__file__, htc.__file__],
+            "roots": [str(root) for root in config_roots()],
+            "seeds": [cfg.SEED, lazy.train.seed],
+            "period": get_config("common/train.py").train.log_period,
+            "version": importlib.metadata.version("d2ext"),
+        }))
+    """
+    process = run_python("-W", "ignore", "-c", textwrap.dedent(code), path=[site], cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    found = json.loads(process.stdout.splitlines()[-1])
+    assert found == {
+        "from": [str(site / "d2ext/__init__.py"), str(site / "htc/__init__.py")],
+        "roots": [str(site / "d2ext/configs")],
+        "seeds": [3, 3],
+        "period": 20,
+        "version": d2ext.__version__,
+    }

@@ -1,0 +1,174 @@
+#!/usr/bin/env python
+"""Draw COCO results (`coco_instances_results.json` of an evaluation) beside the ground truth."""
+
+import argparse
+import json
+import os
+import random
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from d2ext.data import get_dataset_records, parse_register, register_all, register_coco_dataset
+from d2ext.engine.cli import run_guarded
+from d2ext.errors import UserError
+from d2ext.visualization import draw_ground_truth, draw_predictions, side_by_side
+
+from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import Boxes, BoxMode, Instances
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", required=True, metavar="FILE.json", help="COCO results")
+    parser.add_argument("--dataset", metavar="NAME", help="the data set they belong to")
+    parser.add_argument(
+        "--register",
+        metavar="NAME=ANN.json,IMAGES",
+        help="COCO-format data set; used itself when there is no --dataset",
+    )
+    parser.add_argument("--output-dir", default="output/results", help="(default: %(default)s)")
+    parser.add_argument(
+        "--confidence-threshold",
+        type=float,
+        default=0.5,
+        metavar="SCORE",
+        help="lowest score that is drawn (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num-images", type=int, default=16, help="0 for all (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--shuffle", type=int, metavar="SEED", help="draw a random choice instead of the first ones"
+    )
+    return parser
+
+
+def read_results(path: str) -> dict:
+    """COCO results by image id.
+
+    Raises:
+        UserError: no such file, no JSON, or not a list of results.
+    """
+    try:
+        with open(path, encoding="utf-8") as f:
+            results = json.load(f)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    needed = {"image_id", "category_id", "bbox", "score"}
+    by_image = defaultdict(list)
+    for index, result in enumerate(results if isinstance(results, list) else [None]):
+        if not isinstance(result, dict) or not needed <= set(result):
+            raise UserError(
+                f"{path}, entry {index}: COCO results are a list of objects with "
+                f"{', '.join(sorted(needed))}"
+            )
+        by_image[result["image_id"]].append(result)
+    return by_image
+
+
+def to_instances(results: list, size, class_ids: dict) -> Instances:
+    """Instances of one image.
+
+    Args:
+        results: its COCO results: boxes x, y, width, height in pixels and, in all or none of them,
+            run-length encoded masks.
+        size: height and width of the image.
+        class_ids: data set category id -> class index.
+
+    Raises:
+        UserError: a category or a mask that does not belong to the data set.
+    """
+    for result in results:
+        if result["category_id"] not in class_ids:
+            raise UserError(
+                f"the results have category {result['category_id']}, the data set has "
+                f"{', '.join(map(str, sorted(class_ids)))}"
+            )
+    boxes = np.asarray([r["bbox"] for r in results], dtype=np.float32).reshape(-1, 4)
+    instances = Instances(
+        size,
+        pred_boxes=Boxes(BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)),
+        pred_classes=torch.tensor([class_ids[r["category_id"]] for r in results]).long(),
+        scores=torch.tensor([float(r["score"]) for r in results]),
+    )
+    if results and all("segmentation" in r for r in results):
+        masks = np.stack([mask_util.decode(r["segmentation"]) for r in results])
+        if masks.shape[1:] != tuple(size):
+            raise UserError(
+                f"the results have masks of {masks.shape[1:]} (height, width) for image "
+                f"{results[0]['image_id']}, which is {tuple(size)}"
+            )
+        instances.pred_masks = torch.from_numpy(masks.astype(bool))
+    return instances
+
+
+def draw(record: dict, results: list, metadata, threshold: float) -> np.ndarray:
+    """Ground truth and predictions of one image, side by side."""
+    try:
+        rgb = read_image(record["file_name"], "RGB")
+    except OSError as error:
+        raise UserError(f"cannot read image {record['file_name']}: {error}") from error
+    class_ids = metadata.get("thing_dataset_id_to_contiguous_id")
+    instances = to_instances(results, rgb.shape[:2], class_ids)
+    shown = int((instances.scores >= threshold).sum())
+    return side_by_side(
+        [
+            draw_ground_truth(record, metadata, rgb),
+            draw_predictions(rgb, instances, metadata, threshold),
+        ],
+        [
+            f"ground truth: {len(record['annotations'])}",
+            f"predictions of {threshold:.0%} or more: {shown}",
+        ],
+    )
+
+
+def visualize(args) -> None:
+    if not (args.dataset or args.register):
+        raise UserError("which data set? give --dataset NAME or --register NAME=ANN.json,IMAGES")
+    if args.num_images < 0:
+        raise UserError("--num-images must not be negative")
+    by_image = read_results(args.results)
+    register_all()
+    name = args.dataset
+    if args.register:
+        spec = parse_register(args.register)
+        register_coco_dataset(*spec)
+        name = name or spec.name
+    records = get_dataset_records(name)
+    unknown = set(by_image) - {r["image_id"] for r in records}
+    if unknown:
+        raise UserError(
+            f"{args.results} has results for image {min(unknown, key=str)}, which is not in "
+            f"{name}; they belong to another data set"
+        )
+    if args.shuffle is not None:
+        random.Random(args.shuffle).shuffle(records)
+    records = records[: args.num_images or None]
+    os.makedirs(args.output_dir, exist_ok=True)
+    metadata = MetadataCatalog.get(name)
+    for record in tqdm(records, unit="img", disable=None, leave=False):
+        results = by_image.get(record["image_id"], [])
+        picture = draw(record, results, metadata, args.confidence_threshold)
+        stem = Path(record["file_name"]).stem
+        Image.fromarray(picture).save(os.path.join(args.output_dir, f"{stem}.png"))
+    print(f"{len(records)} pictures of {name} in {args.output_dir}")
+
+
+def main(argv=None) -> int:
+    args = argument_parser().parse_args(argv)
+    return run_guarded(lambda: visualize(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
