@@ -130,6 +130,6 @@ names, folders = packages()
 setup(
     packages=names,
     package_dir=folders,
-    package_data={"d2ext.configs": ["**/*.yaml", "**/*.py"]},
+    package_data={"d2ext.configs": ["**/*.yaml", "**/*.py", "**/*.pth"]},
     **extension(),
 )

@@ -89,7 +89,15 @@ def define_op(
         setup_context, backward: as in :func:`torch.library.register_autograd`. Without ``backward``
             a gradient asked of the operator raises :class:`NotImplementedError`.
     """
-    _LIBRARY.define(name + signature, tags=(torch.Tag.pt2_compliant_tag,))
+    try:
+        _LIBRARY.define(name + signature, tags=(torch.Tag.pt2_compliant_tag,))
+    except RuntimeError:
+        if not has_native():
+            raise
+        raise RuntimeError(
+            f"d2ext.ops: the compiled kernel of {name} is of another version of the sources;"
+            " rebuild it: python setup.py build_ext --inplace"
+        ) from None
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"d2ext::{name}", fake, lib=_LIBRARY)
     if backward is None:
