@@ -7,6 +7,7 @@ Environment:
 """
 
 import glob
+import importlib.util
 import os
 import re
 import shutil
@@ -72,6 +73,23 @@ def with_cuda(torch):
     return True
 
 
+def cudart_folder():
+    """A folder to link libcudart from when the toolkit has none: torch's wheels bring it, but
+    without the plain name that the linker asks for."""
+    home = Path(find_nvcc()).resolve().parents[1]
+    if any(list(home.glob(f"{sub}/libcudart.so")) for sub in ("lib64", "lib", "targets/*/lib")):
+        return []
+    spec = importlib.util.find_spec("nvidia")
+    for folder in spec.submodule_search_locations if spec else ():
+        for library in sorted(Path(folder).glob("*/lib/libcudart.so.*")):
+            link = ROOT / "build" / "cudart" / "libcudart.so"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(library)
+            return [str(link.parent)]
+    return []
+
+
 def has_compiler():
     names = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
     return os.name == "nt" or any(shutil.which(name) for name in names)
@@ -102,12 +120,13 @@ def extension():
         cxx = ["/O2", "/openmp"]
     cxx += os.environ.get("D2EXT_CXXFLAGS", "").split()
     link = [] if os.name == "nt" else ["-fopenmp"]
-    arguments = {"cxx": cxx}
+    arguments, folders = {"cxx": cxx}, []
     kind = CppExtension
     if with_cuda(torch):
         kind = CUDAExtension
         sources += glob.glob("d2ext/csrc/cuda/*.cu")
         define.append(("D2EXT_WITH_CUDA", None))
+        folders = cudart_folder()
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "9.0+PTX")
         arguments["nvcc"] = ["-O3", "--expt-relaxed-constexpr"]
         arguments["nvcc"] += os.environ.get("D2EXT_NVCCFLAGS", "").split()
@@ -115,6 +134,7 @@ def extension():
         "d2ext._C",
         sorted(sources),
         define_macros=define,
+        library_dirs=folders,
         extra_compile_args=arguments,
         extra_link_args=link + os.environ.get("D2EXT_LDFLAGS", "").split(),
         py_limited_api=True,
