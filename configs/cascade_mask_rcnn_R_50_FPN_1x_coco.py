@@ -1,5 +1,9 @@
 """detectron2's Cascade Mask R-CNN R-50-FPN, 1x schedule on COCO 2017."""
 
+from .common.data.coco_instance import dataloader
+from .common.models.cascade_mask_rcnn_fpn import model
+from .common.optim import SGD as optimizer
+from .common.schedule import lr_1x as lr_multiplier
 from .common.train import train
 
 train.init_checkpoint = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"

@@ -2,7 +2,7 @@
 
 from .common.models.mask_rcnn_fpn import model
 from .common.models.tiny import backbone, box_features, box_head, mask_head, proposal_generator
-from .common.tiny import train
+from .common.tiny import dataloader, lr_multiplier, optimizer, train
 
 model.backbone = backbone
 model.proposal_generator = proposal_generator

@@ -1,10 +1,10 @@
 """Train the backbone that the tiny configs start from; see tools/pretrain_tiny_backbone.py.
 
-The same tiny Mask R-CNN with batch norm, from random weights, on the larger `shapes_big_train`, which
-shares no image with the sets that the tiny configs are trained and tested on.
+The same tiny Mask R-CNN with batch norm, from random weights, on the larger `shapes_big_train`,
+which shares no image with the sets that the tiny configs are trained and tested on.
 """
 
-from .mask_rcnn_tiny import dataloader, model, optimizer, train
+from .mask_rcnn_tiny import dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.norm = "BN"
 model.roi_heads.box_pooler.sampling_ratio = 0

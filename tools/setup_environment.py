@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Make a virtual environment that runs this repository; what `make install` calls.
 
-Needs nothing but the standard library. Checks first whether the installation can work and says in one
-line why not. Torch and detectron2 that are already in the environment are used as they are. A second
-call does nothing, unless the requirements, the build files or the C++ sources have changed.
+Needs nothing but the standard library. Checks first whether the installation can work and says in
+one line why not. Torch and detectron2 that are already in the environment are used as they are. A
+second call does nothing, unless the requirements, build files or C++ sources have changed.
 """
 
 import argparse

@@ -1,6 +1,8 @@
 """Everything but the model of the tiny configs: data, schedule, and the weights they start from."""
 
+from .data.shapes import dataloader
 from .optim import AdamW as optimizer
+from .schedule import lr_cosine as lr_multiplier
 from .train import train
 
 optimizer.lr = 1e-3

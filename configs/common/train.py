@@ -1,4 +1,4 @@
-"""Settings of the training loop; every lazy config takes them from here and changes what it needs."""
+"""Settings of the training loop; a lazy config takes them from here and changes what it needs."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Start one or several processes: plainly, through detectron2's ``launch``, or under ``torchrun``."""
+"""Start one or several processes: plainly, by detectron2's ``launch``, or under ``torchrun``."""
 
 import os
 from typing import Callable
@@ -33,8 +33,8 @@ def run(function: Callable, args) -> None:
     available = torch.cuda.device_count()
     if processes > 1 and available < args.num_gpus:
         raise UserError(
-            f"--num-gpus {args.num_gpus}, but this machine has {available}; for several CPU processes "
-            f"use torchrun --nproc-per-node={args.num_gpus} in front of the script"
+            f"--num-gpus {args.num_gpus}, but this machine has {available}; for several CPU "
+            f"processes use torchrun --nproc-per-node={args.num_gpus} in front of the script"
         )
     detectron2_launch(
         function,

@@ -1,7 +1,7 @@
 """The training loop and the evaluation, for every model and both kinds of config.
 
-detectron2's trainers, hooks, writers and checkpointer do the work; its ``DefaultTrainer`` is not used,
-because in v0.6 its checkpoints hold no optimiser state, so that a resumed run starts over at warm-up.
+detectron2's trainers, hooks, writers and checkpointer do the work; its ``DefaultTrainer`` is not
+used: in v0.6 its checkpoints hold no optimiser state, so that a resumed run starts over at warm-up.
 """
 
 import logging
@@ -36,8 +36,8 @@ def train(experiment: Experiment, resume: bool = False) -> Dict[str, Any]:
     Args:
         experiment: what to train.
         resume: continue from the last checkpoint in the output folder, if there is one. The
-            iterations that follow are those of an uninterrupted run: parameters, optimiser, schedule,
-            AMP scaler, generators and order of the data are restored.
+            iterations that follow are those of an uninterrupted run: parameters, optimiser,
+            schedule, AMP scaler, generators and order of the data are restored.
 
     Returns:
         The results of the last evaluation, ``{metric: value}``; ``{}`` without test sets.

@@ -77,8 +77,8 @@ def _fit_classes(experiment: Experiment, overrides: Sequence[str]) -> None:
         same = {override.key, YAML_TO_LAZY.get(override.key), LAZY_TO_YAML.get(override.key)}
         if same & set(_CLASS_KEYS) and override.value != count:
             raise UserError(
-                f"{override.key} is {override.value}, but data set '{names[0]}' has {count} classes; "
-                "leave the key out, it is set from the data"
+                f"{override.key} is {override.value}, but data set '{names[0]}' has {count} "
+                "classes; leave the key out, it is set from the data"
             )
     semantic = None
     if experiment.semantic_mode() != "none" and experiment.train_sets():

@@ -1,7 +1,7 @@
 """The parts that all tiny networks share: small enough to train on a CPU in minutes.
 
-Everything is a quarter or less of the usual width, anchors fit objects of 8 to 128 pixels, and RoIs are
-few, because at this size the heads cost more than the backbone.
+Everything is a quarter or less of the usual width, anchors fit objects of 8 to 128 pixels, and RoIs
+are few, because at this size the heads cost more than the backbone.
 """
 
 from detectron2.config import LazyCall as L
@@ -9,6 +9,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsampleHead
 
 from .mask_rcnn_fpn import model as _mask_rcnn
+from .resnet_fpn import slim_backbone as backbone
 
 proposal_generator = _mask_rcnn.proposal_generator
 proposal_generator.head.in_channels = 64

@@ -2,6 +2,8 @@
 
 from d2ext.config import get_config
 
+from .models.htc_r50_fpn import model
+
 dataloader = get_config("common/data/coco_instance.py").dataloader
 optimizer = get_config("common/optim.py").SGD
 lr_multiplier = get_config("common/schedule.py").lr_1x

@@ -3,7 +3,7 @@
 The strongest released model; published: box AP 50.4, mask AP 43.8.
 """
 
-from .htc_R_101_FPN_20e_coco import dataloader, model, train
+from .htc_R_101_FPN_20e_coco import dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.num_groups = 64
 model.backbone.width_per_group = 4

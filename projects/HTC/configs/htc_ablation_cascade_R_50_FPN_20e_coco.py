@@ -1,6 +1,6 @@
 """Ablation, row 1: three box and three mask heads in parallel; paper: box AP 42.5, mask AP 36.5."""
 
-from .htc_R_50_FPN_20e_coco import dataloader, model, train
+from .htc_R_50_FPN_20e_coco import dataloader, lr_multiplier, model, optimizer, train
 
 _heads = model.roi_heads
 _heads.interleaved = False

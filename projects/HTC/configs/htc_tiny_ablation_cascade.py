@@ -1,6 +1,6 @@
 """Ablation, row 1: three box and three mask heads in parallel (Cascade Mask R-CNN)."""
 
-from .htc_tiny import dataloader, model, train
+from .htc_tiny import dataloader, lr_multiplier, model, optimizer, train
 
 _heads = model.roi_heads
 _heads.interleaved = False

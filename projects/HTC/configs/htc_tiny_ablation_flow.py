@@ -1,6 +1,6 @@
 """Ablation, row 3: row 2 plus mask information flow; row 4 is htc_tiny."""
 
-from .htc_tiny import dataloader, model, train
+from .htc_tiny import dataloader, lr_multiplier, model, optimizer, train
 
 _heads = model.roi_heads
 _heads.interleaved = True

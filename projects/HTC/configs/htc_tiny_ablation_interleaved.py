@@ -1,6 +1,6 @@
 """Ablation, row 2: row 1 plus interleaved execution."""
 
-from .htc_tiny import dataloader, model, train
+from .htc_tiny import dataloader, lr_multiplier, model, optimizer, train
 
 _heads = model.roi_heads
 _heads.interleaved = True

@@ -1,6 +1,6 @@
 """HTC R-50-FPN without the semantic branch: needs no label maps."""
 
-from .htc_R_50_FPN_1x_coco import dataloader, model, train
+from .htc_R_50_FPN_1x_coco import dataloader, lr_multiplier, model, optimizer, train
 
 model.roi_heads.semantic_head = None
 model.roi_heads.semantic_pooler = None
