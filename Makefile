@@ -12,7 +12,7 @@ export FORCE_CUDA
 JOBS ?= 2
 ARGS ?=
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test lint sanitize clean
 
 help:  ## this text
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ test: install  ## all tests, on the CPU
 
 lint: install  ## style check (fix with: .venv/bin/ruff check --fix . && .venv/bin/ruff format .)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+sanitize: install  ## C++ operators under AddressSanitizer and UBSan (some ten minutes)
+	@tools/sanitize.sh $(abspath $(BIN)/python)
 
 clean:  ## remove build products and outputs; keeps the environment and the data sets
 	rm -rf build dist output *.egg-info .pytest_cache .ruff_cache

@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 
 from walkthrough import machine, models, pictures, report
-from walkthrough.training import ProgressLine, clock, run_logged, train
+from walkthrough.training import ProgressLine, Training, clock, run_logged, train_all
 
 from d2ext.config import load_projects
 from d2ext.data import get_dataset_records
@@ -73,8 +73,8 @@ def evaluate_stages(model, weights: Path, folder: Path, overrides) -> list:
     return stages
 
 
-def process(model: models.Model, args, records) -> report.Outcome:
-    """Train one network, evaluate it, and let it predict on the images of the records."""
+def plan(model: models.Model, args) -> tuple:
+    """What to train: the overrides of a model, its experiment and its training."""
     folder = Path(args.output) / model.name
     overrides = models.overrides_for(model, args.override)
     if args.max_iter is not None:
@@ -82,16 +82,22 @@ def process(model: models.Model, args, records) -> report.Outcome:
     experiment = build_experiment(str(models.ROOT / model.config), overrides)
     command = training_command(model, [*overrides, f"train.output_dir={folder}"])
     # Twice the usual number of lines, for smooth progress and curves.
-    result = train([*command, "train.log_period=10"], model.name, folder, experiment.max_iter)
-    weights = folder / "model_final.pth"
+    command.append("train.log_period=10")
+    return overrides, experiment, Training(model.name, command, folder, experiment.max_iter)
+
+
+def use(model: models.Model, planned: tuple, result, records) -> report.Outcome:
+    """Let a trained network predict on the images of the records."""
+    overrides, experiment, training = planned
+    weights = training.folder / "model_final.pth"
     predictor = Predictor(experiment, weights=str(weights))
     stages = stage_rows = None
     if hasattr(predictor.model, "inference_stages"):
-        stages = evaluate_stages(model, weights, folder, overrides)
+        stages = evaluate_stages(model, weights, training.folder, overrides)
         stage_rows = pictures.stage_pictures(predictor, records[:_NUM_STAGE_PICTURES])
     return report.Outcome(
         model=model,
-        command=typed(command),
+        command=typed(training.command[:-1]),
         weights=weights,
         parameters=sum(p.numel() for p in predictor.model.parameters()),
         training=result,
@@ -128,7 +134,11 @@ def run(args) -> None:
     print(f"{machine.describe()}")
     print(f"{train_set}: {num_train} images, {test_set}: {len(records)} images", flush=True)
     shown = pictures.choose_records(records, _NUM_PICTURES)
-    outcomes = [process(model, args, shown) for model in chosen]
+    planned = {model.name: plan(model, args) for model in chosen}
+    workers = min(len(chosen), machine.usable_cores())
+    # The most expensive network, which stands last, goes first.
+    results = train_all([planned[model.name][2] for model in reversed(chosen)], workers)
+    outcomes = [use(m, planned[m.name], results[m.name], shown) for m in chosen]
 
     metadata = MetadataCatalog.get(test_set)
     report.write_metrics(outcomes, output / "metrics.json")

@@ -1,9 +1,11 @@
-"""One training as a user would start it: `train_net.py` in a process of its own, watched through
-the files it writes, with one line of progress."""
+"""Trainings as a user would start them: `train_net.py` in processes of their own, watched through
+the files they write. Several run side by side, a share of the cores each, because networks this
+small gain little from a second thread."""
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,36 +34,66 @@ class TrainingResult(NamedTuple):
     curve: List[Dict[str, float]]
 
 
-def child_environment() -> Dict[str, str]:
-    """The environment of a child process: all cores, unless the user has chosen otherwise."""
+def child_environment(shares: int = 1) -> Dict[str, str]:
+    """The environment of one of ``shares`` child processes that run at a time: its part of the
+    cores, unless the user has chosen otherwise."""
     env = dict(os.environ)
-    env.setdefault("OMP_NUM_THREADS", str(default_threads()))
+    env.setdefault("OMP_NUM_THREADS", str(max(default_threads() // shares, 1)))
     env["PYTHONUNBUFFERED"] = "1"
     return env
+
+
+class Child:
+    """A command whose messages end up in a log.
+
+    The command itself writes the log; what it leaves on stderr is added if it fails.
+
+    Args:
+        command: program and arguments.
+        log: the file to name when it fails.
+        shares: number of such processes that run at a time.
+    """
+
+    def __init__(self, command: List[str], log: Path, shares: int = 1):
+        self._command, self._log = command, log
+        self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self._process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=self._stderr,
+            env=child_environment(shares),
+        )
+
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.poll() is None
+
+    def stop(self) -> None:
+        """End it if it still runs, kindly first."""
+        _end(self._process)
+
+    def check(self) -> None:
+        """After its end: raise a ``UserError`` that names the log if it failed."""
+        if self._process.returncode:
+            self._stderr.seek(0)
+            _fail(self._command, self._process.returncode, self._stderr.read(), self._log)
 
 
 def run_logged(command: List[str], log: Path, poll=lambda: None) -> None:
     """Run a command whose messages end up in ``log``, calling ``poll`` while it runs.
 
-    The command itself writes the log; what it leaves on stderr is added if it fails.
-
     Raises:
         UserError: it failed; names the log.
     """
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=stderr, env=child_environment()
-        )
-        try:
-            while process.poll() is None:
-                poll()
-                time.sleep(_POLL_SECONDS)
+    child = Child(command, log)
+    try:
+        while child.running():
             poll()
-        finally:
-            _end(process)
-        if process.returncode:
-            stderr.seek(0)
-            _fail(command, process.returncode, stderr.read(), log)
+            time.sleep(_POLL_SECONDS)
+        poll()
+    finally:
+        child.stop()
+    child.check()
 
 
 def _end(process: subprocess.Popen) -> None:
@@ -207,29 +239,84 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def train(command: List[str], name: str, folder: Path, max_iter: int) -> TrainingResult:
-    """Run a training command to its end and show its progress.
+class ProgressGroup:
+    """Progress of several trainings: on a terminal all in one line, elsewhere a line per tenth."""
+
+    def __init__(self, stream=None):
+        self._stream = stream or sys.stdout
+        self._statuses: Dict[str, str] = {}
+        self._lines: Dict[str, ProgressLine] = {}
+
+    def show(self, name: str, status: str) -> None:
+        """Show the status of one training beside those of the others."""
+        if not self._stream.isatty():
+            self._lines.setdefault(name, ProgressLine(name, self._stream)).show(status)
+            return
+        self._statuses[name] = status
+        text = " | ".join(f"{name}: {' '.join(s.split())}" for name, s in self._statuses.items())
+        width = shutil.get_terminal_size().columns - 1
+        self._stream.write(f"\r\033[K{text[:width]}")
+        self._stream.flush()
+
+    def close(self, name: str, text: str) -> None:
+        """Last line of one training."""
+        self._statuses.pop(name, None)
+        ProgressLine(name, self._stream).close(text)
+
+
+class Training(NamedTuple):
+    """A training to run: its name, command, output folder and number of iterations."""
+
+    name: str
+    command: List[str]
+    folder: Path
+    max_iter: int
+
+
+def train_all(trainings: List[Training], workers: int) -> Dict[str, TrainingResult]:
+    """Run training commands, ``workers`` at a time, and show their progress.
+
+    Returns:
+        Name -> result.
 
     Raises:
-        UserError: it failed, or ended without results; names the log.
+        UserError: one failed, or ended without results; names the log. The others are stopped.
     """
-    watcher, line = Watcher(folder, max_iter), ProgressLine(name)
-
-    def poll():
-        watcher.poll()
-        line.show(watcher.status())
-
+    waiting, running, results = list(trainings), [], {}
+    progress = ProgressGroup()
     try:
-        run_logged(command, folder / "log.txt", poll)
+        while waiting or running:
+            while waiting and len(running) < workers:
+                training = waiting.pop(0)
+                child = Child(training.command, training.folder / "log.txt", workers)
+                running.append((training, child, Watcher(training.folder, training.max_iter)))
+            time.sleep(_POLL_SECONDS)
+            for entry in list(running):
+                training, child, watcher = entry
+                ended = not child.running()  # before the last look at its files
+                watcher.poll()
+                if ended:
+                    running.remove(entry)
+                    results[training.name] = _result(training, child, watcher, progress)
+                else:
+                    progress.show(training.name, watcher.status())
+    finally:
+        for _, child, _ in running:
+            child.stop()
+    return results
+
+
+def _result(training: Training, child: Child, watcher: Watcher, progress) -> TrainingResult:
+    try:
+        child.check()
+        if not watcher.metrics:
+            log = training.folder / "log.txt"
+            raise UserError(f"the training of {training.name} wrote no results; see {log}")
     except UserError:
-        line.close("failed")
+        progress.close(training.name, "failed")
         raise
-    if not watcher.metrics:
-        line.close("failed")
-        raise UserError(f"the training of {name} wrote no results; see {folder / 'log.txt'}")
     result = watcher.result()
     # Absent when nothing at all was found.
-    line.close(
-        f"trained in {clock(result.seconds)}, mask AP {watcher.metrics.get('segm/AP', 0):.1f}"
-    )
+    mask_ap = watcher.metrics.get("segm/AP", 0)
+    progress.close(training.name, f"trained in {clock(result.seconds)}, mask AP {mask_ap:.1f}")
     return result
