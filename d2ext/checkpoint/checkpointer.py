@@ -60,6 +60,7 @@ class Checkpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.metadata = dict(metadata or {})
         self._source = ""
+        self._missing: List[str] = []
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``save_dir/name.pth`` through a temporary file, then tag it as the last one.
@@ -111,6 +112,21 @@ class Checkpointer(DetectionCheckpointer):
                 f"checkpoint '{path}' does not fit this run: {_reason(error)}"
             ) from error
 
+    def load_complete(self, path: str) -> Dict[str, Any]:
+        """As ``load(path, [])``, for evaluation and prediction: nothing may keep random weights.
+
+        Raises:
+            UserError: as :meth:`load`, or the file lacks parameters of the model.
+        """
+        rest = self.load(path, checkpointables=[])
+        if self._missing:
+            raise UserError(
+                f"checkpoint '{path}' lacks {len(self._missing)} of the model's parameters, e.g. "
+                f"'{self._missing[0]}'; name one of the whole model in MODEL.WEIGHTS (yaml) or "
+                "train.init_checkpoint (lazy)"
+            )
+        return rest
+
     def _check_existence(self, path: str) -> None:
         local = path
         if "://" in path:
@@ -150,9 +166,12 @@ class Checkpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: Dict[str, Any]):
         in_file = next(iter(checkpoint["model"]), "nothing")
         incompatible = super()._load_model(checkpoint)
+        wrong_shape = [key for key, *_ in incompatible.incorrect_shapes]
+        self._missing = [
+            key for key in (*incompatible.missing_keys, *wrong_shape) if not key.endswith(_COUNTERS)
+        ]
         of_model = {k for k in self.model.state_dict() if not k.endswith(_COUNTERS)}
-        unused = {*incompatible.missing_keys, *(key for key, *_ in incompatible.incorrect_shapes)}
-        if of_model and of_model <= unused:
+        if of_model and of_model <= set(self._missing):
             raise UserError(
                 f"checkpoint '{self._source}' has no weight of this model: it has '{in_file}' ..., "
                 f"the model has '{min(of_model)}' ..."

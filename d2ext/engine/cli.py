@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from typing import Callable, List, Optional
 
 from d2ext.config import register_config
@@ -36,11 +37,17 @@ examples:
 def argument_parser() -> argparse.ArgumentParser:
     """detectron2's options plus ``--register``; overrides may stand anywhere."""
     base = default_argument_parser(epilog=" ")
+    helps = {
+        "resume": "continue from the last checkpoint in the output folder, exactly",
+        "eval_only": "evaluate the weights named by an override, else the last checkpoint in the "
+        "output folder, else the config's weights",
+    }
     parser = argparse.ArgumentParser(
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for action in base._actions:  # the same options, but overrides that do not swallow them
         if action.option_strings and "--help" not in action.option_strings:
+            action.help = helps.get(action.dest, action.help)
             parser._add_action(action)
     parser.add_argument(
         "--register",
@@ -79,6 +86,7 @@ def main(*config_functions: Callable, argv: Optional[List[str]] = None) -> None:
     for function in config_functions:
         register_config(function)
     args = argument_parser().parse_intermixed_args(argv)
+    warnings.filterwarnings("ignore", "torch.meshgrid")  # of detectron2's anchors, harmless
     sys.exit(run_guarded(lambda: _main(args)))
 
 

@@ -5,7 +5,7 @@ omegaconf ``DictConfig`` (lazy). Nothing else in the engine looks into a config.
 """
 
 import abc
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, Optional, Sequence, Union
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -42,6 +42,8 @@ class Experiment(abc.ABC):
     log_period: int
     ddp: Dict[str, Any]
     image_format: str
+    # Whether the command line named the weights, rather than the config.
+    weights_chosen: bool = False
 
     @abc.abstractmethod
     def build_model(self) -> Module:
@@ -86,6 +88,10 @@ class Experiment(abc.ABC):
     @abc.abstractmethod
     def set_num_classes(self, things: int, semantic: Optional[int] = None) -> None:
         """Configure the model for so many classes (and labels of its semantic branch, if any)."""
+
+    @abc.abstractmethod
+    def set_registered(self, texts: Sequence[str]) -> None:
+        """Remember ``--register`` arguments in the config, so that a saved one is complete."""
 
     @abc.abstractmethod
     def set_device(self, device: str) -> None:
@@ -183,6 +189,10 @@ class YacsExperiment(Experiment):
         if semantic is not None:
             self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = semantic
 
+    def set_registered(self, texts: Sequence[str]) -> None:
+        self.cfg.defrost()
+        self.cfg.DATASETS.REGISTER = tuple(texts)
+
     def set_device(self, device: str) -> None:
         self.cfg.defrost()
         self.device = self.cfg.MODEL.DEVICE = device
@@ -264,6 +274,9 @@ class LazyExperiment(Experiment):
             for key in self.SEMANTIC_KEYS:
                 if OmegaConf.select(self.cfg, key) is not None:
                     OmegaConf.update(self.cfg, key, semantic)
+
+    def set_registered(self, texts: Sequence[str]) -> None:
+        self.cfg.dataloader.register = list(texts)
 
     def set_device(self, device: str) -> None:
         self.device = self.cfg.train.device = device

@@ -119,18 +119,23 @@ def evaluate(experiment: Experiment, model: torch.nn.Module) -> Dict[str, Any]:
 
 
 def evaluate_checkpoint(experiment: Experiment, resume: bool = False) -> Dict[str, Any]:
-    """Load ``init_checkpoint`` (with ``resume``: the last of the output folder) and evaluate it."""
+    """Evaluate the weights that the command line names, else the last ones of the output folder,
+    else those of the config; with ``resume`` the output folder comes first.
+
+    Raises:
+        UserError: there are none, or they are not of the whole model.
+    """
     model = experiment.build_model()
     checkpointer = Checkpointer(model, experiment.output_dir)
     path = experiment.init_checkpoint
-    if (resume or not path) and checkpointer.has_checkpoint():
+    if (resume or not experiment.weights_chosen) and checkpointer.has_checkpoint():
         path = checkpointer.get_checkpoint_file()
     if not path:
         raise UserError(
             f"nothing to evaluate: '{experiment.output_dir}' has no checkpoint; "
             "set MODEL.WEIGHTS (yaml) or train.init_checkpoint (lazy)"
         )
-    checkpointer.load(path, checkpointables=[])
+    checkpointer.load_complete(path)
     model.eval()
     results = evaluate(experiment, create_ddp_model(model, **_ddp_options(experiment)))
     if comm.is_main_process() and isinstance(experiment, YacsExperiment):

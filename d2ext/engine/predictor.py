@@ -44,7 +44,7 @@ class Predictor:
     ):
         if not isinstance(config, Experiment):
             loaded = config if isinstance(config, str) else copy.deepcopy(config)
-            config = build_experiment(loaded, overrides)
+            config = build_experiment(loaded, overrides, with_data=False)
         path = weights if weights is not None else config.init_checkpoint
         if not path:
             raise UserError(
@@ -60,7 +60,7 @@ class Predictor:
             config.set_num_classes(len(self.class_names), stored.get("semantic_labels"))
         self.experiment = config
         self.model = config.build_model().eval()
-        Checkpointer(self.model).load(path, checkpointables=[])
+        Checkpointer(self.model).load_complete(path)
         self.class_names = self.class_names or [str(i) for i in range(config.num_classes())]
         self.metadata = Metadata(thing_classes=self.class_names)
         self._augmentations = AugmentationList(config.test_augmentations())

@@ -34,6 +34,7 @@ def build_experiment(
     config: Union[str, CfgNode, DictConfig],
     overrides: Sequence[str] = (),
     register: Sequence[str] = (),
+    with_data: bool = True,
 ) -> Experiment:
     """Load a config, register its data sets and fit the number of classes to them.
 
@@ -42,16 +43,23 @@ def build_experiment(
         overrides: ``key=value`` strings.
         register: ``NAME=annotations.json,image_dir[,semantic_dir]`` strings, beside those of the
             config itself (``DATASETS.REGISTER``, ``dataloader.register``).
+        with_data: False for prediction, which works without the data sets of the config.
 
     Raises:
         UserError: anything wrong with the config, the data sets or their classes.
     """
     cfg = load_config(config, overrides) if isinstance(config, str) else config
     experiment = LazyExperiment(cfg) if is_lazy(cfg) else YacsExperiment(cfg)
+    chosen = {YAML_TO_LAZY.get(o.key, o.key) for o in parse_overrides(overrides)}
+    experiment.weights_chosen = YAML_TO_LAZY["MODEL.WEIGHTS"] in chosen
     register_all()
+    if not with_data:
+        return experiment
     own = cfg.dataloader.get("register", ()) if is_lazy(cfg) else cfg.DATASETS.REGISTER
-    for text in (*own, *register):
+    texts = list(dict.fromkeys([*own, *register]))
+    for text in texts:
         register_coco_dataset(*parse_register(text))
+    experiment.set_registered(texts)
     _check_data_sets(experiment)
     _fit_classes(experiment, overrides)
     return experiment

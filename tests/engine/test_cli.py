@@ -127,3 +127,28 @@ def test_class_count_that_contradicts_the_data_names_both_numbers(configs, coco_
     with pytest.raises(UserError, match="is 5.*2 classes"):
         build_experiment(f"{configs['mask_rcnn']}.{kind}", [*overrides, f"{key}=5"], [coco_file])
     build_experiment(f"{configs['mask_rcnn']}.{kind}", [*overrides, f"{key}=2"], [coco_file])
+
+
+@pytest.mark.parametrize("kind", ["yaml", "py"])
+def test_eval_only_takes_the_last_checkpoint_of_the_output_folder(short_run, monkeypatch, kind):
+    from d2ext.engine import loop
+
+    train_run = short_run("mask_rcnn", kind, "run", "train.max_iter=2")
+    loop.train(train_run)
+    loaded = []
+    load = loop.Checkpointer.load_complete
+    monkeypatch.setattr(
+        loop.Checkpointer, "load_complete", lambda self, p: (loaded.append(p), load(self, p))
+    )
+    # The config itself names the shipped backbone.
+    experiment = short_run("mask_rcnn", kind, "run")
+    experiment.init_checkpoint, experiment.weights_chosen = "d2ext://weights/x.pth", False
+    loop.evaluate_checkpoint(experiment)
+    assert loaded[0].endswith("run/model_final.pth")
+
+
+def test_registered_data_are_part_of_the_saved_config(configs, coco_file):
+    overrides = ["DATASETS.TRAIN=pets", "DATASETS.TEST=pets"]
+    yaml = build_experiment(f"{configs['mask_rcnn']}.yaml", overrides, [coco_file])
+    lazy = build_experiment(f"{configs['mask_rcnn']}.py", overrides, [coco_file])
+    assert list(yaml.cfg.DATASETS.REGISTER) == list(lazy.cfg.dataloader.register) == [coco_file]

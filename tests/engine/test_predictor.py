@@ -74,17 +74,22 @@ def test_saved_config_and_checkpoint_of_a_run_are_enough(trained, photograph, tm
     assert predictor(photograph)["instances"].image_size == (90, 131)
 
 
-def test_class_names_and_their_number_come_from_the_checkpoint(trained, configs, tmp_path):
-    _, weights = trained("mask_rcnn", "yaml")
-    data = torch.load(weights, weights_only=True)
-    keep = {k: v for k, v in data["model"].items() if "predictor" not in k}
-    data = {"model": keep, "metadata": {"thing_classes": ["cat", "dog", "owl"]}}
-    torch.save(data, tmp_path / "three.pth")
-    predictor = Predictor(
-        f"{configs['mask_rcnn']}.yaml", str(tmp_path / "three.pth"), ["MODEL.RESNETS.NORM=GN"]
-    )
-    assert predictor.class_names == ["cat", "dog", "owl"]
+def test_class_names_and_their_number_come_from_the_checkpoint(short_run, configs, tmp_path):
+    experiment = short_run("mask_rcnn", "yaml", "three")
+    experiment.set_num_classes(3)
+    weights = experiment.build_model().state_dict()
+    names = ["cat", "dog", "owl"]
+    path = str(tmp_path / "three.pth")
+    torch.save({"model": weights, "metadata": {"thing_classes": names}}, path)
+    overrides = ["MODEL.RESNETS.NORM=GN", "DATASETS.TRAIN=gone", "DATASETS.TEST=gone"]
+    predictor = Predictor(f"{configs['mask_rcnn']}.yaml", path, overrides)
+    assert predictor.class_names == names
     assert predictor.model.roi_heads.num_classes == 3
+
+
+def test_checkpoint_of_a_part_of_the_model_is_refused(configs):
+    with pytest.raises(UserError, match="lacks .* of the model's parameters, e.g. 'roi_heads|rpn"):
+        Predictor(f"{configs['mask_rcnn']}.yaml")  # the shipped backbone alone
 
 
 def test_missing_weights_and_wrong_images_are_named(trained, configs, photograph):

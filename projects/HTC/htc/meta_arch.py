@@ -39,7 +39,8 @@ class HybridTaskCascade(MultiStageRCNN):
             if "sem_seg" not in x:
                 raise UserError(
                     f"No 'sem_seg' for image {x.get('file_name', x.get('image_id', '?'))}: build "
-                    "the mapper with semantic=True, or set MODEL.HTC.SEMANTIC.ENABLED False."
+                    "the mapper with semantic='auto' (INPUT.SEMANTIC in yaml configs), or set "
+                    "MODEL.HTC.SEMANTIC.ENABLED False."
                 )
             if tuple(x["sem_seg"].shape) != tuple(size):
                 raise UserError(
