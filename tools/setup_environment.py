@@ -87,7 +87,7 @@ def run(*command, **environment) -> None:
         sys.stderr.write("\n".join(result.stdout.splitlines()[-25:]) + "\n")
         raise CannotInstall(f"`{' '.join(str(c) for c in command)}` failed, see above")
     for line in result.stdout.splitlines():
-        if "d2ext:" in line:  # what setup.py has to say about the extension
+        if line.strip().startswith("d2ext: "):  # what setup.py says about the extension
             print("  " + line.strip())
 
 
