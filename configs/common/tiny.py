@@ -6,7 +6,7 @@ from .schedule import lr_cosine as lr_multiplier
 from .train import train
 
 optimizer.lr = 1e-3
-train.max_iter = 450
+train.max_iter = 400
 # Made by tools/pretrain_tiny_backbone.py.
 train.init_checkpoint = "d2ext://weights/slim_resnet_fpn_shapes.pth"
 train.checkpointer.period = 200
