@@ -1,5 +1,6 @@
 """Fixtures of all tests: d2ext before detectron2, one thread, generated data, fixed seeds."""
 
+import logging
 import os
 import random
 import subprocess
@@ -40,6 +41,21 @@ def catalogs():
     for catalog, saved in ((DatasetCatalog, datasets), (MetadataCatalog, metadata)):
         catalog.data.clear()
         catalog.data.update(saved)
+
+
+@pytest.fixture(autouse=True)
+def log_handlers():
+    """detectron2's loggers keep the stream they were set up with, which pytest replaces and closes
+    after each test: undo what a test sets up."""
+    loggers = [logging.getLogger(name) for name in ("", "detectron2", "fvcore", "d2ext")]
+    saved = [(x, x.handlers[:], x.propagate, x.level) for x in loggers]
+    yield
+    for logger, handlers, propagate, level in saved:
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
+    from detectron2.utils.logger import setup_logger
+
+    getattr(setup_logger, "cache_clear", lambda: None)()
 
 
 @pytest.fixture

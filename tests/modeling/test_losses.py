@@ -1,10 +1,11 @@
 import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 import d2ext.modeling  # noqa: F401
 from d2ext.modeling.losses import (
@@ -142,21 +143,29 @@ def _gradient(weight, rows):
     return weight.grad
 
 
-def _worker(rank, store, weight, results):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
+def _worker(rank, folder):
+    """One of two processes: saves the averaged gradient of its share of the regions."""
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     rows = [[0, 1, 2, 4, 5], [3]][rank]  # the second process has no positive
-    gradient = _gradient(weight, rows)
+    gradient = _gradient(torch.load(f"{folder}/weight.pt"), rows)
     dist.all_reduce(gradient)
-    results[rank] = gradient / 2
+    torch.save(gradient / 2, f"{folder}/gradient{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_mean_gradient_of_two_processes_equals_that_of_one_with_the_whole_batch(tmp_path):
+def test_mean_gradient_of_two_processes_equals_that_of_one_with_the_whole_batch(
+    tmp_path, run_python
+):
     weight = torch.randn(2, 12, generator=torch.Generator().manual_seed(0))
+    torch.save(weight, tmp_path / "weight.pt")
     expected = _gradient(weight, [0, 1, 2, 3, 4, 5])
-    results = torch.zeros(2, *weight.shape).share_memory_()
-    arguments = (tmp_path / "store", weight, results)
-    mp.start_processes(_worker, args=arguments, nprocs=2, start_method="fork")
-    for gradient in results:
+    with ThreadPoolExecutor(2) as pool:
+        workers = list(pool.map(lambda rank: run_python(__file__, rank, tmp_path), range(2)))
+    for rank, worker in enumerate(workers):
+        assert worker.returncode == 0, worker.stderr
+        gradient = torch.load(tmp_path / f"gradient{rank}.pt")
         assert torch.allclose(gradient, expected, atol=1e-6)
+
+
+if __name__ == "__main__":  # a process of the test above
+    _worker(int(sys.argv[1]), sys.argv[2])
