@@ -1,5 +1,6 @@
 """Start one or several processes: plainly, by detectron2's ``launch``, or under ``torchrun``."""
 
+import gc
 import os
 from typing import Callable
 
@@ -62,7 +63,12 @@ def _run_torchrun_worker(function: Callable, args) -> None:
         _create_local_process_group(local_size)
         comm.synchronize()
         function(args)
+        # Leave together, with nothing alive that refers to a group: gloo's threads abort a process
+        # whose groups are torn down only while the interpreter ends.
+        gc.collect()
+        comm.synchronize()
     finally:
+        comm._LOCAL_PROCESS_GROUP = None
         dist.destroy_process_group()
 
 
