@@ -63,8 +63,8 @@ def _run_torchrun_worker(function: Callable, args) -> None:
         _create_local_process_group(local_size)
         comm.synchronize()
         function(args)
-        # Leave together, with nothing alive that refers to a group: gloo's threads abort a process
-        # whose groups are torn down only while the interpreter ends.
+        # Leave together, with nothing alive that refers to a group. A worker was once seen to abort
+        # at its exit; the likely cause is a group torn down only while the interpreter ends.
         gc.collect()
         comm.synchronize()
     finally:
