@@ -1,5 +1,5 @@
-"""Registration of the data sets that d2ext knows by name: the generated `shapes_*` sets and COCO
-2017 with COCO-Stuff maps (`coco_2017_{train,val}_stuff`).
+"""Registration of the data sets that d2ext knows by name: the generated `shapes_*` sets, COCO
+2017 with COCO-Stuff maps (`coco_2017_{train,val}_stuff`) and VOC 2012 SDS (`voc_sds_{train,val}`).
 
 Registering reads and writes nothing; a shapes set is generated when its records are first used.
 """
@@ -9,7 +9,7 @@ import os
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from . import shapes
+from . import shapes, voc_sds
 from .register import is_registered_as, load_coco_records
 
 COCO_STUFF_LABELS = 183  # size of HTC's semantic output; the maps use 0..181 and 255
@@ -91,6 +91,7 @@ def register_all(root=None):
     for split in ("train", "val"):
         name = f"coco_2017_{split}_stuff"
         builders.append((name, split, _coco_stuff_paths, _register_coco_stuff))
+        builders.append((f"voc_sds_{split}", split, voc_sds.paths, voc_sds.register))
     moved = []
     for name, split, paths, register in builders:
         if is_registered_as(name, **paths(split, root)):
