@@ -59,6 +59,7 @@ def register(name, split, root):
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(
         thing_classes=list(CLASSES),
+        thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(CLASSES))},
         ignore_label=255,
         evaluator_type="voc_sds",
         **files,
