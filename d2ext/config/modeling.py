@@ -27,6 +27,24 @@ def add_modeling_config(cfg: CN) -> None:
     # Limit the log-size deltas on both sides instead of the upper one only.
     rpn.CLAMP_BOTH_SIDES = True
 
+    rpn = cfg.MODEL.CAFFE_RPN = CN()
+    # Pixels by which training anchors of CaffeRPN may exceed the image; negative: any.
+    rpn.BOUNDARY_THRESH = 0.0
+    # A ground truth that no anchor overlaps makes all anchors without overlap positive, as in the
+    # Caffe release.
+    rpn.MATCH_ZERO_OVERLAP = True
+    # Divide the box loss by the number of anchors sampled instead of the number wanted.
+    rpn.NORMALIZE_BOX_BY_SAMPLED = False
+    # Propose from the floor(size / stride) first rows and columns of the feature map only.
+    rpn.CROP_GRID = True
+    # MODEL.PROPOSAL_GENERATOR.MIN_SIZE counts pixels of the original image, not the network input.
+    rpn.SCALE_MIN_SIZE = False
+    # Limit the log-size deltas on both sides instead of not at all.
+    rpn.CLAMP_DELTAS = False
+
+    # Max pooling of CaffeResNet's stem without padding, its output size rounded up, as in Caffe.
+    cfg.MODEL.CAFFE_RESNET = CN({"CEIL_POOL": True})
+
     stages = cfg.MODEL.MULTI_STAGE = CN()
     # Factor of the losses of each stage of MultiStageROIHeads (Cascade R-CNN, MMDetection).
     stages.STAGE_LOSS_WEIGHTS = [1.0, 0.5, 0.25]

@@ -2,6 +2,7 @@
 
 from .deform import DeformBottleneckBlock, TorchvisionDeformConv, TorchvisionModulatedDeformConv
 from .norm import EvalStatsBatchNorm2d, narrow_group_norm, resolve_norm
+from .resnet_caffe import CaffeResNet, CaffeStem, build_caffe_resnet_backbone
 from .resnet_fpn import (
     ResNetFPN,
     SlimResNetFPN,
@@ -10,12 +11,15 @@ from .resnet_fpn import (
 )
 
 __all__ = [
+    "CaffeResNet",
+    "CaffeStem",
     "DeformBottleneckBlock",
     "EvalStatsBatchNorm2d",
     "ResNetFPN",
     "SlimResNetFPN",
     "TorchvisionDeformConv",
     "TorchvisionModulatedDeformConv",
+    "build_caffe_resnet_backbone",
     "build_deform_resnet_fpn_backbone",
     "build_slim_resnet_fpn_backbone",
     "narrow_group_norm",

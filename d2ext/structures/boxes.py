@@ -1,0 +1,54 @@
+"""Two conventions for the corners of a box, and clipping that keeps gradients.
+
+detectron2 counts *continuous* coordinates: pixel x covers x to x + 1, and a box that holds the
+pixels 3..5 is (3, 6). The Caffe and MXNet releases of Faster R-CNN, MNC and FCIS name the first and
+last pixel, here (3, 5), so that a width is ``x2 - x1 + 1``. Widths, IoUs and regression deltas are
+equal in both, hence conversion is only needed where corners are rounded or compared with pixels.
+"""
+
+from typing import Tuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["clip_boxes", "to_continuous", "to_inclusive"]
+
+
+def _with_shifted_end(boxes: Tensor, shift: float) -> Tensor:
+    return boxes + boxes.new_tensor([0.0, 0.0, shift, shift])
+
+
+def to_inclusive(boxes: Tensor) -> Tensor:
+    """Continuous boxes (... x 4, floating) -> first and last pixel, x1, y1, x2, y2."""
+    return _with_shifted_end(boxes, -1.0)
+
+
+def to_continuous(boxes: Tensor) -> Tensor:
+    """Boxes given by their first and last pixel (... x 4, floating) -> detectron2's corners."""
+    return _with_shifted_end(boxes, 1.0)
+
+
+def clip_boxes(boxes: Tensor, image_size: Tuple[int, int], *, whole_pixel: bool = False) -> Tensor:
+    """Boxes inside an image, as a new tensor through which gradients flow.
+
+    Args:
+        boxes (Tensor): ... x 4, continuous corners.
+        image_size: height and width in pixels.
+        whole_pixel (bool): clip as the releases do, first and last pixel each to the image; a box
+            outside of it then keeps the pixel nearest to it, instead of ending up empty.
+
+    Returns:
+        Tensor: ... x 4. The gradient of a corner that is moved is 0.
+    """
+    height, width = image_size
+    margin = 1 if whole_pixel else 0
+    x1, y1, x2, y2 = boxes.unbind(dim=-1)
+    return torch.stack(
+        [
+            x1.clamp(0, width - margin),
+            y1.clamp(0, height - margin),
+            x2.clamp(margin, width),
+            y2.clamp(margin, height),
+        ],
+        dim=-1,
+    )
