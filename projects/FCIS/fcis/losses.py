@@ -1,0 +1,81 @@
+"""The losses of FCIS' regions one by one, the choice of the hardest among them (online hard example
+mining, Shrivastava et al., CVPR 2016), and their sums as the release scales them."""
+
+from typing import Dict, NamedTuple, Sequence
+
+import torch
+from fvcore.nn import smooth_l1_loss
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["RegionLosses", "hardest_regions", "region_losses", "total_losses"]
+
+
+class RegionLosses(NamedTuple):
+    """Losses of R regions, (R,) each: softmax cross-entropy of the class; mean over the pixels of
+    the two-way cross-entropy of the mask; sum over the deltas of smooth L1. The last two are 0 for
+    background."""
+
+    cls: Tensor
+    mask: Tensor
+    box: Tensor
+
+
+def region_losses(
+    logits: Tensor,
+    seg: Tensor,
+    deltas: Tensor,
+    labels: Tensor,
+    mask_targets: Tensor,
+    box_targets: Tensor,
+    beta: float,
+) -> RegionLosses:
+    """
+    Args:
+        logits (Tensor): R x (K + 1), background last.
+        seg (Tensor): R x 2 x P x P mask logits of the label's class, outside then inside.
+        deltas (Tensor): R x 4.
+        labels (Tensor): (R,) int64, K for background.
+        mask_targets (Tensor): Q x P x P, of the Q positive regions; True is inside.
+        box_targets (Tensor): Q x 4, encoded.
+        beta (float): where smooth L1 turns from L2 to L1.
+    """
+    cls = F.cross_entropy(logits, labels, reduction="none")
+    positive = (labels < logits.shape[1] - 1).nonzero()[:, 0]
+    mask = F.cross_entropy(seg[positive], mask_targets.long(), reduction="none").mean(dim=(1, 2))
+    box = smooth_l1_loss(deltas[positive], box_targets, beta, reduction="none").sum(dim=1)
+    nothing = torch.zeros_like(cls)
+    return RegionLosses(
+        cls, nothing.index_add(0, positive, mask), nothing.index_add(0, positive, box)
+    )
+
+
+@torch.no_grad()
+def hardest_regions(losses: RegionLosses, weights: Sequence[float], count: int) -> Tensor:
+    """Indices of the ``count`` regions of one image with the largest weighted loss, hardest first.
+
+    Neither a share of positives nor suppression among the regions (paper, section 3.4).
+    """
+    key = sum(weight * loss for weight, loss in zip(weights, losses))
+    return key.sort(descending=True, stable=True).indices[:count]
+
+
+def total_losses(
+    losses: RegionLosses, kept: Tensor, weights: Sequence[float], batch_size: int
+) -> Dict[str, Tensor]:
+    """Weighted losses of one image.
+
+    The class loss is a mean over the regions kept. The other two are divided by ``batch_size``,
+    however many positives or regions there are.
+
+    Args:
+        kept (Tensor): indices of the regions that count.
+        weights: factors of class, mask and box loss.
+        batch_size (int): number of regions wanted per image, 128 in the release.
+    """
+    cls, mask, box = (weight * loss[kept].sum() for weight, loss in zip(weights, losses))
+    return {
+        "loss_cls": cls / max(len(kept), 1),
+        "loss_mask": mask / batch_size,
+        "loss_box_reg": box / batch_size,
+    }

@@ -1,0 +1,88 @@
+"""Test-time augmentation for FCIS: the regions of all scales and flips vote together, as for the
+authors' entry to the COCO 2016 challenge (paper, section 4.2)."""
+
+from typing import Callable, Dict, List, Sequence
+
+import torch
+from fvcore.transforms import HFlipTransform, NoOpTransform
+from torch import nn
+
+from d2ext.errors import UserError
+
+from detectron2.data.transforms import ResizeTransform
+from detectron2.modeling.test_time_augmentation import DatasetMapperTTA
+from detectron2.structures import Instances
+
+from .meta_arch import FCIS
+from .postprocessing import scale_boxes, vote_instances
+
+__all__ = ["FCISWithTTA"]
+
+
+class FCISWithTTA(nn.Module):
+    """FCIS on several sizes of each image and their mirror images; the interface of FCIS.
+
+    In contrast to detectron2's ``GeneralizedRCNNWithTTA``, which suppresses boxes first and
+    averages masks of equal boxes then, all regions of all versions form one pool. Suppression,
+    voting and thresholds are those of a single version.
+    """
+
+    def __init__(self, model: FCIS, tta_mapper: Callable[[dict], List[dict]]):
+        """
+        Args:
+            model: in evaluation mode.
+            tta_mapper: like detectron2's ``DatasetMapperTTA``, makes a list of resized or mirrored
+                inputs, each with the ``transforms`` that led to it.
+        """
+        super().__init__()
+        self.model = model
+        self.tta_mapper = tta_mapper
+
+    @classmethod
+    def from_sizes(
+        cls, model: FCIS, min_sizes: Sequence[int], max_size: int, flip: bool = True
+    ) -> "FCISWithTTA":
+        """Several short sides in pixels, each also mirrored if ``flip``."""
+        return cls(model, DatasetMapperTTA(min_sizes=list(min_sizes), max_size=max_size, flip=flip))
+
+    @torch.no_grad()
+    def forward(self, batched_inputs: Sequence[Dict]) -> List[Dict]:
+        """
+        Args:
+            batched_inputs: as for FCIS; ``image`` at any resolution up to the original one.
+        """
+        return [{"instances": self._image(x)} for x in batched_inputs]
+
+    def _image(self, inputs: Dict) -> Instances:
+        size = tuple(inputs["image"].shape[1:])
+        inputs = {"height": size[0], "width": size[1], **inputs}
+        output_size = (inputs["height"], inputs["width"])
+        boxes, probs, masks = [], [], []
+        # One version at a time: their sizes differ, and large ones need the memory.
+        for version in self.tta_mapper(inputs):
+            pool = self.model.candidates([version])[0]
+            corners, region_masks = pool.pred_boxes.tensor, pool.pred_masks[:, 0]
+            if self._mirrored(version["transforms"]):
+                corners = pool.image_size[1] - corners[:, [2, 1, 0, 3]]
+                corners[:, 1::2] = pool.pred_boxes.tensor[:, 1::2]
+                region_masks = region_masks.flip(-1)
+            boxes.append(scale_boxes(corners, pool.image_size, output_size))
+            probs.append(pool.class_probs)
+            masks.append(region_masks)
+        return vote_instances(
+            torch.cat(boxes),
+            torch.cat(probs),
+            torch.cat(masks),
+            output_size,
+            self.model.roi_heads.voting,
+        )
+
+    @staticmethod
+    def _mirrored(transforms) -> bool:
+        flips = [isinstance(t, HFlipTransform) for t in transforms.transforms]
+        for t in transforms.transforms:
+            if not isinstance(t, (HFlipTransform, NoOpTransform, ResizeTransform)):
+                raise UserError(
+                    f"FCISWithTTA can undo resizing and mirroring, not {type(t).__name__}."
+                )
+        return sum(flips) % 2 == 1
