@@ -5,7 +5,7 @@ from d2ext import compat
 compat.patch_structures()
 
 from .anchors import RoundedAnchorGenerator  # noqa: E402
-from .backbone import CaffeResNet, ResNetFPN, SlimResNetFPN  # noqa: E402
+from .backbone import VGG16, CaffeResNet, ResNetFPN, SlimResNetFPN  # noqa: E402
 from .box_refinement import ClampedBox2BoxTransform, refine_boxes  # noqa: E402
 from .losses import global_mean_count  # noqa: E402
 from .meta_arch import MultiStageRCNN  # noqa: E402
@@ -25,6 +25,7 @@ __all__ = [
     "ResNetFPN",
     "RoundedAnchorGenerator",
     "SlimResNetFPN",
+    "VGG16",
     "global_mean_count",
     "image_generator",
     "image_seeds",

@@ -9,6 +9,7 @@ from .resnet_fpn import (
     build_deform_resnet_fpn_backbone,
     build_slim_resnet_fpn_backbone,
 )
+from .vgg import VGG16, build_vgg16_backbone
 
 __all__ = [
     "CaffeResNet",
@@ -19,9 +20,11 @@ __all__ = [
     "SlimResNetFPN",
     "TorchvisionDeformConv",
     "TorchvisionModulatedDeformConv",
+    "VGG16",
     "build_caffe_resnet_backbone",
     "build_deform_resnet_fpn_backbone",
     "build_slim_resnet_fpn_backbone",
+    "build_vgg16_backbone",
     "narrow_group_norm",
     "resolve_norm",
 ]

@@ -1,0 +1,47 @@
+"""Box deltas that keep gradient and precision, with the released decoder as an option."""
+
+from typing import Sequence
+
+import torch
+from torch import Tensor
+
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import Boxes
+
+__all__ = ["MNCBoxTransform", "exact_boxes"]
+
+
+class MNCBoxTransform(Box2BoxTransform):
+    """detectron2's box transform for boxes that are part of the graph.
+
+    Single-precision and double-precision deltas keep their type; lower ones become single.
+    """
+
+    def __init__(self, weights: Sequence[float], plus_one: bool = False, **kwargs):
+        """
+        Args:
+            weights: factors of (dx, dy, dw, dh), the reciprocals of the standard deviations.
+            plus_one (bool): decode as MNC's release does, which takes the exclusive right and
+                bottom edge for the index of the last pixel: the box grows by one pixel each time.
+            kwargs: ``scale_clamp`` of the base class.
+        """
+        super().__init__(tuple(weights), **kwargs)
+        self.plus_one = plus_one
+
+    def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
+        """Deltas (N x 4k) of boxes (N x 4) -> decoded boxes (N x 4k)."""
+        dtype = torch.promote_types(deltas.dtype, torch.float32)
+        deltas = deltas.to(dtype).reshape(len(deltas), deltas.shape[1] // 4, 4)
+        deltas = deltas / deltas.new_tensor(self.weights)
+        low, high = boxes.to(dtype)[:, None].split(2, dim=2)
+        size = high - low
+        center = low + size / 2 + deltas[..., :2] * size
+        half = size / 2 * deltas[..., 2:].clamp(max=self.scale_clamp).exp()
+        return torch.cat([center - half, center + half + float(self.plus_one)], dim=2).flatten(1)
+
+
+def exact_boxes(boxes: Tensor) -> Boxes:
+    """``Boxes`` around the very tensor: the constructor would round double to single precision."""
+    wrapped = Boxes(boxes)
+    wrapped.tensor = boxes
+    return wrapped

@@ -1,0 +1,94 @@
+"""Losses of a pass. Each is averaged within every image, then over the images, so that an image
+counts the same whatever the number of its boxes; the release processes one image at a time.
+
+Shape shorthand: B images, R boxes of all images, K classes, M mask size.
+"""
+
+import torch
+from fvcore.nn import smooth_l1_loss
+from torch import Tensor
+from torch.nn import functional as F
+
+from d2ext.modeling import global_mean_count
+
+from detectron2.modeling.box_regression import Box2BoxTransform
+
+from .stage_bridge import pick_deltas
+
+__all__ = ["box_loss", "classification_loss", "image_mean", "mask_loss"]
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def image_mean(values: Tensor, image: Tensor, counts: Tensor) -> Tensor:
+    """Sum of the values of each image divided by its count, averaged over all images.
+
+    Args:
+        values (Tensor): (R,).
+        image (Tensor): (R,) int64, the image of each value.
+        counts (Tensor): (B,) what to divide the sum of each image by; 0 counts as 1. Images without
+            values contribute 0.
+    """
+    # Processes may hold different numbers of images.
+    images = global_mean_count(len(counts), values.device)
+    return (values / counts.clamp(min=1)[image]).sum() / images.clamp(min=1e-6).to(values.dtype)
+
+
+def classification_loss(logits: Tensor, classes: Tensor, image: Tensor, rows: Tensor) -> Tensor:
+    """Softmax cross-entropy.
+
+    Args:
+        logits (Tensor): R x (K + 1), background last.
+        classes (Tensor): (R,) int64 in [0, K].
+        image (Tensor): (R,) int64.
+        rows (Tensor): (B,) number of boxes of each image.
+    """
+    values = F.cross_entropy(_precise(logits), classes, reduction="none")
+    return image_mean(values, image, rows)
+
+
+def box_loss(
+    deltas: Tensor,
+    boxes: Tensor,
+    gt_boxes: Tensor,
+    classes: Tensor,
+    transform: Box2BoxTransform,
+    beta: float,
+    image: Tensor,
+    rows: Tensor,
+) -> Tensor:
+    """Smooth L1 over the four deltas of the true class of foreground boxes, divided by the number
+    of *all* boxes of the image. The boxes are constants here.
+
+    Args:
+        deltas (Tensor): R x 4K.
+        boxes, gt_boxes (Tensor): R x 4.
+        classes (Tensor): (R,) int64 in [0, K].
+        transform: encodes the targets.
+        beta (float): where L2 turns to L1.
+        image, rows: as in :func:`classification_loss`.
+    """
+    foreground = (classes < deltas.shape[1] // 4).nonzero()[:, 0]
+    with torch.no_grad():
+        targets = transform.get_deltas(boxes[foreground], gt_boxes[foreground])
+    predicted = _precise(pick_deltas(deltas, classes)[foreground])
+    values = smooth_l1_loss(predicted, targets, beta, reduction="none").sum(dim=1)
+    return image_mean(values, image[foreground], rows)
+
+
+def mask_loss(logits: Tensor, targets: Tensor, foreground: Tensor, image: Tensor, images: int):
+    """Binary cross-entropy, mean over the pixels of the foreground boxes of an image.
+
+    Args:
+        logits (Tensor): R x 1 x M x M.
+        targets (Tensor): Q x M x M, bool, of the Q foreground boxes in their order.
+        foreground (Tensor): (R,) bool.
+        image (Tensor): (R,) int64.
+        images (int): B.
+    """
+    picked = _precise(logits[foreground, 0])
+    values = F.binary_cross_entropy_with_logits(picked, targets.to(picked.dtype), reduction="none")
+    counts = torch.bincount(image[foreground], minlength=images)
+    return image_mean(values.flatten(1).mean(dim=1), image[foreground], counts)

@@ -1,0 +1,338 @@
+"""Stages 2 to 5 of Multi-task Network Cascades (MNC paper, sections 3.2 to 3.4).
+
+Stages 4 and 5 repeat stages 2 and 3 on refined boxes with the very same layers, so there is one set
+of parameters; the two *passes* over it are stages 2-3 and stages 4-5.
+
+Shape shorthand: N images, R boxes of all images, K classes, M mask size.
+"""
+
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from d2ext.errors import UserError
+
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage
+
+from .box_transform import exact_boxes
+from .building import roi_heads_from_config
+from .heads import CategoryOutputs
+from .losses import box_loss, classification_loss, mask_loss
+from .sampler import MNCSampler
+from .stage_bridge import bridge_boxes, choose_classes
+from .targets import gt_bitmaps, mask_ious, mask_targets
+
+__all__ = ["MNCROIHeads"]
+
+Features = Dict[str, Tensor]
+
+
+class _Pass(NamedTuple):
+    """Predictions of two stages for the boxes of all images."""
+
+    mask_logits: Tensor  # R x 1 x M x M
+    category: CategoryOutputs
+    seg_classes: Tensor  # (R,) mask-level labels, in training
+
+
+@ROI_HEADS_REGISTRY.register()
+class MNCROIHeads(nn.Module):
+    """Mask instances, categorised instances, and the same once more on regressed boxes.
+
+    Losses: ``loss_mask_stage2``, ``loss_cls_stage3``, ``loss_seg_cls_stage3``,
+    ``loss_box_reg_stage3``; with five stages also ``loss_mask_stage4``, ``loss_cls_stage5``,
+    ``loss_seg_cls_stage5``, ``loss_box_reg_stage5``.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_features: Sequence[str],
+        pooler: nn.Module,
+        mask_head: nn.Module,
+        category_head: nn.Module,
+        sampler: MNCSampler,
+        box_transform: Box2BoxTransform,
+        category_in_features: Optional[Sequence[str]] = None,
+        late_pooler_test: Optional[nn.Module] = None,
+        num_stages: int = 5,
+        num_stages_test: int = 5,
+        mask_loss_weight: float = 2.0,
+        mask_threshold: float = 0.4,
+        mask_iou_threshold: float = 0.5,
+        smooth_l1_beta: float = 1.0,
+        box_gradient: bool = True,
+        gate_gradient: bool = True,
+        box_gradient_limit: Optional[float] = 1 / 512,
+        bridge_denormalize: bool = True,
+        bridge_foreground_only: Sequence[bool] = (True, False),
+    ):
+        """
+        Args:
+            num_classes (int): K.
+            in_features: name of the one feature map that regions are warped from.
+            pooler: region features R x C x S x S, differentiable in the boxes; called like
+                detectron2's ``ROIPooler``.
+            mask_head: region features -> mask logits.
+            category_head: region features and masks -> :class:`CategoryOutputs`.
+            sampler: labels and samples the boxes.
+            box_transform: codec of the box deltas of the category head.
+            category_in_features: name of another feature map for the category head; None to share.
+            late_pooler_test: pooler of stages 4 and 5 at test time; None for ``pooler``.
+            num_stages, num_stages_test (int): 3 or 5, for training and for prediction.
+            mask_loss_weight (float): factor of the mask losses; 1 in the paper, 2 in the release.
+            mask_threshold (float): where masks are made binary, for targets and labels.
+            mask_iou_threshold (float): a foreground box has its class at the mask level, too, if
+                its predicted mask has at least this IoU with the ground truth.
+            smooth_l1_beta (float): where the box loss turns from L2 to L1.
+            box_gradient (bool): let gradients flow through box coordinates, into the earlier stages
+                and the RPN. False treats all boxes as constants.
+            gate_gradient (bool): let gradients flow from the category head into the masks (of boxes
+                that count as foreground at the mask level). False treats the masks as constants.
+            box_gradient_limit (float): elementwise limit of the gradient that reaches the deltas
+                through refined boxes, per image; None or 0 for none.
+            bridge_denormalize (bool): False repeats an error of the release's training, which
+                decodes normalised deltas as if they were not.
+            bridge_foreground_only: for training and for prediction, whether the class whose deltas
+                refine a box is the best foreground class even where background wins.
+        """
+        super().__init__()
+        for name, value in (("num_stages", num_stages), ("num_stages_test", num_stages_test)):
+            if value not in (3, 5):
+                raise UserError(f"MNC has 3 or 5 stages: {name} is {value}.")
+        self.num_classes = num_classes
+        self.in_features = list(in_features)
+        self.category_in_features = list(category_in_features or in_features)
+        self.pooler = pooler
+        self.late_pooler_test = late_pooler_test
+        self.mask_head = mask_head
+        self.category_head = category_head
+        self.sampler = sampler
+        self.box_transform = box_transform
+        self.num_stages = {True: num_stages, False: num_stages_test}
+        self.mask_loss_weight = mask_loss_weight
+        self.mask_threshold = mask_threshold
+        self.mask_iou_threshold = mask_iou_threshold
+        self.smooth_l1_beta = smooth_l1_beta
+        self.box_gradient = box_gradient
+        self.gate_gradient = gate_gradient
+        self.box_gradient_limit = box_gradient_limit
+        self.bridge_denormalize = bridge_denormalize
+        self.bridge_foreground_only = dict(zip((True, False), bridge_foreground_only))
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: Dict[str, ShapeSpec]):
+        return roi_heads_from_config(cfg, input_shape)
+
+    def forward(
+        self,
+        images,
+        features: Features,
+        proposals: List[Instances],
+        targets: Optional[List[Instances]] = None,
+    ):
+        """
+        Args:
+            images (ImageList): unused.
+            features: name -> N x C x H x W.
+            proposals: per image, with ``proposal_boxes``; in training also what :meth:`sample`
+                made of them.
+            targets: per image ground truth, in training only: ``gt_boxes``, ``gt_classes`` and
+                ``gt_masks``.
+
+        Returns:
+            Training: (samples, dict of losses). Inference: (list[Instances], {}), per image the
+            candidates for voting of all passes: ``pred_boxes`` in pixels of the network input,
+            ``pred_masks`` (n x 1 x M x M probabilities) and ``class_scores`` (n x K).
+        """
+        del images
+        if self.training:
+            if not all(p.has("gt_index") for p in proposals):
+                proposals = self.sample(proposals, targets)
+            return proposals, self.losses(features, proposals, targets)
+        return self.predict_stages(features, proposals)[-1], {}
+
+    def sample(self, proposals: List[Instances], targets: List[Instances]) -> List[Instances]:
+        """Boxes that train stages 2 and 3; fields as described at :class:`MNCSampler`."""
+        return self.sampler(proposals, targets, "stage2")
+
+    # ------------------------------------------------------------------------------ the stages
+
+    def run_mask_stage(
+        self, features: Features, boxes: List[Boxes], late: bool = False
+    ) -> Tuple[Tensor, Tensor]:
+        """Stage 2 or 4: region features for the category head, and mask logits."""
+        pooler = self.pooler
+        if late and not self.training and self.late_pooler_test is not None:
+            pooler = self.late_pooler_test
+        if not self.box_gradient:
+            boxes = [exact_boxes(b.tensor.detach()) for b in boxes]
+        x = pooler([features[name] for name in self.in_features], boxes)
+        logits = self.mask_head(x)
+        if self.category_in_features != self.in_features:
+            x = pooler([features[name] for name in self.category_in_features], boxes)
+        return x, logits
+
+    def run_pass(self, features: Features, samples: List[Instances], masks: List[Tensor]) -> _Pass:
+        """Stages 2 and 3, or 4 and 5, in training.
+
+        Args:
+            samples: labelled boxes.
+            masks: per image, the ground-truth masks (bool, G x H x W).
+        """
+        boxes = [s.proposal_boxes for s in samples]
+        x, logits = self.run_mask_stage(features, boxes)
+        probabilities = logits.sigmoid()
+        seg_classes = self.mask_level_classes(probabilities, samples, masks)
+        trained = (seg_classes < self.num_classes) & self.gate_gradient
+        gate = torch.where(trained[:, None, None, None], probabilities, probabilities.detach())
+        return _Pass(logits, self.category_head(x, gate), seg_classes)
+
+    @torch.no_grad()
+    def mask_level_classes(
+        self, probabilities: Tensor, samples: List[Instances], masks: List[Tensor]
+    ) -> Tensor:
+        """(R,) the class of a box whose mask is good enough, else K."""
+        classes, start = [], 0
+        for sample, image_masks in zip(samples, masks):
+            rows = sample.foreground.nonzero()[:, 0]
+            ious = mask_ious(
+                probabilities[start + rows, 0],
+                sample.proposal_boxes.tensor[rows],
+                image_masks,
+                sample.gt_index[rows],
+                self.mask_threshold,
+            )
+            good = rows[ious >= self.mask_iou_threshold]
+            image_classes = torch.full_like(sample.gt_classes, self.num_classes)
+            image_classes[good] = sample.gt_classes[good]
+            classes.append(image_classes)
+            start += len(sample)
+        return torch.cat(classes)
+
+    def bridge(
+        self, boxes: List[Boxes], category: CategoryOutputs, sizes: List[Tuple[int, int]]
+    ) -> List[Tensor]:
+        """Boxes that stages 4 and 5 start from, per image and in order."""
+        classes = choose_classes(
+            category.seg_logits.detach(), self.bridge_foreground_only[self.training]
+        )
+        deltas = category.deltas
+        if self.training and not self.bridge_denormalize:
+            deltas = deltas * deltas.new_tensor(self.box_transform.weights).repeat(self.num_classes)
+        limit = (self.box_gradient_limit or 0) / len(boxes)
+        rows = [len(b) for b in boxes]
+        refined = [
+            bridge_boxes(b.tensor, d, c, self.box_transform, size, limit)
+            for b, d, c, size in zip(boxes, deltas.split(rows), classes.split(rows), sizes)
+        ]
+        return refined if self.box_gradient else [b.detach() for b in refined]
+
+    # -------------------------------------------------------------------------------- training
+
+    def losses(
+        self, features: Features, samples: List[Instances], targets: List[Instances]
+    ) -> Dict[str, Tensor]:
+        """Weighted losses of all stages; see the class for their names."""
+        masks = [gt_bitmaps(t) for t in targets]
+        first = self.run_pass(features, samples, masks)
+        losses = self.pass_losses(first, samples, masks, 2)
+        if self.num_stages[True] == 5:
+            boxes = [s.proposal_boxes for s in samples]
+            sizes = [s.image_size for s in samples]
+            refined = self.bridge(boxes, first.category, sizes)
+            samples = self.sampler.label_all(refined, targets)
+            second = self.run_pass(features, samples, masks)
+            losses.update(self.pass_losses(second, samples, masks, 4))
+        return losses
+
+    def pass_losses(
+        self, outputs: _Pass, samples: List[Instances], masks: List[Tensor], stage: int
+    ) -> Dict[str, Tensor]:
+        """Weighted losses of two stages.
+
+        Args:
+            stage (int): number of the first of them, 2 or 4.
+        """
+        device = outputs.mask_logits.device
+        rows = torch.tensor([len(s) for s in samples], device=device)
+        image = torch.arange(len(samples), device=device).repeat_interleave(rows)
+        classes = torch.cat([s.gt_classes for s in samples])
+        foreground = torch.cat([s.foreground for s in samples])
+        targets = [
+            mask_targets(
+                image_masks,
+                s.gt_index[s.foreground],
+                s.proposal_boxes.tensor[s.foreground],
+                outputs.mask_logits.shape[-1],
+                self.mask_threshold,
+            )
+            for s, image_masks in zip(samples, masks)
+        ]
+        category = outputs.category
+        self._log(foreground, outputs.seg_classes, len(samples), stage)
+        mask = mask_loss(outputs.mask_logits, torch.cat(targets), foreground, image, len(samples))
+        return {
+            f"loss_mask_stage{stage}": mask * self.mask_loss_weight,
+            f"loss_cls_stage{stage + 1}": classification_loss(
+                category.cls_logits, classes, image, rows
+            ),
+            f"loss_seg_cls_stage{stage + 1}": classification_loss(
+                category.seg_logits, outputs.seg_classes, image, rows
+            ),
+            f"loss_box_reg_stage{stage + 1}": box_loss(
+                category.deltas,
+                torch.cat([s.proposal_boxes.tensor for s in samples]).detach(),
+                torch.cat([s.gt_boxes.tensor for s in samples]),
+                classes,
+                self.box_transform,
+                self.smooth_l1_beta,
+                image,
+                rows,
+            ),
+        }
+
+    @torch.no_grad()
+    def _log(self, foreground: Tensor, seg_classes: Tensor, images: int, stage: int) -> None:
+        counts = torch.stack([foreground.sum(), (seg_classes < self.num_classes).sum()])
+        boxes, masks = counts.tolist()
+        storage = get_event_storage()
+        storage.put_scalar(f"stage{stage + 1}/num_boxes", len(foreground) / images)
+        storage.put_scalar(f"stage{stage + 1}/num_fg_boxes", boxes / images)
+        storage.put_scalar(f"stage{stage + 1}/num_fg_masks", masks / images)
+
+    # ------------------------------------------------------------------------------- inference
+
+    def predict_stages(
+        self, features: Features, proposals: List[Instances]
+    ) -> List[List[Instances]]:
+        """Candidates for voting as if the network ended after stage 3 and, with five stages, after
+        stage 5; fields as described at :meth:`forward`."""
+        boxes = [p.proposal_boxes for p in proposals]
+        sizes = [p.image_size for p in proposals]
+        results: List[List[Instances]] = []
+        for late in (False, True) if self.num_stages[False] == 5 else (False,):
+            if late:
+                boxes = [exact_boxes(b) for b in self.bridge(boxes, category, sizes)]
+            x, logits = self.run_mask_stage(features, boxes, late)
+            masks = logits.sigmoid()
+            category = self.category_head(x, masks)
+            scores = F.softmax(category.seg_logits.float(), dim=1)[:, :-1]
+            rows = [len(b) for b in boxes]
+            found = [
+                Instances(size, pred_boxes=b, pred_masks=m, class_scores=s)
+                for size, b, m, s in zip(sizes, boxes, masks.split(rows), scores.split(rows))
+            ]
+            if results:
+                found = [Instances.cat(pair) for pair in zip(results[-1], found)]
+            results.append(found)
+        return results
