@@ -1,0 +1,153 @@
+"""Readers of checkpoint files of other programs. None executes anything of a file, and none needs
+the program that wrote it."""
+
+import collections.abc
+import dataclasses
+import struct
+import zipfile
+from typing import Any, Dict
+
+import numpy as np
+import torch
+
+from d2ext.errors import UserError
+
+from .caffemodel import read_caffemodel
+from .common import FormatError, map_file
+from .hdf5 import SIGNATURE as HDF5_SIGNATURE
+from .hdf5 import read_hdf5
+from .mxnet_params import MAGIC as MXNET_MAGIC
+from .mxnet_params import read_mxnet_params
+from .pickles import load_pickle
+from .torch_files import is_legacy_file, read_legacy_file, read_zip_file
+
+__all__ = ["CheckpointFile", "FormatError", "detect_format", "read_file"]
+
+# What goes wrong in the readers, and in numpy and zipfile below them, with a damaged file.
+_DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    BufferError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+
+
+@dataclasses.dataclass
+class CheckpointFile:
+    """The content of a file.
+
+    Attributes:
+        path: of the file.
+        format: "torch", "torch-legacy", "pickle", "mxnet", "caffemodel" or "hdf5".
+        weights: tensors by the names of the program that wrote them.
+        rest: whatever else there is (``meta`` of MMDetection, ``trainer`` of ours, ...).
+    """
+
+    path: str
+    format: str
+    weights: Dict[str, torch.Tensor]
+    rest: Dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def detect_format(path: str, data: memoryview) -> str:
+    """The format of a file, from its first bytes; its name only tells Caffe's apart, which have no
+    mark of their own.
+
+    Raises:
+        FormatError: none is known.
+    """
+    head = bytes(data[:8])
+    if head[:4] == b"PK\x03\x04":
+        return "torch"
+    if head == MXNET_MAGIC:
+        return "mxnet"
+    if head == HDF5_SIGNATURE:
+        return "hdf5"
+    if is_legacy_file(data):
+        return "torch-legacy"
+    if path.endswith(".caffemodel"):
+        return "caffemodel"
+    if head[:1] == b"\x80" or path.endswith(".pkl"):
+        return "pickle"
+    raise FormatError(
+        "it is none of: .pth, detectron2's .pkl, MXNet's .params, .caffemodel, .caffemodel.h5"
+    )
+
+
+def read_file(path: str) -> CheckpointFile:
+    """Read a checkpoint of any known format.
+
+    Args:
+        path: local file.
+
+    Raises:
+        UserError: the file is missing, damaged, of an unknown format or without weights; one line.
+    """
+    try:
+        data = map_file(path)
+        kind = detect_format(path, data)
+        if kind == "mxnet":
+            return CheckpointFile(path, kind, read_mxnet_params(data))
+        if kind == "caffemodel":
+            return CheckpointFile(path, kind, read_caffemodel(data))
+        if kind == "hdf5":
+            return CheckpointFile(path, kind, read_hdf5(data))
+        readers = {"torch": read_zip_file, "torch-legacy": read_legacy_file, "pickle": load_pickle}
+        return _unwrap(path, kind, readers[kind](data))
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        if isinstance(error, OSError):
+            reason = error.strerror or reason
+        raise UserError(f"checkpoint '{path}' cannot be read: {reason}") from error
+
+
+def _unwrap(path: str, kind: str, content: Any) -> CheckpointFile:
+    """Find the weights in what torch or pickle stored: ours and detectron2's are under "model",
+    MMDetection's under "state_dict", Caffe2's under "blobs", torchvision's at the top."""
+    rest: Dict[str, Any] = {}
+    weights = content
+    if isinstance(content, collections.abc.Mapping):
+        for key in ("model", "state_dict", "blobs"):
+            if key in content and not isinstance(content[key], (torch.Tensor, np.ndarray)):
+                rest = {k: v for k, v in content.items() if k != key}
+                weights = content[key]
+                break
+        if kind == "pickle" and "__author__" not in rest:
+            rest.update({"__author__": "Caffe2", "matching_heuristics": True})
+    if not isinstance(weights, collections.abc.Mapping):
+        wrong = {"model": weights}
+    else:
+        weights = {k: v for k, v in weights.items() if not _is_momentum(k, kind)}
+        wrong = {k: v for k, v in weights.items() if not _is_weight(v)}
+        wrong.update({str(k): k for k in weights if not isinstance(k, str)})
+    if wrong:
+        name, value = next(iter(wrong.items()))
+        raise UserError(
+            f"checkpoint '{path}' is not of the form {{'model': {{name: tensor}}}}: "
+            f"'{str(name)[:60]}' is a {_describe(value)}"
+        )
+    tensors = {
+        k: torch.from_numpy(np.asarray(v)) if isinstance(v, np.ndarray) else v
+        for k, v in weights.items()
+    }
+    return CheckpointFile(path, kind, tensors, rest)
+
+
+def _is_momentum(name: Any, kind: str) -> bool:
+    return kind == "pickle" and isinstance(name, str) and name.endswith("_momentum")
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, (torch.Tensor, np.ndarray))
+
+
+def _describe(value: Any) -> str:
+    return getattr(value, "source", type(value).__name__)
