@@ -11,6 +11,7 @@ from .build import (  # noqa: E402
     get_dataset_records,
 )
 from .builtin import register_all, register_shapes  # noqa: E402
+from .check import check_before_training, check_dataset, check_files  # noqa: E402
 from .mapper import InstanceSegMapper  # noqa: E402
 from .register import dataset_classes, parse_register, register_coco_dataset  # noqa: E402
 from .semantic import semantic_from_instances, semantic_num_labels  # noqa: E402
@@ -20,6 +21,9 @@ __all__ = [
     "InstanceSegMapper",
     "build_test_loader",
     "build_train_loader",
+    "check_before_training",
+    "check_dataset",
+    "check_files",
     "dataset_classes",
     "get_dataset_records",
     "parse_register",

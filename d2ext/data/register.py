@@ -5,7 +5,7 @@ line before any model is built, and the class names are known at once.
 """
 
 import difflib
-import json
+import logging
 import os
 from typing import List, NamedTuple, Optional, Sequence, Union
 
@@ -14,11 +14,10 @@ from d2ext.errors import UserError
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-_REQUIRED_KEYS = {
-    "categories": ("id", "name"),
-    "images": ("id", "file_name", "width", "height"),
-    "annotations": ("id", "image_id", "category_id", "bbox", "segmentation"),
-}
+from .coco_file import coco_summary
+from .problems import Report
+
+logger = logging.getLogger(__name__)
 
 
 class RegisterSpec(NamedTuple):
@@ -45,6 +44,12 @@ def parse_register(text: str) -> RegisterSpec:
     return RegisterSpec(name.strip(), *parts)
 
 
+def semantic_map_path(sem_seg_root: str, file_name: str) -> str:
+    """The PNG map of an image: it is named by the stem of the image."""
+    stem = os.path.splitext(os.path.basename(file_name))[0]
+    return os.path.join(sem_seg_root, stem + ".png")
+
+
 def load_coco_records(name, json_file, image_root, sem_seg_root=None):
     """detectron2's COCO records of a data set, with annotation ids and semantic map names.
 
@@ -63,82 +68,44 @@ def load_coco_records(name, json_file, image_root, sem_seg_root=None):
         )
     records = load_coco_json(json_file, image_root, name, extra_annotation_keys=["id"])
     for record in records if sem_seg_root else []:
-        stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
-        record["sem_seg_file_name"] = os.path.join(sem_seg_root, stem + ".png")
+        record["sem_seg_file_name"] = semantic_map_path(sem_seg_root, record["file_name"])
     return records
 
 
-def _read_json(json_file):
-    try:
-        with open(json_file, encoding="utf-8") as f:
-            return json.load(f)
-    except json.JSONDecodeError as e:
-        raise UserError(
-            f"{json_file} is not valid JSON: {e.msg} at line {e.lineno} column {e.colno}"
-        ) from None
-    except UnicodeDecodeError as e:
-        raise UserError(f"{json_file} is not UTF-8 text: {e.reason} at byte {e.start}") from None
+def _load_checked_records(name, **paths):
+    """Records of a file that may have changed since it was registered."""
+    if os.path.isfile(paths["json_file"]):
+        check_coco_file(paths["json_file"])
+    return load_coco_records(name, **paths)
 
 
-def _check_keys(json_file, data):
-    if not isinstance(data, dict):
-        raise UserError(f"{json_file} is not a COCO instances file: its top level is no object")
-    for section, keys in _REQUIRED_KEYS.items():
-        if not isinstance(data.get(section), list):
-            raise UserError(f"{json_file} has no list {section!r}; a COCO instances file needs it")
-        for index, entry in enumerate(data[section]):
-            lost = [k for k in keys if not isinstance(entry, dict) or k not in entry]
-            if lost:
-                raise UserError(f"{json_file}: {section}[{index}] has no {lost[0]!r}")
-
-
-def _check_unique(json_file, section, key, values):
-    seen = set()
-    for value in values:
-        if value in seen:
-            raise UserError(f"{json_file}: {section} has {key} {value!r} twice")
-        seen.add(value)
-    return seen
-
-
-def check_coco_file(json_file: str, image_root: str) -> dict:
-    """Read a COCO instances file and check what detectron2 would trip over later.
+def check_coco_file(json_file: str) -> List[dict]:
+    """Refuse a COCO instances file that would be read wrongly; its images are not looked at.
 
     Returns:
-        dict: the content of the file.
+        list[dict]: its categories.
 
     Raises:
-        UserError: file, image folder or first image missing; bad JSON, missing or doubled
-            entries, references to unknown ids.
+        UserError: the first thing wrong with it. If there are several, they are logged as a table.
     """
-    if not os.path.isfile(json_file):
-        raise UserError(f"annotation file {json_file} does not exist")
-    if not os.path.isdir(image_root):
-        raise UserError(f"image folder {image_root} does not exist")
-    data = _read_json(json_file)
-    _check_keys(json_file, data)
-    if not data["categories"]:
-        raise UserError(f"{json_file} has no categories; at least one is needed")
-    if not data["images"]:
-        raise UserError(f"{json_file} has no images; at least one is needed")
-    categories = _check_unique(json_file, "categories", "id", [c["id"] for c in data["categories"]])
-    _check_unique(json_file, "categories", "name", [c["name"] for c in data["categories"]])
-    images = _check_unique(json_file, "images", "id", [i["id"] for i in data["images"]])
-    _check_unique(json_file, "annotations", "id", [a["id"] for a in data["annotations"]])
-    for annotation in data["annotations"]:
-        where = f"{json_file}: annotation {annotation['id']}"
-        if annotation["image_id"] not in images:
-            raise UserError(f"{where} has unknown image_id {annotation['image_id']!r}")
-        if annotation["category_id"] not in categories:
-            raise UserError(f"{where} has unknown category_id {annotation['category_id']!r}")
-        if not isinstance(annotation["bbox"], list) or len(annotation["bbox"]) != 4:
-            raise UserError(f"{where} has a bbox that is not [x, y, width, height]")
-        if annotation.get("ignore", 0):
-            raise UserError(f"{where} has 'ignore'; detectron2 knows only 'iscrowd'")
-    first = os.path.join(image_root, data["images"][0]["file_name"])
-    if not os.path.isfile(first):
-        raise UserError(f"image {first}, the first of {json_file}, does not exist")
-    return data
+    summary = coco_summary(json_file)
+    report = Report("annotation file", json_file)
+    report.add(summary.problems, evaluated=False)
+    if len(report.of("error")) > 1:
+        logger.error("%s", report.table())
+    report.raise_errors()
+    return summary.categories
+
+
+def _check_folders(json_file, image_root, sem_seg_root):
+    for folder, what in ((image_root, "image"), (sem_seg_root, "semantic map")):
+        if folder and not os.path.isdir(folder):
+            raise UserError(f"{what} folder {folder} does not exist")
+    images = coco_summary(json_file).images
+    if images:  # else it was checked in an earlier run
+        first = os.path.join(image_root, images[0][0])
+        if not os.path.isfile(first):
+            raise UserError(f"image {first}, the first of {json_file}, does not exist")
 
 
 def register_coco_dataset(
@@ -169,11 +136,9 @@ def register_coco_dataset(
             return
         known = MetadataCatalog.get(name).get("json_file", "other data")
         raise UserError(f"data set name {name!r} is already taken by {known}; choose another name")
-    data = check_coco_file(json_file, image_root)
-    if sem_seg_root and not os.path.isdir(sem_seg_root):
-        raise UserError(f"semantic map folder {sem_seg_root} does not exist")
-    categories = sorted(data["categories"], key=lambda c: c["id"])
-    DatasetCatalog.register(name, lambda: load_coco_records(name, **paths))
+    categories = sorted(check_coco_file(json_file), key=lambda c: c["id"])
+    _check_folders(json_file, image_root, sem_seg_root)
+    DatasetCatalog.register(name, lambda: _load_checked_records(name, **paths))
     metadata = MetadataCatalog.get(name)
     metadata.set(
         thing_classes=[c["name"] for c in categories],

@@ -120,8 +120,11 @@ TWO_ONES = [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]
         (_changed(images=[]), "has no images"),
         (_changed(categories=TWO_CATS), "categories has name 'cat' twice"),
         (_changed(categories=TWO_ONES), "categories has id 1 twice"),
-        (_changed(images=VALID["images"] * 2), "images has id 4 twice"),
-        (_changed(annotations=VALID["annotations"] * 2), "annotations has id 9 twice"),
+        (_changed(images=VALID["images"] * 2), "image a.png has the id 4 of another image"),
+        (
+            _changed(annotations=VALID["annotations"] * 2),
+            "annotation 9 has the id of another annotation",
+        ),
         (_changed(annotations__image_id=5), "annotation 9 has unknown image_id 5"),
         (_changed(annotations__category_id=1), "annotation 9 has unknown category_id 1"),
         (_changed(annotations__bbox=[1, 2]), "annotation 9 has a bbox that is not"),

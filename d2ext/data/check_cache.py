@@ -1,0 +1,69 @@
+"""Results of slow checks, kept on disk under the state of the files they were computed from."""
+
+import hashlib
+import json
+import logging
+import os
+from typing import Any, List, Optional, Sequence
+
+from detectron2.utils.file_io import PathManager
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1  # of the checks: raise it when they find other things
+SLOW = 1.0  # seconds; results that took less are not worth a file
+_FILES = 100
+
+
+def cache_folder() -> str:
+    """`d2ext/data_check` in the user's cache folder ($XDG_CACHE_HOME, else `~/.cache`)."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "d2ext", "data_check")
+
+
+def fingerprint(paths: Sequence[str]) -> List[list]:
+    """Absolute path, time of change and size of files or folders (a folder changes with its list
+    of files, not with their content). A missing one counts as such."""
+    prints = []
+    for path in paths:
+        try:
+            stat = os.stat(PathManager.get_local_path(path))
+            prints.append([os.path.abspath(path), stat.st_mtime_ns, stat.st_size])
+        except OSError:
+            prints.append([os.path.abspath(path), 0, 0])
+    return prints
+
+
+def _file(key: Any) -> str:
+    text = json.dumps([VERSION, key], sort_keys=True)
+    return os.path.join(cache_folder(), hashlib.sha256(text.encode()).hexdigest() + ".json")
+
+
+def load(key: Any) -> Optional[Any]:
+    """What was stored under a key (anything that JSON can hold), or None."""
+    try:
+        with open(_file(key), encoding="utf-8") as f:
+            return json.load(f)
+    except (OSError, ValueError):
+        return None
+
+
+def store(key: Any, value: Any) -> None:
+    """Keep a value. A folder that cannot be written to only costs time at the next start."""
+    path = _file(key)
+    partial = f"{path}.{os.getpid()}"
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(partial, "w", encoding="utf-8") as f:
+            json.dump(value, f)
+        os.replace(partial, path)
+        _remove_old(os.path.dirname(path))
+    except OSError as e:
+        logger.info("The result of the data check could not be kept: %s", e)
+
+
+def _remove_old(folder: str) -> None:
+    files = [entry for entry in os.scandir(folder) if entry.name.endswith(".json")]
+    files.sort(key=lambda entry: entry.stat().st_mtime_ns, reverse=True)
+    for entry in files[_FILES:]:
+        os.unlink(entry.path)
