@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -17,9 +19,8 @@ def slim(**arguments):
 
 def feature_length(pixels):
     """The release's rule: a padless pool of 3 with stride 2 whose size is rounded up."""
-    after_conv = -(-pixels // 2)
-    after_pool = -(-(after_conv - 3) // 2) + 1
-    return -(-(-(-after_pool // 2)) // 2)
+    after_pool = math.ceil((math.ceil(pixels / 2) - 3) / 2) + 1
+    return math.ceil(math.ceil(after_pool / 2) / 2)
 
 
 @pytest.mark.parametrize("size", [(562, 1000), (600, 800), (333, 300), (48, 50)])
