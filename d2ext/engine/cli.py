@@ -13,6 +13,7 @@ from d2ext.engine.experiment import Experiment
 from d2ext.engine.loop import evaluate_checkpoint, train
 from d2ext.engine.setup import (
     build_experiment,
+    check_data,
     check_device,
     make_output_folder,
     settings_summary,
@@ -35,7 +36,7 @@ examples:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """detectron2's options plus ``--register``; overrides may stand anywhere."""
+    """detectron2's options plus those about data; overrides may stand anywhere."""
     base = default_argument_parser(epilog=" ")
     helps = {
         "resume": "continue from the last checkpoint in the output folder, exactly",
@@ -55,6 +56,11 @@ def argument_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=ANN.json,IMAGES[,SEMANTIC]",
         help="make a COCO-format data set known under NAME (may be repeated)",
+    )
+    parser.add_argument(
+        "--no-data-check",
+        action="store_true",
+        help="train without looking for mistakes in the annotations and images first",
     )
     parser.add_argument(
         "opts", nargs="*", metavar="KEY=VALUE", help="config overrides, the same for yaml and lazy"
@@ -105,6 +111,8 @@ def run_worker(args: argparse.Namespace) -> None:
     if args.eval_only:
         evaluate_checkpoint(experiment, resume=args.resume)
     else:
+        if not args.no_data_check:
+            check_data(experiment)
         train(experiment, resume=args.resume)
 
 

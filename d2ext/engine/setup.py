@@ -11,6 +11,7 @@ from torch.nn import Module
 from d2ext.config import is_lazy, load_config
 from d2ext.config.overrides import LAZY_TO_YAML, YAML_TO_LAZY, nearest, parse_overrides
 from d2ext.data import (
+    check_before_training,
     dataset_classes,
     parse_register,
     register_all,
@@ -24,6 +25,7 @@ from d2ext.modeling.backbone.norm import EvalStatsBatchNorm2d
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.layers import FrozenBatchNorm2d
+from detectron2.utils import comm
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +129,28 @@ def make_output_folder(experiment: Experiment) -> None:
             f"output folder '{experiment.output_dir}' cannot be made: {error.strerror}; "
             "set OUTPUT_DIR (yaml) or train.output_dir (lazy)"
         ) from error
+
+
+def check_data(experiment: Experiment) -> None:
+    """Look for mistakes in the data of a training; the main process does it for all.
+
+    Raises:
+        UserError: in every process, if there is an error.
+    """
+    mistake = None
+    if comm.is_main_process():
+        try:
+            check_before_training(
+                experiment.train_sets(),
+                experiment.test_sets(),
+                semantic=experiment.semantic_mode() in ("auto", "dataset"),
+                output_dir=experiment.output_dir,
+            )
+        except UserError as error:
+            mistake = str(error)
+    mistake = comm.all_gather(mistake)[0]
+    if mistake:
+        raise UserError(mistake)
 
 
 def check_device(experiment: Experiment) -> None:
