@@ -1,5 +1,5 @@
-"""The yaml keys of Multi-task Network Cascades. "Paper" is the CVPR 2016 text, "release" the authors'
-Python and Caffe code in its last state, "first release" that of June 2016."""
+"""The yaml keys of Multi-task Network Cascades. "Paper" is the CVPR 2016 text, "release" the last
+state of its authors' Python and Caffe code, "first release" that of June 2016."""
 
 from detectron2.config import CfgNode as CN
 

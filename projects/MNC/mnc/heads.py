@@ -1,7 +1,7 @@
 """The heads of the cascade, shared by both passes: class-agnostic masks (MNC paper, section 3.2),
 and categories from the features of a box with and without its mask (section 3.3)."""
 
-from typing import NamedTuple, Tuple
+from typing import Dict, NamedTuple, Tuple
 
 import fvcore.nn.weight_init as weight_init
 import torch
@@ -77,15 +77,26 @@ class _CategoryHead(nn.Module):
     """Two classifiers and a class-wise box regression on the joined features of both paths.
 
     Subclasses compute the features; they call :meth:`_add_outputs` once they know their width.
+    Layers of the mask path that a checkpoint lacks get the weights of the box path, because
+    pre-trained networks have one path.
     """
 
-    num_classes: int
+    # Layers of the mask path -> those of the box path.
+    twins: Dict[str, str] = {}
 
     def _add_outputs(self, features: int, num_classes: int) -> None:
         self.num_classes = num_classes
+        self._register_load_state_dict_pre_hook(self._copy_to_mask_path)
         self.cls_score = _normal_linear(features, num_classes + 1, std=0.01)
         self.seg_cls_score = _normal_linear(features, num_classes + 1, std=0.01)
         self.bbox_pred = _normal_linear(features, 4 * num_classes, std=0.001)
+
+    def _copy_to_mask_path(self, state_dict: Dict[str, Tensor], prefix: str, *_) -> None:
+        for mask, box in self.twins.items():
+            mask, box = f"{prefix}{mask}.", f"{prefix}{box}."
+            if not any(key.startswith(mask) for key in state_dict):
+                found = {k: v for k, v in state_dict.items() if k.startswith(box)}
+                state_dict.update({mask + k[len(box) :]: v for k, v in found.items()})
 
     def paths(self, x: Tensor, gated: Tensor) -> Tuple[Tensor, Tensor]:
         """Features (R x F each) of the mask path and of the box path.
@@ -115,6 +126,8 @@ class MNCCategoryHead(_CategoryHead):
     Parameters: ``box_fc6``, ``box_fc7``, ``mask_fc6``, ``mask_fc7``, ``cls_score``,
     ``seg_cls_score``, ``bbox_pred``.
     """
+
+    twins = {"mask_fc6": "box_fc6", "mask_fc7": "box_fc7"}
 
     @configurable
     def __init__(self, input_shape: ShapeSpec, *, num_classes: int, fc_dim: int = 4096):
@@ -153,8 +166,10 @@ class MNCRes5CategoryHead(_CategoryHead):
     """The head of the ResNet networks: per path the fifth stage of the ResNet and an average.
 
     The authors published no ResNet code; this follows detectron2's C4 head, once for each path.
-    Parameters: ``box_res5``, ``mask_res5`` (as detectron2's res5), ``cls_score``, ....
+    Parameters: ``res5`` (box path) and ``mask_res5``, both as detectron2's res5, ``cls_score``...
     """
+
+    twins = {"mask_res5": "res5"}
 
     @configurable
     def __init__(
@@ -177,7 +192,7 @@ class MNCRes5CategoryHead(_CategoryHead):
             norm: norm of the blocks.
         """
         super().__init__()
-        for path in ("box", "mask"):
+        for name in ("res5", "mask_res5"):
             blocks = ResNet.make_stage(
                 BottleneckBlock,
                 3,
@@ -188,7 +203,7 @@ class MNCRes5CategoryHead(_CategoryHead):
                 stride_in_1x1=stride_in_1x1,
                 norm=resolve_norm(norm),
             )
-            self.add_module(f"{path}_res5", nn.Sequential(*blocks))
+            self.add_module(name, nn.Sequential(*blocks))
         self._add_outputs(2 * out_channels, num_classes)
 
     @classmethod
@@ -205,4 +220,4 @@ class MNCRes5CategoryHead(_CategoryHead):
         }
 
     def paths(self, x: Tensor, gated: Tensor) -> Tuple[Tensor, Tensor]:
-        return self.mask_res5(gated).mean(dim=(2, 3)), self.box_res5(x).mean(dim=(2, 3))
+        return self.mask_res5(gated).mean(dim=(2, 3)), self.res5(x).mean(dim=(2, 3))

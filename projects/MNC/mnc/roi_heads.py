@@ -317,22 +317,26 @@ class MNCROIHeads(nn.Module):
     ) -> List[List[Instances]]:
         """Candidates for voting as if the network ended after stage 3 and, with five stages, after
         stage 5; fields as described at :meth:`forward`."""
-        boxes = [p.proposal_boxes for p in proposals]
         sizes = [p.image_size for p in proposals]
-        results: List[List[Instances]] = []
-        for late in (False, True) if self.num_stages[False] == 5 else (False,):
-            if late:
-                boxes = [exact_boxes(b) for b in self.bridge(boxes, category, sizes)]
-            x, logits = self.run_mask_stage(features, boxes, late)
-            masks = logits.sigmoid()
-            category = self.category_head(x, masks)
-            scores = F.softmax(category.seg_logits.float(), dim=1)[:, :-1]
-            rows = [len(b) for b in boxes]
-            found = [
-                Instances(size, pred_boxes=b, pred_masks=m, class_scores=s)
-                for size, b, m, s in zip(sizes, boxes, masks.split(rows), scores.split(rows))
-            ]
-            if results:
-                found = [Instances.cat(pair) for pair in zip(results[-1], found)]
-            results.append(found)
-        return results
+        boxes = [p.proposal_boxes for p in proposals]
+        candidates, category = self._predict_pass(features, boxes, sizes, late=False)
+        if self.num_stages[False] == 3:
+            return [candidates]
+        boxes = [exact_boxes(b) for b in self.bridge(boxes, category, sizes)]
+        refined, _ = self._predict_pass(features, boxes, sizes, late=True)
+        return [candidates, [Instances.cat(pair) for pair in zip(candidates, refined)]]
+
+    def _predict_pass(
+        self, features: Features, boxes: List[Boxes], sizes: List[Tuple[int, int]], late: bool
+    ) -> Tuple[List[Instances], CategoryOutputs]:
+        x, logits = self.run_mask_stage(features, boxes, late)
+        masks = logits.sigmoid()
+        category = self.category_head(x, masks)
+        # Of all outputs only the mask-level scores, and the deltas of stage 3, are used.
+        scores = F.softmax(category.seg_logits.float(), dim=1)[:, :-1]
+        rows = [len(b) for b in boxes]
+        candidates = [
+            Instances(size, pred_boxes=b, pred_masks=m, class_scores=s)
+            for size, b, m, s in zip(sizes, boxes, masks.split(rows), scores.split(rows))
+        ]
+        return candidates, category

@@ -1,5 +1,5 @@
-"""Training boxes of a pass: labelled by IoU with the ground truth and drawn from IoU intervals, with
-their coordinates still part of the graph."""
+"""Training boxes of a pass: labelled by their IoU with the ground truth and drawn from intervals of
+it, with coordinates that are still part of the graph."""
 
 from typing import List, Optional, Sequence, Tuple
 
