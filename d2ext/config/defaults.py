@@ -22,6 +22,13 @@ def add_d2ext_config(cfg: CfgNode) -> None:
     # Semantic ground truth: "none", "dataset" (maps on disk), "instances" (derived from the masks)
     # or "auto" (the former where there are maps, else the latter).
     cfg.INPUT.SEMANTIC = "none"
+    # Measured in addition to what a data set's evaluator_type asks for: "coco", "boundary" (COCO's
+    # AP with boundary IoU), "voc_sds" (mAP^r).
+    cfg.TEST.METRICS = []
+    # IoU thresholds of mAP^r.
+    cfg.TEST.MAPR_IOUS = [0.5, 0.7]
+    # mAP^r by the area under the precision-recall curve instead of eleven points.
+    cfg.TEST.MAPR_AREA = False
     # "SGD" or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Learning rate factors by parameter name prefix: [["roi_heads.conv_new", 3.0], ...].

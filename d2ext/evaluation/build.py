@@ -1,34 +1,51 @@
 """One evaluator per data set."""
 
 import os
-from typing import Optional
+from typing import Optional, Sequence
 
-from d2ext import compat
 from d2ext.errors import UserError
 
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator
+
+from .evaluator import InstanceEvaluator
+
+# What is measured on a data set by itself, by its evaluator_type.
+OWN_METRICS = {"coco": ("coco",), "coco_panoptic_seg": ("coco",), "voc_sds": ("voc_sds",)}
 
 
-def build_evaluator(dataset_name: str, output_dir: Optional[str] = None) -> DatasetEvaluator:
+def build_evaluator(
+    dataset_name: str,
+    output_dir: Optional[str] = None,
+    *,
+    metrics: Sequence[str] = (),
+    mapr_ious: Sequence[float] = (0.5, 0.7),
+    mapr_area: bool = False,
+) -> DatasetEvaluator:
     """The evaluator that ``MetadataCatalog.get(dataset_name).evaluator_type`` asks for.
 
     Args:
         dataset_name: a registered data set.
         output_dir: results go to ``output_dir/inference/<dataset_name>``; ``None``: nowhere.
+        metrics: what to measure in addition: ``"coco"``, ``"boundary"``, ``"voc_sds"``.
+        mapr_ious: IoU thresholds of mAP^r.
+        mapr_area: mAP^r by the area under the curve instead of eleven points.
 
     Raises:
-        UserError: there is no evaluator for such a data set.
+        UserError: there is no evaluator for such a data set, or no such metric.
     """
     kind = getattr(MetadataCatalog.get(dataset_name), "evaluator_type", None)
-    folder = os.path.join(output_dir, "inference", dataset_name) if output_dir else None
-    if kind in ("coco", "coco_panoptic_seg"):
-        # The compiled COCO evaluation of detectron2 raises only after the whole inference when
-        # its extension is absent, so it is requested only where it exists.
-        return COCOEvaluator(
-            dataset_name, output_dir=folder, use_fast_impl=compat.has_compiled_detectron2()
+    if kind not in OWN_METRICS:
+        raise UserError(
+            f"data set '{dataset_name}' has evaluator_type {kind!r}, for which there is no "
+            f"evaluator; known: {', '.join(map(repr, OWN_METRICS))}"
         )
-    raise UserError(
-        f"data set '{dataset_name}' has evaluator_type {kind!r}, for which there is no evaluator; "
-        "known: 'coco', 'coco_panoptic_seg'"
+    folder = os.path.join(output_dir, "inference", dataset_name) if output_dir else None
+    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+    return InstanceEvaluator(
+        dataset_name,
+        tuple(dict.fromkeys([*OWN_METRICS[kind], *metrics])),
+        folder,
+        mapr_ious=mapr_ious,
+        mapr_area=mapr_area,
     )

@@ -14,13 +14,16 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
-from d2ext import compat
 from d2ext.data import register_coco_dataset
 from d2ext.errors import UserError
-from d2ext.evaluation import build_evaluator, run_inference
+from d2ext.evaluation import (
+    InstanceEvaluator,
+    VOCSDSEvaluator,
+    build_evaluator,
+    run_inference,
+)
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 
@@ -44,6 +47,7 @@ FOUND = [
     (2, 0, 1, 1, 8, 8, 0.4),
 ]
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+RESULTS = "out/inference/toy/coco_instances_results.json"
 
 
 def mask_of(x1, y1, x2, y2):
@@ -161,10 +165,18 @@ def test_the_model_runs_without_gradients_in_evaluation_mode_and_returns_to_trai
     assert model.modes == [(False, False)] * 2 and model.training
 
 
-@pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated")
-def test_a_model_that_finds_nothing_has_no_results_but_no_error(toy):
-    results = run_inference(Finder([]), records(), build_evaluator(toy))
-    assert all(np.isnan(results["bbox"][name]) for name in METRICS)
+def test_a_model_that_finds_nothing_scores_zero(toy):
+    results = run_inference(Finder([]), records(), build_evaluator(toy, metrics=["voc_sds"]))
+    assert results["bbox"]["AP"] == results["segm"]["AP50"] == 0.0
+    assert results["voc_sds"]["mAPr@0.5"] == results["voc_sds"]["mAPr_vol"] == 0.0
+
+
+def test_images_without_any_output_count_as_images_where_nothing_was_found(toy):
+    first = [r for r in records() if r[0]["image_id"] == 1]
+    found = [f for f in FOUND if f[0] == 1]
+    half = run_inference(Finder(), first, build_evaluator(toy))
+    whole = run_inference(Finder(found), records(), build_evaluator(toy))
+    assert half["segm"] == pytest.approx(whole["segm"], nan_ok=True)
 
 
 def test_predictions_are_written_beside_other_results_of_the_run(toy, tmp_path):
@@ -183,20 +195,169 @@ def test_nothing_is_written_without_a_folder(toy, tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == before
 
 
-@pytest.mark.parametrize("kind", ["coco", "coco_panoptic_seg"])
-@pytest.mark.parametrize("compiled", [False, True])
-def test_coco_data_get_the_fast_evaluator_only_with_the_extension(toy, monkeypatch, kind, compiled):
-    asked = []
-
-    class Recorder(COCOEvaluator):
-        def __init__(self, *args, use_fast_impl=True, **options):
-            asked.append(use_fast_impl)
-            super().__init__(*args, use_fast_impl=use_fast_impl, **options)
-
-    monkeypatch.setattr("d2ext.evaluation.build.COCOEvaluator", Recorder)
-    monkeypatch.setattr(compat, "has_compiled_detectron2", lambda: compiled)
+@pytest.mark.parametrize(
+    "kind, metrics, tasks",
+    [
+        ("coco", [], ["bbox", "segm"]),
+        ("coco_panoptic_seg", [], ["bbox", "segm"]),
+        ("voc_sds", [], ["voc_sds"]),
+        ("coco", ["voc_sds"], ["bbox", "segm", "voc_sds"]),
+        ("coco", "boundary", ["bbox", "segm", "boundary"]),
+        ("voc_sds", ["coco", "boundary", "voc_sds"], ["bbox", "segm", "boundary", "voc_sds"]),
+    ],
+)
+def test_the_kind_of_data_and_the_named_metrics_are_measured(toy, kind, metrics, tasks):
     MetadataCatalog.get(toy).__dict__["evaluator_type"] = kind
-    assert isinstance(build_evaluator(toy), Recorder) and asked == [compiled]
+    results = run_inference(Finder(), records(), build_evaluator(toy, metrics=metrics))
+    assert list(results) == tasks
+    assert all(results[task] for task in tasks)
+
+
+def test_mapr_of_hand_made_predictions(toy):
+    """At 0.5 the two cats are hit; one double and one dog-shaped cat are not. The dog of image 2 is
+    hit, the other one is not. The cat in the crowd region is not counted."""
+    results = run_inference(Finder(), records(), VOCSDSEvaluator(toy, ious=(0.5, 0.95)))
+    metrics = results["voc_sds"]
+    assert metrics["APr@0.5-cat"] == pytest.approx(100)
+    assert metrics["APr@0.5-dog"] == pytest.approx(100 * 6 / 11)
+    assert metrics["mAPr@0.5"] == pytest.approx((100 + 600 / 11) / 2)
+    assert metrics["mAPr@0.95"] == 0.0
+    assert 0 < metrics["mAPr_vol"] < metrics["mAPr@0.5"]
+
+
+def test_tables_by_class_are_written(toy, tmp_path):
+    evaluator = build_evaluator(toy, str(tmp_path / "out"), metrics=["voc_sds"])
+    results = run_inference(Finder(), records(), evaluator)
+    folder = tmp_path / "out" / "inference" / "toy"
+    segm = json.loads((folder / "segm_by_class.json").read_text())
+    assert segm["cat"]["AP"] == pytest.approx(results["segm"]["AP-cat"])
+    assert segm["all"]["AP50"] == pytest.approx(results["segm"]["AP50"])
+    mapr = json.loads((folder / "voc_sds_by_class.json").read_text())
+    assert mapr["all"]["0.7"] == pytest.approx(results["voc_sds"]["mAPr@0.7"])
+    assert set(mapr["dog"]) == {f"0.{i}" for i in range(1, 10)}
+
+
+def test_the_main_process_measures_what_all_processes_found(toy, monkeypatch):
+    evaluators = [build_evaluator(toy) for _ in range(2)]
+    for evaluator, batch in zip(evaluators, records()):
+        evaluator.process(batch, Finder()(batch))
+    parts = [list(e._found.values()) for e in evaluators]
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "synchronize", lambda: None)
+    monkeypatch.setattr(comm, "gather", lambda found, dst: parts)
+    together = evaluators[0].evaluate()
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    assert evaluators[1].evaluate() == {}
+    monkeypatch.undo()
+    alone = run_inference(Finder(), records(), build_evaluator(toy))
+    assert together["segm"] == pytest.approx(alone["segm"], nan_ok=True)
+
+
+def process(evaluator, **changes):
+    """Process image 1 with some fields of the output replaced; a callable gets the old value."""
+    (batch,) = [r for r in records() if r[0]["image_id"] == 1]
+    (output,) = Finder()(batch)
+    instances = output["instances"]
+    for name, change in changes.items():
+        if change is None:
+            instances.remove(name)
+        else:
+            instances.set(name, change(instances.get(name)))
+    evaluator.process(batch, [output])
+
+
+def test_detections_without_masks_have_box_results_only(toy):
+    evaluator = build_evaluator(toy)
+    process(evaluator, pred_masks=None)
+    assert list(evaluator.evaluate()) == ["bbox"]
+    evaluator = build_evaluator(toy, metrics=["voc_sds"])
+    process(evaluator, pred_masks=None)
+    with pytest.raises(UserError, match="metric 'voc_sds' needs masks"):
+        evaluator.evaluate()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"scores": lambda s: s * float("nan")}, "image 1"),
+        ({"pred_masks": lambda m: m[:, :-1]}, r"\(60, 80\), its predicted masks \(59, 80\)"),
+        ({"pred_classes": lambda c: c + 2}, "class 2; the data set has 2 classes"),
+        ({"pred_classes": lambda c: c - 1}, "the data set has 2 classes"),
+    ],
+)
+def test_broken_predictions_are_refused(toy, changes, message):
+    evaluator = InstanceEvaluator(toy)
+    with pytest.raises(UserError, match=message):
+        process(evaluator, **changes)
+        evaluator.evaluate()
+
+
+def test_outputs_of_another_kind_are_refused(toy):
+    with pytest.raises(UserError, match=r"have \['proposals'\] but no 'instances'"):
+        InstanceEvaluator(toy).process([{"image_id": 1}], [{"proposals": None}])
+
+
+def test_images_of_other_data_are_refused(toy):
+    evaluator = InstanceEvaluator(toy)
+    (output,) = Finder()([{"image_id": 7}])
+    evaluator.process([{"image_id": 7}], [output])
+    with pytest.raises(UserError, match="image 7, which the data set lacks"):
+        evaluator.evaluate()
+
+
+def test_images_of_another_size_are_refused(toy):
+    evaluator = InstanceEvaluator(toy)
+    instances = Instances((HEIGHT, WIDTH + 1))
+    instances.pred_boxes, instances.scores = Boxes(torch.zeros(0, 4)), torch.zeros(0)
+    instances.pred_classes = torch.zeros(0, dtype=torch.int64)
+    evaluator.process([{"image_id": 1}], [{"instances": instances}])
+    with pytest.raises(UserError, match=r"\(60, 80\) in the annotations, but \(60, 81\)"):
+        evaluator.evaluate()
+
+
+def test_data_without_annotations_give_a_results_file_only(toy, tmp_path):
+    path = tmp_path / "truth.json"
+    truth = json.loads(path.read_text())
+    del truth["annotations"]
+    batches = records()
+    path.write_text(json.dumps(truth))
+    assert run_inference(Finder(), batches, build_evaluator(toy, str(tmp_path / "out"))) == {}
+    assert len(json.loads((tmp_path / RESULTS).read_text())) == len(FOUND)
+
+
+def test_a_model_that_finds_nothing_writes_an_empty_list(toy, tmp_path):
+    run_inference(Finder([]), records(), build_evaluator(toy, str(tmp_path / "out")))
+    assert json.loads((tmp_path / RESULTS).read_text()) == []
+
+
+def test_unknown_metrics_and_thresholds_are_refused(toy):
+    with pytest.raises(UserError, match="metric 'lvis'; known: coco, boundary, voc_sds"):
+        build_evaluator(toy, metrics=["lvis"])
+    with pytest.raises(UserError, match=r"in \(0, 1\], not \[50\]"):
+        build_evaluator(toy, mapr_ious=[50])
+
+
+def test_annotations_of_unknown_categories_are_named(toy, tmp_path):
+    path = tmp_path / "truth.json"
+    records()  # sets the mapping of the categories
+    truth = json.loads(path.read_text())
+    truth["annotations"][0]["category_id"] = 8
+    path.write_text(json.dumps(truth))
+    with pytest.raises(UserError, match="'toy': an annotation of image 1 has the unknown .* 8"):
+        build_evaluator(toy)
+    path.write_text("{")
+    with pytest.raises(UserError, match="truth.json is not valid JSON"):
+        build_evaluator(toy)
+
+
+def test_data_sets_without_a_file_are_measured_by_their_records(toy):
+    loaded = DatasetCatalog.get(toy)
+    expected = run_inference(Finder(), records(), build_evaluator(toy))
+    names = MetadataCatalog.get(toy).thing_classes
+    DatasetCatalog.register("plain", lambda: loaded)
+    MetadataCatalog.get("plain").set(thing_classes=names, evaluator_type="coco")
+    results = run_inference(Finder(), [[r] for r in loaded], build_evaluator("plain"))
+    assert results["segm"] == pytest.approx(expected["segm"], nan_ok=True)
 
 
 def test_other_kinds_of_data_are_named_with_the_known_ones(toy):

@@ -43,4 +43,11 @@ dataloader = dict(
         ),
         num_workers="${dataloader.train.num_workers}",
     ),
+    # Arguments of d2ext.evaluation.build_evaluator.
+    evaluator=dict(
+        # Measured in addition to what a data set asks for: "coco", "boundary", "voc_sds" (mAP^r).
+        metrics=[],
+        mapr_ious=[0.5, 0.7],
+        mapr_area=False,
+    ),
 )

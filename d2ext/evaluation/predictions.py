@@ -1,0 +1,113 @@
+"""What a model found, kept small until all images are done: arrays and run-length codes."""
+
+import json
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import pycocotools.mask as mask_util
+
+from d2ext.errors import UserError
+
+from detectron2.structures import Instances
+
+
+class ImageDetections(NamedTuple):
+    """Detections in one image, in the order of the model."""
+
+    image_id: object
+    size: Tuple[int, int]  # (height, width) of the image
+    boxes: np.ndarray  # float32 (N, 4), x1 y1 x2 y2 with exclusive far edges
+    scores: np.ndarray  # float32 (N,)
+    classes: np.ndarray  # int64 (N,), contiguous
+    masks: Optional[List[bytes]]  # COCO's compressed run-length codes; None: a model without masks
+
+    def rles(self) -> List[dict]:
+        """Masks as pycocotools takes them."""
+        return [{"size": list(self.size), "counts": counts} for counts in self.masks or ()]
+
+
+def _encode(masks) -> List[bytes]:
+    """Run-length codes of bool (N, H, W) masks, one after the other to bound the memory."""
+    codes = []
+    for mask in masks:
+        mask = np.asfortranarray(np.asarray(mask), dtype=np.uint8)
+        codes.append(mask_util.encode(mask)["counts"])
+    return codes
+
+
+def collect(instances: Instances, image_id) -> ImageDetections:
+    """Compact copy of a model's output for one image.
+
+    Args:
+        instances: on any device, in image coordinates, with `pred_boxes`, `scores`, `pred_classes`
+            and, of a model with masks, `pred_masks` (N, H, W) at image resolution.
+        image_id: of the data set's record.
+
+    Raises:
+        UserError: a score that is not finite, or masks of another size than the image.
+    """
+    scores = instances.scores.detach().cpu().numpy().astype(np.float32)
+    if not np.isfinite(scores).all():
+        raise UserError(f"the model gave a score that is not finite for image {image_id!r}")
+    masks = None
+    if instances.has("pred_masks"):
+        masks = instances.pred_masks
+        masks = getattr(masks, "tensor", masks).detach().cpu().numpy()
+        if len(masks) and masks.shape[1:] != tuple(instances.image_size):
+            raise UserError(
+                f"image {image_id!r} has (height, width) {tuple(instances.image_size)}, "
+                f"its predicted masks {masks.shape[1:]}"
+            )
+        masks = _encode(masks)
+    return ImageDetections(
+        image_id,
+        tuple(int(x) for x in instances.image_size),
+        instances.pred_boxes.tensor.detach().cpu().numpy().astype(np.float32).reshape(-1, 4),
+        scores,
+        instances.pred_classes.detach().cpu().numpy().astype(np.int64),
+        masks,
+    )
+
+
+def to_coco(
+    detections: ImageDetections, image_id, category_ids: Sequence[int], text: bool = False
+) -> Iterator[dict]:
+    """Detections in COCO's results format.
+
+    Args:
+        detections: of one image.
+        image_id: used in the result.
+        category_ids: by contiguous class.
+        text: codes as text, which JSON needs, rather than bytes.
+    """
+    boxes = detections.boxes.astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    for index, (box, score, label) in enumerate(
+        zip(boxes.tolist(), detections.scores.tolist(), detections.classes.tolist())
+    ):
+        result = {
+            "image_id": image_id,
+            "category_id": category_ids[label],
+            "bbox": box,
+            "score": score,
+        }
+        if detections.masks is not None:
+            counts = detections.masks[index]
+            result["segmentation"] = {
+                "size": list(detections.size),
+                "counts": counts.decode() if text else counts,
+            }
+        yield result
+
+
+def write_results(
+    detections: Sequence[ImageDetections], category_ids: Sequence[int], path: str
+) -> None:
+    """Write COCO's results file, image by image."""
+    with open(path, "w", encoding="utf-8") as f:
+        separator = "["
+        for image in detections:
+            for result in to_coco(image, image.image_id, category_ids, text=True):
+                f.write(separator + json.dumps(result))
+                separator = ",\n"
+        f.write("]" if separator != "[" else "[]")
