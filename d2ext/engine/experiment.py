@@ -167,7 +167,14 @@ class YacsExperiment(Experiment):
         )
 
     def build_evaluator(self, dataset_name: str):
-        return build_evaluator(dataset_name, self.output_dir)
+        test = self.cfg.TEST
+        return build_evaluator(
+            dataset_name,
+            self.output_dir,
+            metrics=list(test.METRICS),
+            mapr_ious=list(test.MAPR_IOUS),
+            mapr_area=test.MAPR_AREA,
+        )
 
     def train_sets(self) -> List[str]:
         return list(self.cfg.DATASETS.TRAIN)
@@ -254,7 +261,9 @@ class LazyExperiment(Experiment):
         return _instantiate(node, "dataloader.test")
 
     def build_evaluator(self, dataset_name: str):
-        return build_evaluator(dataset_name, self.output_dir)
+        # A lazy config of one's own may do without the node.
+        options = OmegaConf.to_container(self.cfg.dataloader.get("evaluator", OmegaConf.create()))
+        return build_evaluator(dataset_name, self.output_dir, **options)
 
     def train_sets(self) -> List[str]:
         return _names(self.cfg.dataloader.train.dataset)
