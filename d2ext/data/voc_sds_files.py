@@ -16,7 +16,7 @@ from PIL import Image
 from d2ext.errors import UserError
 
 FOLDERS = ("VOCdevkitSDS", "VOCdevkit/VOCSDS", "VOCSDS", "benchmark_RELEASE/dataset")
-LISTS = ("{}.txt", "ImageSets/Main/{}.txt")
+LISTS = ("ImageSets/Main/{}.txt", "{}.txt")
 IMAGES = ("JPEGImages", "img")
 IGNORED = 255  # label of no instance and no class
 NUM_CLASSES = 20
