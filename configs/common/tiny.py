@@ -10,4 +10,6 @@ train.max_iter = 400
 # Made by tools/pretrain_tiny_backbone.py.
 train.init_checkpoint = "d2ext://weights/slim_resnet_fpn_shapes.pth"
 train.checkpointer.period = 200
+train.test_aug.min_sizes = [96, 128, 160]
+train.test_aug.max_size = 400
 train.output_dir = "./output/tiny"

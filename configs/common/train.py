@@ -15,6 +15,13 @@ train = dict(
     checkpointer=dict(period=5000, max_to_keep=3),
     # Iterations between evaluations; 0: only after training.
     eval_period=0,
+    # Test-time augmentation, with --eval-only: short sides of the images, each mirrored as well.
+    test_aug=dict(
+        enabled=False,
+        min_sizes=[400, 500, 600, 700, 800, 900, 1000, 1100, 1200],
+        max_size=4000,
+        flip=True,
+    ),
     # Iterations between two lines on the console, in metrics.json and in TensorBoard.
     log_period=20,
     device="cuda" if torch.cuda.is_available() else "cpu",

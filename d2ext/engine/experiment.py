@@ -25,6 +25,9 @@ from d2ext.solver import build_lr_multiplier, build_optimizer
 
 from detectron2.config import CfgNode, instantiate
 
+# Of lazy configs without `train.test_aug`.
+NO_TEST_AUG = {"enabled": False, "min_sizes": [], "max_size": 4000, "flip": True}
+
 
 class Experiment(abc.ABC):
     """One run: its settings, and builders for its parts."""
@@ -42,6 +45,8 @@ class Experiment(abc.ABC):
     log_period: int
     ddp: Dict[str, Any]
     image_format: str
+    # Test-time augmentation of --eval-only: enabled, and its min_sizes, max_size, flip.
+    test_aug: Dict[str, Any]
     # Whether the command line named the weights, rather than the config.
     weights_chosen: bool = False
 
@@ -133,6 +138,12 @@ class YacsExperiment(Experiment):
         self.log_period = cfg.LOG_PERIOD
         self.ddp = {}
         self.image_format = cfg.INPUT.FORMAT
+        self.test_aug = {
+            "enabled": cfg.TEST.AUG.ENABLED,
+            "min_sizes": list(cfg.TEST.AUG.MIN_SIZES),
+            "max_size": cfg.TEST.AUG.MAX_SIZE,
+            "flip": cfg.TEST.AUG.FLIP,
+        }
 
     def build_model(self) -> Module:
         from detectron2.modeling import build_model
@@ -232,6 +243,7 @@ class LazyExperiment(Experiment):
         self.log_period = train.log_period
         self.ddp = OmegaConf.to_container(train.ddp)
         self.image_format = self.cfg.dataloader.test.mapper.image_format
+        self.test_aug = OmegaConf.to_container(OmegaConf.create(train.get("test_aug", NO_TEST_AUG)))
 
     def build_model(self) -> Module:
         model = _instantiate(self.cfg.model, "model")

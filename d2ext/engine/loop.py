@@ -19,6 +19,7 @@ from d2ext.engine.hooks import GracefulStop, KeepLastCheckpoints
 from d2ext.engine.setup import check_runnable, make_output_folder
 from d2ext.errors import UserError
 from d2ext.evaluation import run_inference
+from d2ext.modeling.test_time_augmentation import with_test_time_augmentation
 from d2ext.solver.schedule import make_lr_scheduler
 
 from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
@@ -136,8 +137,11 @@ def evaluate_checkpoint(experiment: Experiment, resume: bool = False) -> Dict[st
             "set MODEL.WEIGHTS (yaml) or train.init_checkpoint (lazy)"
         )
     checkpointer.load_complete(path)
-    model.eval()
-    results = evaluate(experiment, create_ddp_model(model, **_ddp_options(experiment)))
+    model = create_ddp_model(model.eval(), **_ddp_options(experiment))
+    if experiment.test_aug["enabled"]:
+        sizes = {name: value for name, value in experiment.test_aug.items() if name != "enabled"}
+        model = with_test_time_augmentation(model, **sizes)
+    results = evaluate(experiment, model)
     if comm.is_main_process() and isinstance(experiment, YacsExperiment):
         verify_results(experiment.cfg, results)
     return results
