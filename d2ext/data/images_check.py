@@ -11,6 +11,8 @@ from typing import Iterator, NamedTuple, Optional, Sequence, Tuple
 from PIL import Image
 from tqdm import tqdm
 
+from detectron2.utils.file_io import PathManager
+
 from .masks_check import Finding
 
 _EXIF_ORIENTATION = 274
@@ -65,20 +67,32 @@ def _reason(error: BaseException, path: str) -> str:
     return f"cannot be read: {' '.join(str(error).split())}"
 
 
-def _open(path: str, thorough: bool):
-    """(mode, width and height as shown, orientation, has alpha) of an image file."""
-    with open(path, "rb") as f, Image.open(f) as image:
+class ImageHeader(NamedTuple):
+    """Pillow mode, (width, height) of the picture as shown, EXIF orientation (1: none)."""
+
+    mode: str
+    size: Tuple[int, int]
+    orientation: int
+
+
+def read_header(path: str, thorough: bool = False) -> ImageHeader:
+    """Header of an image file; thoroughly: decode the pixels as well.
+
+    Raises:
+        DECODE_ERRORS: the file is missing or damaged.
+    """
+    with PathManager.open(path, "rb") as f, Image.open(f) as image:
         orientation = _orientation(image, thorough)
         size = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
         if thorough:
             image.load()
-        return image.mode, size, orientation, image.mode in ("RGBA", "LA", "PA")
+        return ImageHeader(image.mode, size, orientation)
 
 
 def image_finding(path: str, width: int, height: int, thorough: bool = False) -> Optional[Finding]:
     """What is wrong with an image file whose annotations say width x height, if anything."""
     try:
-        mode, size, orientation, alpha = _open(path, thorough)
+        mode, size, orientation = read_header(path, thorough)
     except DECODE_ERRORS as e:
         kind = "image-missing" if isinstance(e, FileNotFoundError) else "image-unreadable"
         return Finding("error", kind, _reason(e, path))
@@ -92,7 +106,7 @@ def image_finding(path: str, width: int, height: int, thorough: bool = False) ->
     if orientation in range(2, 9):
         text = f"has EXIF orientation {orientation}: it is turned, its annotations have to fit that"
         return Finding("warning", "image-orientation", text)
-    if alpha:
+    if mode in ("RGBA", "LA", "PA"):
         return Finding("warning", "image-alpha", "has an alpha channel, which is ignored")
     return None
 
@@ -100,7 +114,7 @@ def image_finding(path: str, width: int, height: int, thorough: bool = False) ->
 def map_finding(path: str, width: int, height: int, thorough: bool = False) -> Optional[Finding]:
     """What is wrong with the semantic map of an image of width x height, if anything."""
     try:
-        mode, size, _, _ = _open(path, thorough)
+        mode, size, _ = read_header(path, thorough)
     except DECODE_ERRORS as e:
         kind = "map-missing" if isinstance(e, FileNotFoundError) else "map-unreadable"
         return Finding("error", kind, _reason(e, path))

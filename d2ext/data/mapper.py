@@ -7,7 +7,6 @@ from typing import List, Optional, Union
 
 import numpy as np
 import torch
-from PIL import Image
 
 from d2ext.errors import UserError
 
@@ -16,8 +15,9 @@ from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, PolygonMasks, polygons_to_bitmask
-from detectron2.utils.file_io import PathManager
 
+from .images_check import DECODE_ERRORS, map_finding, read_header, unsupported_mode
+from .masks_check import mask_findings
 from .random_state import seeded_generators
 from .semantic import IGNORE_LABEL, check_semantic_mode, semantic_from_instances
 
@@ -113,6 +113,7 @@ class InstanceSegMapper(DatasetMapper):
                 the wrong size, labels out of range.
         """
         record = dict(dataset_dict)
+        _check_image(record)
         if not self.is_train or self.semantic in ("none", "instances"):
             record.pop("sem_seg_file_name", None)
         if self.is_train:
@@ -125,8 +126,8 @@ class InstanceSegMapper(DatasetMapper):
                 return super().__call__(record)
             except utils.SizeMismatchError as e:
                 raise UserError(" ".join(str(e).split())) from e
-            except OSError as e:
-                raise UserError(f"cannot read image {record['file_name']}: {e}") from e
+            except DECODE_ERRORS as e:
+                raise UserError(_unreadable(record, e)) from e
 
     def _transform_annotations(self, dataset_dict, transforms, image_shape):
         crowd = [a for a in dataset_dict["annotations"] if a.get("iscrowd", 0)]
@@ -191,20 +192,53 @@ class InstanceSegMapper(DatasetMapper):
                 f"no semantic map for {record['file_name']}; "
                 "use semantic mode 'auto' or 'instances'"
             )
-        for index, annotation in enumerate(record["annotations"]):
-            segmentation = annotation.get("segmentation")
-            name = f"annotation {annotation.get('id', f'#{index}')} of {record['file_name']}"
-            if not segmentation:
-                raise UserError(f"{name} has no segmentation; instance masks are needed")
-            if not isinstance(segmentation, dict):
-                continue
-            if self.instance_mask_format == "polygon" and not annotation.get("iscrowd", 0):
+        size = (record["height"], record["width"])
+        annotations = record["annotations"]
+        masks = [a.get("segmentation") for a in annotations]
+        for index, finding in mask_findings(masks, [size] * len(masks)):
+            if finding.severity == "error":
+                raise UserError(f"{_name(record, index)} {finding.text}")
+        for index, annotation in enumerate(annotations):
+            if not np.isfinite(annotation["bbox"]).all():
+                raise UserError(f"{_name(record, index)} has the bbox {annotation['bbox']}")
+            encoded = isinstance(masks[index], dict) and not annotation.get("iscrowd", 0)
+            if encoded and self.instance_mask_format == "polygon":
                 raise UserError(
-                    f"{name} is an RLE mask; set mask_format (INPUT.MASK_FORMAT) bitmask"
+                    f"{_name(record, index)} is an RLE mask; "
+                    "set mask_format (INPUT.MASK_FORMAT) bitmask"
                 )
-            size, expected = list(segmentation["size"]), [record["height"], record["width"]]
-            if size != expected:
-                raise UserError(f"{name} has a mask of (height, width) {size}, image {expected}")
+
+
+def _name(record, index):
+    own = record["annotations"][index].get("id", f"#{index}")
+    return f"annotation {own} of {record['file_name']}"
+
+
+def _check_image(record):
+    """Refuse images whose conversion to 8 bits, by detectron2's reader, would clip their values;
+    add the size to a record that has none."""
+    path = record["file_name"]
+    try:
+        header = read_header(path)
+    except DECODE_ERRORS as e:
+        raise UserError(f"cannot read image {path}: {e}") from e
+    if unsupported_mode(header.mode):
+        raise UserError(f"image {path} {unsupported_mode(header.mode)}")
+    record.setdefault("width", header.size[0])
+    record.setdefault("height", header.size[1])
+
+
+def _unreadable(record, error):
+    """A line about the file of a record that cannot be decoded: its image or its map."""
+    path, what = record["file_name"], "image"
+    if "sem_seg_file_name" in record:
+        try:
+            utils.read_image(path)
+        except DECODE_ERRORS:
+            pass
+        else:
+            path, what = record["sem_seg_file_name"], "semantic map"
+    return f"cannot read {what} {path}: {' '.join(str(error).split())}"
 
 
 @functools.cache
@@ -224,15 +258,6 @@ def _bitmap(masks, image_shape):
 def _check_semantic_map(record):
     """The map of a record exists, is 8-bit greyscale and as large as the image."""
     path = record["sem_seg_file_name"]
-    try:
-        with PathManager.open(path, "rb") as f, Image.open(f) as image:
-            mode, size = image.mode, image.size
-    except OSError as e:
-        raise UserError(f"cannot read semantic map {path}: {e}") from e
-    if mode != "L":
-        raise UserError(f"semantic map {path} has mode {mode}; it must be an 8-bit greyscale PNG")
-    expected = (record["width"], record["height"])
-    if size != expected:
-        raise UserError(
-            f"semantic map {path} is {size[0]}x{size[1]}, its image {expected[0]}x{expected[1]}"
-        )
+    finding = map_finding(path, record["width"], record["height"])
+    if finding:
+        raise UserError(f"semantic map {path} {finding.text}")

@@ -275,7 +275,7 @@ def test_unusable_images_are_named(records, tmp_path):
 def test_unusable_semantic_maps_are_named(records, tmp_path):
     path = str(tmp_path / "map.png")
     record = {**records[0], "sem_seg_file_name": path}
-    _expect_error(record, "cannot read semantic map .*map.png")
+    _expect_error(record, "semantic map .*map.png does not exist")
     Image.new("L", (7, 8)).save(path)
     _expect_error(record, "semantic map .*map.png is 7x8, its image")
     Image.new("P", (record["width"], record["height"])).save(path)
