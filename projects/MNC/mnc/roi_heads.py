@@ -193,9 +193,17 @@ class MNCROIHeads(nn.Module):
         x, logits = self.run_mask_stage(features, boxes)
         probabilities = logits.sigmoid()
         seg_classes = self.mask_level_classes(probabilities, samples, masks)
+        masks_in = self.gate(probabilities, seg_classes)
+        return _Pass(logits, self.category_head(x, masks_in), seg_classes)
+
+    def gate(self, probabilities: Tensor, seg_classes: Tensor) -> Tensor:
+        """The masks (R x 1 x M x M) that the category head multiplies features by.
+
+        As in the release, they have a gradient only for boxes that are foreground at the mask
+        level.
+        """
         trained = (seg_classes < self.num_classes) & self.gate_gradient
-        gate = torch.where(trained[:, None, None, None], probabilities, probabilities.detach())
-        return _Pass(logits, self.category_head(x, gate), seg_classes)
+        return torch.where(trained[:, None, None, None], probabilities, probabilities.detach())
 
     @torch.no_grad()
     def mask_level_classes(

@@ -1,0 +1,460 @@
+"""Numbers worked out for MNC, met by the code that the network runs.
+
+The vectors name first and last pixels of a box and put background first; here boxes are continuous
+and background is last.
+"""
+
+import pytest
+import torch
+
+from d2ext.config import get_config
+from d2ext.modeling import VGG16, RoundedAnchorGenerator
+from d2ext.structures import to_continuous, to_inclusive
+from mnc import InstanceVoting, MNCBoxTransform, MNCSampler, build_pooler
+from mnc.box_transform import exact_boxes
+from mnc.losses import box_loss, mask_loss
+from mnc.stage_bridge import bridge_boxes, limit_gradient
+from mnc.targets import mask_ious, mask_targets
+
+from detectron2.config import instantiate
+from detectron2.data.transforms import AugInput, AugmentationList
+from detectron2.modeling.anchor_generator import BufferList
+from detectron2.structures import Boxes, Instances
+
+DOUBLE = torch.float64
+STDS = (0.1, 0.1, 0.2, 0.2)
+# Average precision is tested with the evaluators, import with the importers.
+ELSEWHERE = {"EV1", "EV2", "IM1"}
+HERE = {
+    *(f"RW{i}" for i in range(1, 10)),
+    *(f"RB{i}" for i in range(1, 5)),
+    *("MR1", "MR2", "MR3", "MP1", "LS1", "LS2", "BX1", "BX2", "BX3", "MT1", "MT2", "ML1"),
+    *("SB1", "SB2", "PB1", "SA1", "SC1", "MV1", "MV2", "MV3"),
+}
+
+
+def double(value):
+    return torch.tensor(value, dtype=DOUBLE)
+
+
+def close(value, expected, atol=1e-5):
+    expected = double(expected)
+    torch.testing.assert_close(
+        value.detach().to(DOUBLE).reshape(expected.shape), expected, rtol=0, atol=atol
+    )
+
+
+def test_every_vector_is_tested(vectors):
+    assert set(vectors) == HERE | ELSEWHERE
+
+
+# ------------------------------------------------------------------------------------ RoI warp
+
+
+def warp(feature, rois, size, scale, *, pooled=False, **options):
+    """What the network's pooler gives for rows of image, first and last pixel."""
+    feature, rois = torch.as_tensor(feature, dtype=DOUBLE), torch.as_tensor(rois, dtype=DOUBLE)
+    feature = feature[None, None] if feature.dim() == 2 else feature
+    rois = rois[None] if rois.dim() == 1 else rois
+    pooler = build_pooler(2 if pooled else 1, 1, scale, **options)
+    pooler.operator.output_size = tuple(size)
+    boxes = [
+        exact_boxes(to_continuous(rois[rois[:, 0] == image, 1:])) for image in range(len(feature))
+    ]
+    return pooler([feature], boxes)
+
+
+@pytest.mark.parametrize("name", ["RW1", "RW2", "RW3", "RW5"])
+def test_warp_samples_where_the_release_samples(vectors, name):
+    inputs = vectors[name]["inputs"]
+    found = warp(inputs["feature"], inputs["roi"], inputs["output_size"], inputs["spatial_scale"])
+    close(found, vectors[name]["expected"]["output"])
+
+
+def test_warp_clamps_half_a_cell_outside_and_gives_zero_beyond(vectors):
+    inputs, expected = vectors["RW4"]["inputs"], vectors["RW4"]["expected"]["outputs"]
+    for case, output in zip(inputs["cases"], expected, strict=True):
+        close(warp(inputs["feature"], case["roi"], case["output_size"], 1.0), output)
+
+
+def test_warp_reads_the_image_of_each_box(vectors):
+    inputs, expected = vectors["RW6"]["inputs"], vectors["RW6"]["expected"]["output"]
+    found = warp(inputs["feature"], inputs["rois"], inputs["output_size"], 1.0)
+    close(found, expected[::-1])  # the vector lists the box of image 1 first
+
+
+@pytest.mark.parametrize("quantize", [False, True])
+def test_warp_rounds_boxes_only_when_asked(vectors, quantize):
+    inputs, expected = vectors["RW7"]["inputs"], vectors["RW7"]["expected"]
+    found = warp(inputs["feature"], inputs["roi"], inputs["output_size"], 1.0, quantize=quantize)
+    close(found, expected[f"output_quantize_{str(quantize).lower()}"])
+
+
+@pytest.mark.parametrize("border", ["clamp_half", "zeros"])
+def test_warp_follows_either_border_rule(vectors, border):
+    inputs, expected = vectors["RW8"]["inputs"], vectors["RW8"]["expected"][border]
+    for case, output in zip(inputs["cases"], expected, strict=True):
+        found = warp(
+            inputs["feature"], case["roi"], case["output_size"], 1.0, quantize=False, border=border
+        )
+        close(found, output)
+
+
+@pytest.mark.parametrize("case", ["a", "b"])
+def test_warp_with_maximum_and_that_of_the_first_release_differ(vectors, case):
+    inputs, expected = vectors["RW9"]["inputs"], vectors["RW9"]["expected"]
+    feature, roi = inputs[f"feature_{case}"], double(inputs[f"roi_{case}"])
+    close(warp(feature, roi, (2, 2), 1.0, pooled=True), expected[f"{case}_warp4_maxpool2"])
+    close(warp(feature, roi, (2, 2), 1.0, bin_reduce="edge_max"), expected[f"{case}_binmax2"])
+
+
+def warp_gradients(inputs):
+    feature = double(inputs["feature"])
+    feature = (feature[None, None] if feature.dim() == 2 else feature).requires_grad_()
+    roi = double(inputs["roi"]).requires_grad_()
+    found = warp(
+        feature, roi, inputs["output_size"], inputs["spatial_scale"], quantize=inputs["quantize"]
+    )
+    gradient = double(inputs["grad_output"]).reshape(found.shape)
+    return found, *torch.autograd.grad(found, (feature, roi), gradient)
+
+
+def test_warp_gradients_are_exact(vectors):
+    close(warp_gradients(vectors["RB1"]["inputs"])[1], vectors["RB1"]["expected"]["exact"])
+    close(warp_gradients(vectors["RB2"]["inputs"])[2], vectors["RB2"]["expected"]["exact"])
+    expected = vectors["RB3"]["expected"]
+    output, by_feature, by_box = warp_gradients(vectors["RB3"]["inputs"])
+    close(output, expected["output"])
+    close(by_feature, expected["grad_feature"])
+    close(by_box, expected["grad_box"])
+    output, _, by_box = warp_gradients(vectors["RB4"]["inputs"])
+    close(output, vectors["RB4"]["expected"]["output"])
+    close(by_box, vectors["RB4"]["expected"]["right_difference"])
+
+
+# ---------------------------------------------------------------------------- masks and the gate
+
+
+def gated(make_model, features, masks):
+    """What the mask path of the category head sees of features (R x C x S x S)."""
+    head = make_model().double().roi_heads.category_head
+    seen = []
+    head.paths = lambda x, y: seen.append(y) or (y.new_zeros(len(y), 16), y.new_zeros(len(y), 16))
+    head(features, masks)
+    return seen[0]
+
+
+def test_masks_are_resized_from_corner_to_corner(vectors, make_model):
+    mask = double(vectors["MR1"]["inputs"]["mask"])[None, None]
+    out = gated(make_model, torch.ones(1, 1, 2, 2, dtype=DOUBLE), mask)
+    close(out, vectors["MR1"]["expected"]["output"])
+    ramp = torch.arange(441.0, dtype=DOUBLE).view(1, 1, 21, 21)
+    out = gated(make_model, torch.ones(1, 1, 14, 14, dtype=DOUBLE), ramp)[0, 0]
+    for key, value in vectors["MR2"]["expected"].items():
+        found = out.sum() if key == "sum" else out[tuple(map(int, key.split("_")[1:]))]
+        assert float(found) == pytest.approx(value, abs=1e-5)
+
+
+def test_masks_get_the_transposed_gradient(vectors, make_model):
+    inputs, expected = vectors["MR3"]["inputs"], vectors["MR3"]["expected"]
+    for size, gradient, key in (
+        (inputs["a_in"], torch.ones(inputs["a_out"], dtype=DOUBLE), "a"),
+        (inputs["b_in"], double(inputs["b_grad_output"]), "b"),
+    ):
+        mask = torch.zeros(1, 1, *size, dtype=DOUBLE, requires_grad=True)
+        out = gated(make_model, torch.ones(1, 1, *gradient.shape, dtype=DOUBLE), mask)
+        close(torch.autograd.grad(out, mask, gradient[None, None])[0], expected[key])
+
+
+def test_one_mask_multiplies_all_channels(vectors, make_model):
+    inputs, expected = vectors["MP1"]["inputs"], vectors["MP1"]["expected"]
+    features = double(inputs["feature_CHW"])[None].requires_grad_()
+    mask = double(inputs["mask_HW"])[None, None].requires_grad_()
+    out = gated(make_model, features, mask)
+    close(out, expected["output"])
+    gradient = double(inputs["grad_output"])[None]
+    by_feature, by_mask = torch.autograd.grad(out, (features, mask), gradient)
+    close(by_feature, expected["grad_feature"])
+    close(by_mask, expected["grad_mask"])
+
+
+def test_only_boxes_with_a_class_at_the_mask_level_send_gradient_into_their_masks(
+    vectors, make_model
+):
+    inputs = vectors["ML1"]["inputs"]
+    probabilities = double(inputs["sigmoid"])
+    logits = probabilities.logit().requires_grad_()
+    classes = torch.tensor([x - 1 if x else 3 for x in inputs["mask_label"]])
+    gate = make_model().roi_heads.gate(logits.sigmoid()[:, None, None], classes)
+    gradient = double(inputs["grad_mask"])[:, None, None]
+    close(torch.autograd.grad(gate, logits, gradient)[0], vectors["ML1"]["expected"]["grad_logits"])
+
+
+def test_mask_target_is_the_resized_part_of_the_mask_inside_the_box(vectors):
+    inputs, expected = vectors["MT1"]["inputs"], vectors["MT1"]["expected"]
+    x1, y1, x2, y2 = inputs["gt_box"]
+    mask = torch.zeros(1, 20, 20, dtype=torch.bool)
+    mask[0, y1 : y2 + 1, x1 : x2 + 1] = torch.tensor(inputs["gt_mask"], dtype=torch.bool)
+    box = to_continuous(torch.tensor([inputs["roi"]], dtype=torch.float32))
+    for size in inputs["M"]:
+        found = mask_targets(mask, torch.tensor([0]), box, size)
+        assert found[0].int().tolist() == expected[f"target_M{size}"]
+    # The threshold lies between neighbouring values of the resized mask.
+    values = sorted({v for row in expected["resized_M3"] for v in row if 0 < v < 1})
+    assert mask_targets(mask, torch.tensor([0]), box, 3, values[0] - 1e-3).sum() == 5
+    assert mask_targets(mask, torch.tensor([0]), box, 3, values[0] + 1e-3).sum() == 4
+
+
+def test_mask_level_class_needs_half_of_the_whole_mask(vectors, make_model, ground_truth):
+    inputs, expected = vectors["MT2"]["inputs"], vectors["MT2"]["expected"]
+    x1, y1, x2, y2 = inputs["gt_box"]
+    mask = torch.zeros(1, 12, 12, dtype=torch.bool)
+    mask[0, y1 : y2 + 1, x1 : x2 + 1] = torch.tensor(inputs["gt_mask"], dtype=torch.bool)
+    box = to_continuous(torch.tensor([inputs["roi"]], dtype=torch.float32))
+    predicted = torch.tensor([inputs["pred_mask"]])
+    row = torch.tensor([0])
+    assert float(mask_ious(predicted, box, mask, row)) == pytest.approx(expected["mask_iou"])
+
+    heads = make_model("ROI_HEADS.NUM_CLASSES", 20).roi_heads
+    sample = Instances(
+        (12, 12),
+        proposal_boxes=Boxes(box),
+        foreground=torch.tensor([True]),
+        gt_classes=torch.tensor([inputs["gt_class"] - 1]),
+        gt_index=row,
+    )
+    assert heads.mask_level_classes(predicted[:, None], [sample], [mask]).tolist() == [
+        expected["label"] - 1
+    ]
+    heads.mask_iou_threshold = expected["mask_iou"] + 0.01
+    assert heads.mask_level_classes(predicted[:, None], [sample], [mask]).tolist() == [20]
+
+
+# ---------------------------------------------------------------------------------------- losses
+
+
+def test_mask_loss_counts_the_pixels_of_foreground_boxes(vectors, make_model):
+    inputs, expected = vectors["LS1"]["inputs"], vectors["LS1"]["expected"]
+    logits = double(inputs["logits"])[:, None, None].requires_grad_()
+    foreground = double(inputs["weight"])[:, 0] > 0
+    targets = double(inputs["target"])[foreground, None] > 0
+    image = torch.zeros(len(logits), dtype=torch.int64)
+    loss = mask_loss(logits, targets, foreground, image, 1)
+    close(loss, expected["loss"])
+    close(torch.autograd.grad(loss, logits)[0], expected["grad"])
+    weight = make_model().roi_heads.mask_loss_weight
+    assert float(loss.detach()) * weight == pytest.approx(expected["loss_times_2"], abs=1e-5)
+
+
+def test_smooth_l1_of_boxes_and_of_anchors(vectors, make_model):
+    inputs, expected = vectors["LS2"]["inputs"], vectors["LS2"]["expected"]
+    model = make_model()
+    box = torch.tensor([[0.0, 0.0, 10.0, 10.0]], dtype=DOUBLE)
+    image, rows = torch.tensor([0]), torch.tensor([1])
+    for beta, key in (
+        (model.roi_heads.smooth_l1_beta, "sigma1"),
+        (model.proposal_generator.smooth_l1_beta, "sigma3"),
+    ):
+        deltas = double(inputs["diff"])[None].requires_grad_()
+        loss = box_loss(deltas, box, box, image, MNCBoxTransform([1.0] * 4), beta, image, rows)
+        close(loss, sum(expected[key]))
+        close(torch.autograd.grad(loss, deltas)[0], expected[f"{key}_grad"])
+
+
+# ----------------------------------------------------------------------- boxes, anchors, samples
+
+
+def test_box_deltas_and_the_growth_of_the_released_decoder(vectors):
+    inputs, expected = vectors["BX1"]["inputs"], vectors["BX1"]["expected"]
+    box, target = (to_continuous(double([inputs[key]])) for key in ("ex", "gt"))
+    plain = MNCBoxTransform([1.0, 1.0, 1.0, 1.0])
+    deltas = plain.get_deltas(box, target)
+    close(deltas, expected["delta"])
+    weighted = MNCBoxTransform([1 / s for s in STDS])
+    close(weighted.get_deltas(box, target), expected["normalised"])
+    close(plain.apply_deltas(deltas, box), target[0].tolist())
+    # The vector reads what is decoded as first and last pixel.
+    legacy = MNCBoxTransform([1.0, 1.0, 1.0, 1.0], plus_one=True)
+    close(to_inclusive(legacy.apply_deltas(deltas, box)), expected["decode_of_delta"])
+    close(to_inclusive(legacy.apply_deltas(0 * deltas, box)), expected["decode_of_zero"])
+
+
+def test_anchors_of_the_released_network(vectors):
+    rpn = get_config("../projects/MNC/configs/mnc_vgg16_voc_sds.py").model.proposal_generator
+    generator = instantiate(rpn.anchor_generator)
+    assert isinstance(generator, RoundedAnchorGenerator)
+    assert isinstance(generator.cell_anchors, BufferList)
+    anchors = generator([torch.zeros(1, 1, 1, 2)])[0].tensor
+    close(to_inclusive(anchors[:9]), vectors["BX2"]["expected"]["anchors"])
+    close(anchors[9:] - anchors[:9], [[16.0, 0.0, 16.0, 0.0]] * 9)
+
+
+def test_suppression_is_strict(vectors, make_model):
+    inputs, expected = vectors["BX3"]["inputs"], vectors["BX3"]["expected"]
+    rpn = make_model().eval().proposal_generator
+    boxes = to_continuous(torch.tensor(inputs["boxes"]))
+    for threshold, key in ((0.5, "keep_t05"), (0.49, "keep_t049"), (0.7, "keep_t07")):
+        rpn.nms_thresh = threshold
+        assert rpn.select(boxes, torch.tensor(inputs["scores"]), 0.0).tolist() == expected[key]
+
+
+def test_box_gradient_reaches_the_deltas_of_the_source_anchor(vectors, make_model):
+    inputs, expected = vectors["PB1"]["inputs"], vectors["PB1"]["expected"]
+
+    def gradient(limit, image_size):
+        rpn = make_model().eval().proposal_generator
+        rpn.crop_grid = False
+        anchor = Boxes(to_continuous(torch.tensor([inputs["anchor"]])))
+        rpn.usable_anchors = lambda *_: torch.tensor([0])
+        deltas = double([inputs["delta"]]).requires_grad_()
+        found = rpn.propose(
+            anchor,
+            torch.zeros(1, dtype=DOUBLE),
+            limit_gradient(deltas, limit),
+            (1, 1),
+            image_size,
+            0.0,
+        )
+        boxes = found.proposal_boxes.tensor
+        assert boxes.dtype == DOUBLE and found.anchor_index.tolist() == [0]
+        return torch.autograd.grad(boxes, deltas, double([inputs["grad_roi"]]))[0]
+
+    size = tuple(inputs["im_hw"])
+    close(gradient(None, size), expected["exact"], 1e-8)
+    limit = 1 / 512
+    close(gradient(limit, size), [max(-limit, min(limit, g)) for g in expected["exact"]], 1e-8)
+    # The anchor, or only the proposal, reaches over the border.
+    assert gradient(None, (600, 90)).abs().max() == 0
+    assert gradient(None, (105, 800)).abs().max() == 0
+
+
+def test_sampler_draws_from_three_intervals_without_refill(vectors):
+    sampler = MNCSampler(num_classes=3)
+    inputs, expected = vectors["SA1"]["inputs"], vectors["SA1"]["expected"]
+    for (fg, near, far), counts in zip(inputs["available"], expected["counts"], strict=True):
+        overlap = torch.cat([torch.full((n,), v) for n, v in ((fg, 0.8), (near, 0.3), (far, 0.05))])
+        overlap = overlap[torch.randperm(len(overlap))]
+        chosen = overlap[sampler.choose(overlap)]
+        found = [int((chosen == v).sum()) for v in overlap.new_tensor([0.8, 0.3, 0.05])]
+        assert found == counts
+        assert chosen.tolist() == sorted(chosen.tolist(), reverse=True)
+
+
+def test_images_and_feature_maps_have_the_released_sizes(vectors):
+    inputs, expected = vectors["SC1"]["inputs"], vectors["SC1"]["expected"]
+    config = get_config("../projects/MNC/configs/mnc_vgg16_voc_sds.py")
+    augment = AugmentationList(
+        [instantiate(a) for a in config.dataloader.test.mapper.augmentations]
+    )
+    vgg = VGG16().to("meta")
+    for size, resized, cells in zip(
+        inputs["hw"], expected["resized"], expected["conv5_hw"], strict=True
+    ):
+        image = AugInput(torch.zeros(*size, 3, dtype=torch.uint8).numpy())
+        augment(image)
+        assert list(image.image.shape[:2]) == resized
+        features = vgg(torch.zeros(1, 3, *resized, device="meta"))["conv5_3"]
+        assert list(features.shape) == [1, 512, *cells]
+
+
+# ------------------------------------------------------------------------------------ the bridge
+
+
+def test_bridge_refines_by_the_best_class(vectors, make_model):
+    inputs, expected = vectors["SB1"]["inputs"], vectors["SB1"]["expected"]
+    heads = make_model("MNC.LEGACY_PLUS_ONE", True).double().roi_heads
+    size = tuple(inputs["im_hw"])
+    box = exact_boxes(to_continuous(double([inputs["roi"]])))
+    # Our head has no deltas of the background, which is the first class of the vector.
+    deltas = double([inputs["bbox_pred_normalised"][4:]])
+
+    def run(name):
+        scores = double([inputs[f"probs_{name}"][1:] + inputs[f"probs_{name}"][:1]])
+        category = type("Outputs", (), {"seg_logits": scores.log(), "deltas": deltas})
+        return to_inclusive(heads.bridge([box], category, [size])[0])
+
+    heads.train()
+    close(run("a"), expected["a_train_fixed"])
+    close(run("b"), expected["b_train_fixed"])
+    heads.bridge_denormalize = False
+    close(run("a"), expected["a_train_released"])
+    close(run("b"), expected["b_train_released"])
+    heads.eval()
+    close(run("a"), expected["a_test"])
+    # Background: the vector adds the deltas of an untrained row, 0.0064 pixels at most.
+    close(run("b"), expected["b_test"], 0.017)
+    x1, y1, x2, y2 = inputs["roi"]
+    close(run("b"), [x1, y1, x2 + 1, y2 + 1])
+
+
+def test_bridge_gradients_are_exact(vectors):
+    inputs, expected = vectors["SB2"]["inputs"], vectors["SB2"]["expected"]
+    box = to_continuous(double([inputs["roi"]])).requires_grad_()
+    for key, name, weights in (
+        ("delta", "exact_grad_delta", [1.0] * 4),
+        ("normalised_delta", "exact_grad_normalised", [1 / s for s in STDS]),
+    ):
+        deltas = double([inputs[key]]).requires_grad_()
+        for limit in (None, inputs["clip"]):
+            out = bridge_boxes(
+                box, deltas, torch.tensor([0]), MNCBoxTransform(weights), (150, 200), limit
+            )
+            by_delta, by_box = torch.autograd.grad(out, (deltas, box), double([inputs["grad_box"]]))
+            values = expected[name]
+            if limit is not None:
+                values = [max(-limit, min(limit, v)) for v in values]
+            close(by_delta, values, 1e-9)
+            close(by_box, expected["exact_grad_roi"], 1e-9)
+    assert values == expected["exact_grad_normalised_clipped"]
+
+
+# ---------------------------------------------------------------------------------------- voting
+
+
+@pytest.mark.parametrize("name", ["MV1", "MV3"])
+def test_voting_follows_the_release(vectors, name):
+    inputs = vectors[name]["inputs"]
+    size = tuple(inputs["im_hw"])
+    scores = torch.tensor(inputs["scores"])[:, 1:]
+    candidates = Instances(
+        size,
+        pred_boxes=Boxes(to_continuous(torch.tensor(inputs["boxes"]))),
+        pred_masks=torch.tensor(inputs["masks"])[:, None],
+        class_scores=scores,
+    )
+    direct = InstanceVoting(masks="direct")(candidates, size)
+    compat = InstanceVoting()(candidates, size)
+    for entry in vectors[name]["expected"]["results"]:
+        rows = (direct.pred_classes == entry.get("cls", 1) - 1) & torch.isclose(
+            direct.scores, torch.tensor(entry["score"])
+        )
+        (row,) = rows.nonzero()[:, 0].tolist()
+        for found in (direct, compat):
+            box = to_inclusive(found.pred_boxes.tensor[row])
+            assert box.tolist() == entry["box"]
+        if "aggregate" in entry:
+            expected = torch.tensor(entry["aggregate"]) > 0.4
+            assert direct.pred_masks[row].equal(expected)
+        x1, y1, x2, y2 = entry["box"]
+        binary = (torch.tensor(entry["mask"]) >= 0.4).float()[None, None]
+        resized = torch.nn.functional.interpolate(
+            binary, (y2 - y1 + 1, x2 - x1 + 1), mode="bilinear", align_corners=False
+        )
+        expected = torch.zeros(size, dtype=torch.bool)
+        expected[y1 : y2 + 1, x1 : x2 + 1] = resized[0, 0] >= 0.4
+        assert compat.pred_masks[row].equal(expected)
+
+
+def test_vote_without_a_pixel_takes_the_centre(vectors):
+    inputs = vectors["MV2"]["inputs"]
+    size = tuple(inputs["im_hw"])
+    candidates = Instances(
+        size,
+        pred_boxes=Boxes(to_continuous(torch.tensor(inputs["boxes"], dtype=torch.float32))),
+        pred_masks=torch.tensor(inputs["masks"])[:, None],
+        class_scores=torch.tensor(inputs["scores"])[:, 1:],
+    )
+    for kind in ("compat", "direct"):
+        found = InstanceVoting(masks=kind)(candidates, size)
+        assert to_inclusive(found.pred_boxes.tensor).tolist() == [vectors["MV2"]["expected"]["box"]]
+        assert not found.pred_masks.any()
