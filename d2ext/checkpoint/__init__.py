@@ -1,10 +1,32 @@
-"""Saving and loading of checkpoints."""
+"""Saving and loading of checkpoints, our own and those of other programs."""
 
 from d2ext import compat
 
 compat.require_detectron2()
 
 from d2ext.checkpoint.checkpointer import Checkpointer, read_metadata  # noqa: E402
+from d2ext.checkpoint.formats import CheckpointFile, read_file  # noqa: E402
+from d2ext.checkpoint.mapping import Conversion, Rule, export_weights  # noqa: E402
+from d2ext.checkpoint.registry import (  # noqa: E402
+    Importer,
+    import_weights,
+    importers,
+    register_importer,
+)
 from d2ext.checkpoint.rng import RNGState, preserve_rng  # noqa: E402
 
-__all__ = ["Checkpointer", "RNGState", "preserve_rng", "read_metadata"]
+__all__ = [
+    "CheckpointFile",
+    "Checkpointer",
+    "Conversion",
+    "Importer",
+    "RNGState",
+    "Rule",
+    "export_weights",
+    "import_weights",
+    "importers",
+    "preserve_rng",
+    "read_file",
+    "read_metadata",
+    "register_importer",
+]

@@ -2,41 +2,29 @@
 
 import collections.abc
 import os
-import pickle
-import zipfile
 from typing import Any, Callable, Dict, List, Optional
 
-import numpy as np
 import torch
 
+from d2ext.checkpoint.formats import CheckpointFile, read_file
+from d2ext.checkpoint.importers.mmdet import mmdet_metadata
+from d2ext.checkpoint.registry import import_weights
 from d2ext.checkpoint.rng import RNGState
+from d2ext.checkpoint.settings import SETTINGS_KEY, apply_settings
 from d2ext.config import paths as _paths  # noqa: F401  makes d2ext:// known
 from d2ext.errors import UserError
 
 from detectron2.checkpoint import DetectionCheckpointer
 
 METADATA_KEY = "metadata"
-_WEIGHT_TYPES = (torch.Tensor, np.ndarray)
 _COUNTERS = ".num_batches_tracked"  # of batch norm; without meaning to fixed statistics
-# What torch and pickle make of a file that is damaged or something else.
-_UNREADABLE = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-)
 
 
 class Checkpointer(DetectionCheckpointer):
-    """detectron2's checkpointer plus atomic writing, class names, RNG states and one-line errors.
+    """detectron2's checkpointer plus atomic writing, class names, RNG states, one-line errors, and
+    the checkpoints of other programs, see :mod:`d2ext.checkpoint.registry`.
+
+    No file is unpickled: nothing in it can run.
 
     Args:
         model: the module, wrapped in DDP or not.
@@ -60,6 +48,8 @@ class Checkpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.metadata = dict(metadata or {})
         self._source = ""
+        self._file: Optional[CheckpointFile] = None
+        self._complete = False
         self._missing: List[str] = []
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -78,20 +68,21 @@ class Checkpointer(DetectionCheckpointer):
         data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        _write_atomically(path, lambda f: torch.save(data, f))
+        write_atomically(path, lambda f: torch.save(data, f))
         self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make a file of the folder the one that ``--resume`` continues from."""
         path = os.path.join(self.save_dir, "last_checkpoint")
-        _write_atomically(path, lambda f: f.write(last_filename_basename.encode()))
+        write_atomically(path, lambda f: f.write(last_filename_basename.encode()))
 
     def load(self, path: str, checkpointables: Optional[List[str]] = None) -> Dict[str, Any]:
         """Load weights, and the named checkpointables (default: all).
 
         Args:
-            path: a file, an address such as ``https://...``, ``detectron2://...`` or
-                ``d2ext://...``, or ``""`` to load nothing.
+            path: a file of any format that :mod:`d2ext.checkpoint.formats` reads, an address such
+                as ``https://...``, ``detectron2://...`` or ``d2ext://...``, or ``""`` to load
+                nothing.
             checkpointables: names given to the constructor.
 
         Returns:
@@ -118,7 +109,11 @@ class Checkpointer(DetectionCheckpointer):
         Raises:
             UserError: as :meth:`load`, or the file lacks parameters of the model.
         """
-        rest = self.load(path, checkpointables=[])
+        self._complete = True
+        try:
+            rest = self.load(path, checkpointables=[])
+        finally:
+            self._complete = False
         if self._missing:
             raise UserError(
                 f"checkpoint '{path}' lacks {len(self._missing)} of the model's parameters, e.g. "
@@ -146,24 +141,13 @@ class Checkpointer(DetectionCheckpointer):
             )
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
-        try:
-            data = super()._load_file(filename)
-        except _UNREADABLE as error:
-            raise UserError(f"checkpoint '{filename}' cannot be read: {_reason(error)}") from error
-        weights = data["model"]
-        if isinstance(weights, collections.abc.Mapping):
-            wrong = {k: v for k, v in weights.items() if not isinstance(v, _WEIGHT_TYPES)}
-        else:
-            wrong = {"model": weights}
-        if wrong:
-            name, value = next(iter(wrong.items()))
-            raise UserError(
-                f"checkpoint '{filename}' is not of the form {{'model': {{name: tensor}}}}: "
-                f"'{name}' is a {type(value).__name__}"
-            )
-        return data
+        self._file = read_file(filename)
+        return {**self._file.rest, "model": self._file.weights}
 
     def _load_model(self, checkpoint: Dict[str, Any]):
+        settings = _plain_dict(_plain_dict(checkpoint.get(METADATA_KEY)).get(SETTINGS_KEY))
+        if self._is_foreign(checkpoint):
+            settings = self._convert(checkpoint)
         in_file = next(iter(checkpoint["model"]), "nothing")
         incompatible = super()._load_model(checkpoint)
         wrong_shape = [key for key, *_ in incompatible.incorrect_shapes]
@@ -176,17 +160,47 @@ class Checkpointer(DetectionCheckpointer):
                 f"checkpoint '{self._source}' has no weight of this model: it has '{in_file}' ..., "
                 f"the model has '{min(of_model)}' ..."
             )
+        if settings:
+            lines, settings = apply_settings(self.model, settings, self._source)
+            for line in lines:
+                self.logger.info("as the weights need it: %s", line)
+            self.metadata[SETTINGS_KEY] = settings
         incompatible.unexpected_keys[:] = [
             key for key in incompatible.unexpected_keys if not key.endswith(_COUNTERS)
         ]
         return incompatible
+
+    def _is_foreign(self, checkpoint: Dict[str, Any]) -> bool:
+        """Whether the names are those of another program (whose files detectron2 cannot match)."""
+        if checkpoint.get("matching_heuristics", False):
+            return False
+        of_model = set(self.model.state_dict())
+        return not any(name.removeprefix("module.") in of_model for name in checkpoint["model"])
+
+    def _convert(self, checkpoint: Dict[str, Any]) -> Dict[str, Any]:
+        """Put the weights of another program under the names of the model; their settings."""
+        file = CheckpointFile(self._source, self._file.format, self._file.weights, self._file.rest)
+        conversion = import_weights(file, self.model)
+        conversion.check(self._source, other_classes=not self._complete)
+        self.logger.info("%s", conversion.summary())
+        for entry in conversion.having("conflict"):
+            self.logger.warning("%s stays as it is: %s", entry.target, entry.note)
+        for line in conversion.notes:
+            self.logger.warning("%s", line)
+        checkpoint["model"] = conversion.weights
+        self.metadata["imported_from"] = conversion.title
+        return conversion.settings
+
+
+def _plain_dict(value: Any) -> Dict[str, Any]:
+    return dict(value) if isinstance(value, collections.abc.Mapping) else {}
 
 
 def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
-def _write_atomically(path: str, write: Callable) -> None:
+def write_atomically(path: str, write: Callable) -> None:
     """Write a file so that a reader, or a restart after a crash, sees the old or the new one whole.
 
     What a crash leaves behind under the temporary name is overwritten by the next attempt.
@@ -209,15 +223,15 @@ def _write_atomically(path: str, write: Callable) -> None:
 
 
 def read_metadata(path: str) -> Dict[str, Any]:
-    """The ``metadata`` entry of a checkpoint file written by :class:`Checkpointer`; else ``{}``.
+    """The ``metadata`` entry of a checkpoint file written by :class:`Checkpointer`, or what
+    MMDetection stores of its kind; else ``{}``.
 
     Weights stay on disk (memory-mapped), so this is quick for large files too.
     """
-    if not path or not os.path.isfile(path) or not path.endswith(".pth"):
+    if not path or not os.path.isfile(path) or not path.endswith((".pth", ".pkl")):
         return {}
     try:
-        data = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except _UNREADABLE:
+        file = read_file(path)
+    except UserError:
         return {}  # whoever loads the weights reports what is wrong with the file
-    found = data.get(METADATA_KEY) if isinstance(data, collections.abc.Mapping) else None
-    return dict(found) if isinstance(found, collections.abc.Mapping) else {}
+    return _plain_dict(file.rest.get(METADATA_KEY)) or mmdet_metadata(file)

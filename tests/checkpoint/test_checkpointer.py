@@ -248,16 +248,17 @@ def foreign_files(folder):
         "empty.pkl": (b"", "cannot be read: "),
         "page.pth": (b"<html>not found</html>", "cannot be read: "),
         "truncated.pth": (good.read_bytes()[:-200], "cannot be read: "),
-        "number.pkl": (pickle.dumps(5), "cannot be read: "),
-        "absent.pkl": (b"cabsent_module\nName\n.", "cannot be read: No module named"),
+        "number.pkl": (pickle.dumps(5), "'model' is a int"),
+        "global.pkl": (b"cabsent_module\nName\n.", "'model' is a absent_module.Name"),
     }
     for name, (data, _) in files.items():
         (folder / name).write_bytes(data)
     objects = {
         "list.pth": ([1, 2], "is not of the form {'model': {name: tensor}}: 'model' is a list"),
         "number.pth": ({"model": 3}, "'model' is a int"),
-        "mmdet.pth": ({"meta": {}, "state_dict": {}}, "'meta' is a dict"),
-        "object.pth": (NotPlain(), "cannot be read: "),
+        "empty_state.pth": ({"meta": {}, "state_dict": {}}, "it has 'nothing' ..."),
+        "meta.pth": ({"meta": {}, "a": torch.zeros(1)}, "'meta' is a dict"),
+        "object.pth": (NotPlain(), "test_checkpointer.NotPlain"),
         "other.pth": (
             {"model": {"layer.weight": torch.zeros(1)}},
             "has no weight of this model: it has 'layer.weight' ..., the model has '0.bias' ...",

@@ -102,6 +102,8 @@ def read_file(path: str) -> CheckpointFile:
             return CheckpointFile(path, kind, read_hdf5(data))
         readers = {"torch": read_zip_file, "torch-legacy": read_legacy_file, "pickle": load_pickle}
         return _unwrap(path, kind, readers[kind](data))
+    except UserError:
+        raise
     except _DAMAGE as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         if isinstance(error, OSError):

@@ -23,12 +23,17 @@ __all__ = ["Global", "Opaque", "PickleReader", "load_pickle"]
 class Global(collections.namedtuple("Global", "module name")):
     """The name of something that a pickle asks for."""
 
+    @property
+    def source(self) -> str:
+        """As Python writes it."""
+        return f"{self.module}.{self.name}"
+
 
 class Opaque:
     """Stands for an object that was not rebuilt."""
 
     def __init__(self, source: Any = None):
-        self.source = ".".join(source) if isinstance(source, Global) else "?"
+        self.source = source.source if isinstance(source, Global) else "?"
 
     def __repr__(self) -> str:
         return f"<{self.source}, not loaded>"

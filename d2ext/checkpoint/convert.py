@@ -1,0 +1,103 @@
+"""Conversion of checkpoint files: from other programs into ours, and back."""
+
+import pickle
+from typing import Any, Dict, Optional
+
+import torch
+from torch import Tensor, nn
+
+from d2ext.checkpoint.checkpointer import METADATA_KEY, write_atomically
+from d2ext.checkpoint.formats import CheckpointFile, read_file
+from d2ext.checkpoint.mapping import Conversion, export_weights, shapes_of
+from d2ext.checkpoint.registry import find_importer, import_weights, importers
+from d2ext.checkpoint.settings import SETTINGS_KEY
+from d2ext.errors import UserError
+
+__all__ = ["conversion_metadata", "export_file", "import_file", "save_weights"]
+
+
+def import_file(
+    path: str, model: nn.Module, project: Optional[str] = None
+) -> "tuple[Conversion, Dict[str, Any]]":
+    """Convert a file for a model, which may be without values (on the device "meta").
+
+    Args:
+        project: consider only importers of this project and those for all.
+
+    Returns:
+        (Conversion, dict): the account with the weights, and what to store beside them. The caller
+        decides by :meth:`Conversion.check` what is good enough.
+
+    Raises:
+        UserError: the file cannot be read, is ours already, or of an unknown kind.
+    """
+    file = read_file(path)
+    ours = set(model.state_dict())
+    if any(name.removeprefix("module.") in ours for name in file.weights):
+        raise UserError(
+            f"checkpoint '{path}' has the names of this model already: load it as it is"
+        )
+    conversion = import_weights(file, model, project)
+    return conversion, conversion_metadata(file, model, conversion, project)
+
+
+def conversion_metadata(
+    file: CheckpointFile, model: nn.Module, conversion: Conversion, project: Optional[str] = None
+) -> Dict[str, Any]:
+    """What is stored beside converted weights: their settings, origin, and names of classes."""
+    importer, _ = find_importer(file, model, project)
+    return {
+        **importer.metadata(file),
+        "imported_from": conversion.title,
+        SETTINGS_KEY: conversion.settings,
+    }
+
+
+def save_weights(path: str, weights: Dict[str, Tensor], metadata: Dict[str, Any]) -> None:
+    """Write weights as detectron2's ``.pkl`` of numpy arrays or as a ``.pth``; floats as single
+    precision.
+
+    Raises:
+        UserError: another ending, or the file cannot be written.
+    """
+    own = {
+        k: (v.float() if v.is_floating_point() else v).clone(memory_format=torch.contiguous_format)
+        for k, v in weights.items()
+    }
+    if path.endswith(".pth"):
+        content = {"model": own, METADATA_KEY: metadata}
+        write_atomically(path, lambda f: torch.save(content, f))
+    elif path.endswith(".pkl"):
+        arrays = {k: v.numpy() for k, v in own.items()}
+        content = {"model": arrays, "__author__": "d2ext", METADATA_KEY: metadata}
+        write_atomically(path, lambda f: pickle.dump(content, f, protocol=4))
+    else:
+        raise UserError(f"'{path}' must end in .pkl or .pth")
+
+
+def export_file(path: str, model: nn.Module, project: str, out: str) -> Dict[str, Tensor]:
+    """Write one of our checkpoints under the names of the program whose files a project imports.
+
+    Returns:
+        dict: the weights as written, under ``state_dict`` beside a ``meta`` with the classes.
+
+    Raises:
+        UserError: the project has no exporter, or the file is not of this model.
+    """
+    known = [x for x in importers() if x.project == project and x.exports]
+    if not known:
+        raise UserError(f"project '{project}' has no exporter")
+    file = read_file(path)
+    shapes = shapes_of(model.state_dict())
+    for name, shape in shapes.items():
+        found = file.weights.get(name)
+        if found is None or tuple(found.shape) != shape:
+            what = "is missing" if found is None else f"has the shape {tuple(found.shape)}"
+            raise UserError(f"checkpoint '{path}' is not of this model: '{name}' {what}")
+    weights = export_weights({k: file.weights[k] for k in shapes}, known[0].rules(model))
+    weights = {k: v.clone(memory_format=torch.contiguous_format) for k, v in weights.items()}
+    metadata = file.rest.get(METADATA_KEY)
+    classes = metadata.get("thing_classes", ()) if isinstance(metadata, dict) else ()
+    content = {"meta": {"CLASSES": tuple(classes)}, "state_dict": weights}
+    write_atomically(out, lambda f: torch.save(content, f))
+    return weights

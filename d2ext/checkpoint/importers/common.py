@@ -1,0 +1,47 @@
+"""Settings that several importers share."""
+
+from typing import Any, Dict, List, Sequence
+
+from torch import nn
+
+from d2ext.checkpoint.settings import INPUT_FORMAT
+
+from detectron2.modeling.backbone.resnet import BottleneckBlock, DeformBottleneckBlock
+
+__all__ = ["MSRA_PIXELS", "TORCHVISION_PIXELS", "pixel_settings", "stride_settings"]
+
+# torchvision's statistics, for pixels of 0 to 255 in RGB order.
+TORCHVISION_PIXELS = ("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+# Mean of ImageNet in BGR order, as detectron2 uses it with the ResNets of MSRA.
+MSRA_PIXELS = ("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
+
+
+def pixel_settings(
+    model: nn.Module, order: str, mean: Sequence[float], std: Sequence[float]
+) -> Dict[str, Any]:
+    """Channel order and pixel statistics, for models that have them."""
+    if not hasattr(model, "pixel_mean"):
+        return {}
+    return {INPUT_FORMAT: order, "pixel_mean": list(mean), "pixel_std": list(std)}
+
+
+def stride_settings(model: nn.Module, in_1x1: bool) -> Dict[str, List[int]]:
+    """Strides of all bottleneck blocks: in the first 1x1 convolution (the ResNets of MSRA) or in
+    the 3x3 convolution (torchvision)."""
+    settings = {}
+    for name, block in model.named_modules():
+        if not isinstance(block, (BottleneckBlock, DeformBottleneckBlock)):
+            continue
+        stride = _first(block.conv1.stride) * _first(block.conv2.stride)
+        if stride == 1:
+            continue
+        inner = 1 if in_1x1 else stride
+        settings[f"{name}.conv1.stride"] = [stride // inner] * 2
+        for layer in ("conv2", "conv2_offset"):
+            if hasattr(block, layer):
+                settings[f"{name}.{layer}.stride"] = [inner] * 2
+    return settings
+
+
+def _first(value) -> int:
+    return value[0] if isinstance(value, (tuple, list)) else value

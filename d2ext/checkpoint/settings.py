@@ -1,0 +1,133 @@
+"""What weights of other programs need from a model besides their own values: pixel statistics,
+order of the colour channels, places of strides, scales of box deltas.
+
+Settings are a dict from the path of an attribute of the model ("roi_heads.score_average") to a
+plain value. They are applied when weights are loaded, and travel in the ``metadata`` of
+checkpoints, so that whoever loads these later gets the same network.
+"""
+
+import collections.abc
+import math
+from typing import Any, Dict, List, Tuple
+
+import torch
+from torch import nn
+
+from d2ext.errors import UserError
+
+__all__ = ["INPUT_FORMAT", "SETTINGS_KEY", "apply_settings"]
+
+SETTINGS_KEY = "settings"
+# The setting that is not an attribute to be changed: data in another order are met by turning the
+# weights of the first layer around.
+INPUT_FORMAT = "input_format"
+_PIXELS = ("pixel_mean", "pixel_std")
+
+
+def apply_settings(
+    model: nn.Module, settings: Dict[str, Any], source: str = ""
+) -> Tuple[List[str], Dict[str, Any]]:
+    """Give a model the settings that its weights, already loaded, need.
+
+    Args:
+        source: name of the checkpoint, for messages.
+
+    Returns:
+        (list[str], dict): a line for every change, and the settings as they hold now: those to
+        store beside the weights.
+
+    Raises:
+        UserError: the model has no such attribute, or one of another kind.
+    """
+    settings = dict(settings)
+    lines = []
+    order = settings.get(INPUT_FORMAT)
+    wanted = getattr(model, INPUT_FORMAT, None)
+    if order and wanted and order != wanted:
+        if {order, wanted} != {"RGB", "BGR"}:
+            raise UserError(f"checkpoint '{source}' takes {order} images, the model {wanted}")
+        first = _first_convolution(model)
+        with torch.no_grad():
+            first.weight.copy_(first.weight.flip(1))
+        for name in _PIXELS:
+            if name in settings:
+                settings[name] = list(reversed(settings[name]))
+        settings[INPUT_FORMAT] = wanted
+        lines.append(f"input channels of the first layer turned from {order} to {wanted}")
+    for path, value in settings.items():
+        if path == INPUT_FORMAT:
+            continue
+        before = _set(model, path, value, source)
+        if before is not None:
+            lines.append(f"{path} set to {_text(value)} (was {_text(before)})")
+    return lines, settings
+
+
+def _first_convolution(model: nn.Module) -> nn.Conv2d:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3:
+            return module
+    raise UserError("the model has no convolution of three input channels")
+
+
+def _set(model: nn.Module, path: str, value: Any, source: str) -> Any:
+    """Set one attribute; its value before, or None if nothing changed."""
+    *parents, name = str(path).split(".")
+    owner: Any = model
+    for part in parents:
+        owner = _child(owner, part)
+    current = getattr(owner, name, None)
+    if isinstance(current, torch.Tensor) and not isinstance(current, nn.Parameter):
+        new = torch.as_tensor(value, dtype=current.dtype, device=current.device).flatten()
+        if new.numel() == current.numel():
+            if current.is_meta or torch.equal(new, current.flatten()):
+                return None
+            before = current.flatten().tolist()
+            current.copy_(new.view_as(current))
+            return before
+    elif _same_kind(current, value):
+        if _equal(current, value):
+            return None
+        new = tuple(value) if _is_list(value) else value
+        setattr(owner, name, new)
+        return current
+    raise UserError(
+        f"checkpoint '{source}' needs {path} = {_text(value)}, which this model cannot have; "
+        "load it with a config for these weights"
+    )
+
+
+def _child(owner: Any, name: str) -> Any:
+    if isinstance(owner, (nn.ModuleList, nn.Sequential)) and name.isdigit():
+        return owner[int(name)] if int(name) < len(owner) else None
+    return None if name.startswith("_") else getattr(owner, name, None)
+
+
+def _same_kind(current: Any, value: Any) -> bool:
+    """Whether a plain value may replace another one: equal types, equal lengths."""
+    if _is_list(current):
+        return (
+            _is_list(value)
+            and len(value) == len(current)
+            and all(_same_kind(a, b) for a, b in zip(current, value))
+        )
+    if isinstance(current, (bool, str)) or isinstance(value, (bool, str)):
+        return type(current) is type(value)
+    return isinstance(current, (int, float)) and isinstance(value, (int, float))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if _is_list(a):
+        return all(_equal(x, y) for x, y in zip(a, b))
+    return a == b or (isinstance(a, float) and math.isclose(a, b))
+
+
+def _is_list(value: Any) -> bool:
+    """Also omegaconf's lists, in models of lazy configs."""
+    return isinstance(value, collections.abc.Sequence) and not isinstance(value, str)
+
+
+def _text(value: Any) -> str:
+    if _is_list(value):
+        return f"({', '.join(_text(v) for v in value)})"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
