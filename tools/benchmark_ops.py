@@ -202,7 +202,14 @@ def head_cases(classes, count=300, batch=1, dtype=torch.float32):
             return score, rois
         return score.requires_grad_(), rois, torch.randn(count, classes, device=DEVICE).to(dtype)
 
+    # The peers compute class scores only; so does "ours", where no class is picked for a mask.
+    nothing = torch.full((count,), -1, device=DEVICE)
+
     def ours(score, rois):
+        pick = nothing[: len(rois)]
+        return ops.fcis_joint_head(score, rois, SCALE, group, size, pick, legacy=True)[0]
+
+    def with_masks(score, rois):
         return ops.fcis_joint_head(score, rois, SCALE, group, size, legacy=True)[0]
 
     peers = {
@@ -229,13 +236,18 @@ def head_cases(classes, count=300, batch=1, dtype=torch.float32):
     text, gated = f"B{batch} K{classes} 21x21 N{count}", bool(peers) and count == 300
     names = list(peers)
     yield Case(
-        "fcis_joint_head", text, "fwd", lambda: inputs(False), {"ours": ours, **peers}, error, mb,
+        "fcis_joint_head", text, "fwd", lambda: inputs(False),
+        {"ours": ours, "ours and masks": with_masks, **peers}, error, mb,
         list(zip(names, (25.0, 6.0, 8.0), strict=False)) if gated else [],
         6.0 if gated else None, str(dtype)[6:],
     )  # fmt: skip
     yield Case(
         "fcis_joint_head", text, "f+b", lambda: inputs(True),
-        {key: both(run, (0,)) for key, run in {"ours": ours, **peers}.items()}, error, 3 * mb,
+        {
+            key: both(run, (0,))
+            for key, run in {"ours": ours, "ours and masks": with_masks, **peers}.items()
+        },
+        error, 3 * mb,
         list(zip(names, (20.0, 6.0, 5.0), strict=False)) if gated else [],
         6.0 if gated else None, str(dtype)[6:],
     )  # fmt: skip

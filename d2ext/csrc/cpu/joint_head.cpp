@@ -5,8 +5,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include "head_masks.h"
 #include "pack.h"
-#include "ps_bins.h"
 
 namespace d2ext {
 namespace {
@@ -19,6 +19,7 @@ struct HeadTask {
   int64_t image;
   int part_row, group, size, width;
   int64_t cells, classes, first_class;
+  int first_lane;
   const T* score;       // of the image
   T* score_grad;        // backward: of the image
   T* sums;              // forward: (N, 8) of this task
@@ -27,6 +28,7 @@ struct HeadTask {
   const int64_t* picked;
   T* tile;
   T* tile_grad;
+  T* unused;            // (cells)
 };
 
 template <class T>
@@ -41,6 +43,26 @@ D2EXT_INLINE Pack<T> bin_sum(const T* tile, int width, CellRange y, CellRange x)
   return sum;
 }
 
+// The mean over one or two rows and columns is a quarter of the sum over the first and last of each:
+// four loads and no loop, whose end the processor could not foresee.
+template <class T>
+D2EXT_INLINE Pack<T> corner_sum(const T* first_row, const T* last_row, CellRange x) {
+  const int64_t first = int64_t(x.first) * kLanes, last = int64_t(x.last - 1) * kLanes;
+  Pack<T> sum = Pack<T>::load(first_row + first);
+  sum.add(Pack<T>::load(first_row + last));
+  Pack<T> other = Pack<T>::load(last_row + first);
+  other.add(Pack<T>::load(last_row + last));
+  sum.add(other);
+  return sum;
+}
+
+template <class T>
+D2EXT_INLINE void add_to_cell(const Pack<T>& value, T* cell) {
+  Pack<T> sum = Pack<T>::load(cell);
+  sum.add(value);
+  sum.store(cell);
+}
+
 // Plane pointers of part `part` for the classes of a task: outside in lanes 0..7, inside in 8..15.
 template <class T, class Data>
 D2EXT_INLINE void part_planes(const HeadTask<T>& task, Data* data, int part, Data** planes) {
@@ -53,40 +75,53 @@ D2EXT_INLINE void part_planes(const HeadTask<T>& task, Data* data, int part, Dat
   }
 }
 
+// Calls step(sum, row run, column run, weight that makes the sum a mean) for the bins of one RoI in
+// one part; bins of equal cells come once, with the weight of all of them.
+template <class T, class F>
+D2EXT_INLINE void over_bins(const HeadTask<T>& task, int64_t n, int column_part, const F& step) {
+  const PsPlan& plan = *task.plan;
+  const int* row_first = plan.row_run_first.data() + n * (task.group + 1) + task.part_row;
+  const int* column_first = plan.column_run_first.data() + n * (task.group + 1) + column_part;
+  const PsRun* rows = plan.row_runs.data() + n * task.size;
+  const PsRun* columns = plan.column_runs.data() + n * task.size;
+  const bool narrow = plan.narrow[n];
+  for (int i = row_first[0]; i < row_first[1]; ++i) {
+    const CellRange y = rows[i].cells;
+    const T weight = static_cast<T>(narrow ? rows[i].corner : rows[i].share);
+    const T* top = task.tile + int64_t(y.first) * task.width * kLanes;
+    const T* bottom = task.tile + int64_t(y.last - 1) * task.width * kLanes;
+    for (int j = column_first[0]; j < column_first[1]; ++j) {
+      const CellRange x = columns[j].cells;
+      const Pack<T> sum =
+          narrow ? corner_sum(top, bottom, x) : bin_sum(task.tile, task.width, y, x);
+      step(
+          sum, rows[i], columns[j],
+          weight * static_cast<T>(narrow ? columns[j].corner : columns[j].share));
+    }
+  }
+}
+
 template <class T>
 D2EXT_INLINE void forward_task(const HeadTask<T>& task) {
-  const PsPlan& plan = *task.plan;
-  const auto& numbers = plan.by_image[task.image];
   constexpr int kHalf = Pack<T>::kParts / 2;
-  const int row_first = plan.part_first[task.part_row];
-  const int row_last = plan.part_first[task.part_row + 1];
   for (int column_part = 0; column_part < task.group; ++column_part) {
     const T* planes[kLanes];
     part_planes<T, const T>(task, task.score, task.part_row * task.group + column_part, planes);
     planes_to_tile(planes, kLanes, static_cast<int>(task.cells), task.tile);
-    const int column_first = plan.part_first[column_part];
-    const int column_last = plan.part_first[column_part + 1];
-    for (const int64_t n : numbers) {
-      const CellRange* rows = plan.rows.data() + n * task.size;
-      const CellRange* columns = plan.columns.data() + n * task.size;
-      const double* row_share = plan.row_share.data() + n * task.size;
-      const double* column_share = plan.column_share.data() + n * task.size;
+    for (const int64_t n : task.plan->by_image[task.image]) {
       T* sums = task.sums + n * kClasses;
       typename Pack<T>::Vector total[kHalf];
       for (int part = 0; part < kHalf; ++part) {
         std::memcpy(&total[part], sums + part * kWidth<T>, sizeof(total[part]));
       }
-      for (int i = row_first; i < row_last; ++i) {
-        for (int j = column_first; j < column_last; ++j) {
-          const Pack<T> sum = bin_sum(task.tile, task.width, rows[i], columns[j]);
-          const T reciprocal =
-              static_cast<T>(row_share[i]) * static_cast<T>(column_share[j]);
-          for (int part = 0; part < kHalf; ++part) {
-            const auto outside = sum.v[part], inside = sum.v[part + kHalf];
-            total[part] += (inside > outside ? inside : outside) * reciprocal;
-          }
-        }
-      }
+      over_bins(
+          task, n, column_part,
+          [&](const Pack<T>& sum, const PsRun&, const PsRun&, T weight) D2EXT_LAMBDA {
+            for (int part = 0; part < kHalf; ++part) {
+              const auto outside = sum.v[part], inside = sum.v[part + kHalf];
+              total[part] += (inside > outside ? inside : outside) * weight;
+            }
+          });
       for (int part = 0; part < kHalf; ++part) {
         std::memcpy(sums + part * kWidth<T>, &total[part], sizeof(total[part]));
       }
@@ -94,89 +129,92 @@ D2EXT_INLINE void forward_task(const HeadTask<T>& task) {
   }
 }
 
+// Gradient of the class scores of one RoI in one part, to the winning side of each bin.
 template <class T>
-D2EXT_INLINE void backward_task(const HeadTask<T>& task) {
-  const PsPlan& plan = *task.plan;
-  const auto& numbers = plan.by_image[task.image];
+D2EXT_INLINE void add_score_gradient(const HeadTask<T>& task, int64_t n, int column_part) {
   constexpr int kHalf = Pack<T>::kParts / 2;
   using Vector = typename Pack<T>::Vector;
-  const int lanes = static_cast<int>(std::min<int64_t>(kClasses, task.classes - task.first_class));
-  const int row_first = plan.part_first[task.part_row];
-  const int row_last = plan.part_first[task.part_row + 1];
+  const int64_t lanes = std::min<int64_t>(kClasses, task.classes - task.first_class);
+  const T bins = static_cast<T>(task.size) * static_cast<T>(task.size);
+  const T* from = task.grad_cls + n * task.classes + task.first_class;
+  T upstream[kClasses] = {};
+  for (int64_t lane = 0; lane < lanes; ++lane) upstream[lane] = from[lane] / bins;
+  Vector value[kHalf];
+  std::memcpy(&value, upstream, sizeof(value));
+  over_bins(
+      task, n, column_part,
+      [&](const Pack<T>& sum, const PsRun& rows, const PsRun& columns, T) D2EXT_LAMBDA {
+        const CellRange y = rows.cells, x = columns.cells;
+        const T factor = static_cast<T>(rows.share) * static_cast<T>(columns.share);
+        Pack<T> grad;
+        for (int part = 0; part < kHalf; ++part) {
+          const auto won = sum.v[part + kHalf] > sum.v[part];
+          grad.v[part] = won ? Vector{} : value[part] * factor;
+          grad.v[part + kHalf] = won ? value[part] * factor : Vector{};
+        }
+        for (int row = y.first; row < y.last; ++row) {
+          T* cell = task.tile_grad + (int64_t(row) * task.width + x.first) * kLanes;
+          for (int column = x.first; column < x.last; ++column, cell += kLanes) {
+            Pack<T> total = Pack<T>::load(cell);
+            total.add(grad);
+            total.store(cell);
+          }
+        }
+      });
+}
+
+// Gradient of the mask of one RoI, whose class is in `lane`, in one part.
+template <class T>
+D2EXT_INLINE void add_mask_gradient(
+    const HeadTask<T>& task, int64_t n, int column_part, int64_t lane) {
+  const PsPlan& plan = *task.plan;
   const int64_t bins = int64_t(task.size) * task.size;
-  const T share = T(1) / static_cast<T>(bins);
+  for (int i = plan.part_first[task.part_row]; i < plan.part_first[task.part_row + 1]; ++i) {
+    const CellRange y = plan.rows[n * task.size + i];
+    for (int j = plan.part_first[column_part]; j < plan.part_first[column_part + 1]; ++j) {
+      const CellRange x = plan.columns[n * task.size + j];
+      const T share = static_cast<T>(plan.row_share[n * task.size + i]) *
+          static_cast<T>(plan.column_share[n * task.size + j]);
+      const T* upstream = task.grad_seg + n * 2 * bins + i * task.size + j;
+      const T outside = upstream[0] * share, inside = upstream[bins] * share;
+      for (int row = y.first; row < y.last; ++row) {
+        T* cell = task.tile_grad + (int64_t(row) * task.width + x.first) * kLanes + lane;
+        for (int column = x.first; column < x.last; ++column, cell += kLanes) {
+          cell[0] += outside;
+          cell[kClasses] += inside;
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+D2EXT_INLINE void backward_task(const HeadTask<T>& task) {
+  const int64_t lanes = std::min<int64_t>(kClasses, task.classes - task.first_class);
   for (int column_part = 0; column_part < task.group; ++column_part) {
     const int part_number = task.part_row * task.group + column_part;
-    const int column_first = plan.part_first[column_part];
-    const int column_last = plan.part_first[column_part + 1];
     if (task.grad_cls) {
       const T* planes[kLanes];
       part_planes<T, const T>(task, task.score, part_number, planes);
       planes_to_tile(planes, kLanes, static_cast<int>(task.cells), task.tile);
     }
     std::memset(task.tile_grad, 0, sizeof(T) * kLanes * task.cells);
-    for (const int64_t n : numbers) {
-      const CellRange* rows = plan.rows.data() + n * task.size;
-      const CellRange* columns = plan.columns.data() + n * task.size;
-      const double* row_share = plan.row_share.data() + n * task.size;
-      const double* column_share = plan.column_share.data() + n * task.size;
-      T upstream[kClasses] = {};
-      if (task.grad_cls) {
-        const T* from = task.grad_cls + n * task.classes + task.first_class;
-        for (int lane = 0; lane < lanes; ++lane) upstream[lane] = from[lane] * share;
-      }
-      const int64_t lane_picked = task.grad_seg ? task.picked[n] - task.first_class : -1;
-      const bool has_pick = lane_picked >= 0 && lane_picked < lanes;
-      if (!task.grad_cls && !has_pick) continue;
-      for (int i = row_first; i < row_last; ++i) {
-        for (int j = column_first; j < column_last; ++j) {
-          const T reciprocal =
-              static_cast<T>(row_share[i]) * static_cast<T>(column_share[j]);
-          if (reciprocal == T(0)) continue;
-          Pack<T> grad = Pack<T>::fill(T(0));
-          if (task.grad_cls) {
-            const Pack<T> sum = bin_sum(task.tile, task.width, rows[i], columns[j]);
-            for (int part = 0; part < kHalf; ++part) {
-              Vector value;
-              std::memcpy(&value, upstream + part * kWidth<T>, sizeof(value));
-              value *= reciprocal;
-              const auto won = sum.v[part + kHalf] > sum.v[part];
-              grad.v[part] = won ? Vector{} : value;
-              grad.v[part + kHalf] = won ? value : Vector{};
-            }
-          }
-          if (has_pick) {
-            T lane_grad[kLanes];
-            grad.store(lane_grad);
-            const T* seg = task.grad_seg + n * 2 * bins + i * task.size + j;
-            lane_grad[lane_picked] += seg[0] * reciprocal;
-            lane_grad[lane_picked + kClasses] += seg[bins] * reciprocal;
-            grad = Pack<T>::load(lane_grad);
-          }
-          for (int row = rows[i].first; row < rows[i].last; ++row) {
-            T* cell = task.tile_grad + (int64_t(row) * task.width + columns[j].first) * kLanes;
-            for (int column = columns[j].first; column < columns[j].last; ++column, cell += kLanes) {
-              Pack<T> sum = Pack<T>::load(cell);
-              sum.add(grad);
-              sum.store(cell);
-            }
-          }
-        }
+    for (const int64_t n : task.plan->by_image[task.image]) {
+      if (task.grad_cls) add_score_gradient(task, n, column_part);
+      const int64_t picked = task.grad_seg ? task.picked[n] - task.first_class : -1;
+      if (picked >= task.first_lane && picked < lanes) {
+        add_mask_gradient(task, n, column_part, picked);
       }
     }
     T* planes[kLanes];
     part_planes<T, T>(task, task.score_grad, part_number, planes);
-    if (lanes == kClasses) {
-      tile_to_planes(task.tile_grad, kLanes, static_cast<int>(task.cells), planes);
-    } else {
-      for (int64_t cell = 0; cell < task.cells; ++cell) {
-        const T* from = task.tile_grad + cell * kLanes;
-        for (int lane = 0; lane < lanes; ++lane) {
-          planes[lane][cell] = from[lane];
-          planes[kClasses + lane][cell] = from[kClasses + lane];
-        }
+    // lanes of classes that another block or nobody owns go nowhere
+    for (int lane = 0; lane < kClasses; ++lane) {
+      if (lane < task.first_lane || lane >= lanes) {
+        planes[lane] = planes[kClasses + lane] = task.unused;
       }
     }
+    tile_to_planes(task.tile_grad, kLanes, static_cast<int>(task.cells), planes);
   }
 }
 
@@ -211,7 +249,11 @@ HeadTask<T> task_at(const HeadTask<T>& base, int64_t index, int64_t blocks) {
   HeadTask<T> task = base;
   task.image = index / (base.group * blocks);
   task.part_row = static_cast<int>(index / blocks % base.group);
-  task.first_class = index % blocks * kClasses;
+  // the last block reaches back into its neighbour rather than over the end, so that the planes of
+  // every block lie evenly; `first_lane` is where its own classes begin
+  const int64_t wanted = index % blocks * kClasses;
+  task.first_class = std::max<int64_t>(0, std::min(wanted, base.classes - kClasses));
+  task.first_lane = static_cast<int>(wanted - task.first_class);
   return task;
 }
 
@@ -245,69 +287,13 @@ void forward(
     for (int64_t cls = 0; cls < base.classes; ++cls) {
       T sum = T(0);
       for (int row = 0; row < base.group; ++row) {
-        sum += sums[((row * blocks + cls / kClasses) * count + n) * kClasses + cls % kClasses];
+        const int64_t block = cls / kClasses;
+        const int64_t first = std::max<int64_t>(0, std::min(block * kClasses, base.classes - kClasses));
+        sum += sums[((row * blocks + block) * count + n) * kClasses + cls - first];
       }
       to[n * base.classes + cls] = sum / bins;
     }
   }
-}
-
-template <class T>
-void pick_best(const at::Tensor& cls_score, int64_t* picked) {
-  const T* scores = cls_score.const_data_ptr<T>();
-  const int64_t classes = cls_score.size(1);
-  for (int64_t n = 0; n < cls_score.size(0); ++n) {
-    const T* row = scores + n * classes;
-    picked[n] = classes < 2 ? -1 : 1;
-    for (int64_t cls = 2; cls < classes; ++cls) {
-      if (row[cls] > row[picked[n]]) picked[n] = cls;
-    }
-  }
-}
-
-// Both sides of the picked class at once: they share every bin.
-template <class T>
-void read_masks(
-    const at::Tensor& score, const PsPlan& plan, const PsGeometry& geometry,
-    const int64_t* picked, const at::Tensor& seg_logit) {
-  const T* from = score.const_data_ptr<T>();
-  T* to = seg_logit.mutable_data_ptr<T>();
-  const int group = geometry.group_size, size = geometry.out_size;
-  const int64_t parts = int64_t(group) * group, bins = int64_t(size) * size;
-  const int64_t width = score.size(3), cells = score.size(2) * width;
-  const int64_t classes = score.size(1) / (2 * parts);
-  at::parallel_for(0, seg_logit.size(0), 4, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      T* outside = to + n * 2 * bins;
-      T* inside = outside + bins;
-      if (plan.image[n] < 0 || picked[n] < 0 || picked[n] >= classes) {
-        std::fill(outside, outside + 2 * bins, T(0));
-        continue;
-      }
-      const T* planes = from + (plan.image[n] * score.size(1) + 2 * picked[n] * parts) * cells;
-      const CellRange* rows = plan.rows.data() + n * size;
-      const CellRange* columns = plan.columns.data() + n * size;
-      const double* row_share = plan.row_share.data() + n * size;
-      const double* column_share = plan.column_share.data() + n * size;
-      for (int i = 0; i < size; ++i) {
-        const T* row_planes = planes + int64_t(plan.part[i]) * group * cells;
-        for (int j = 0; j < size; ++j) {
-          const T* plane = row_planes + plan.part[j] * cells;
-          const T share = static_cast<T>(row_share[i]) * static_cast<T>(column_share[j]);
-          T out = T(0), in = T(0);
-          for (int row = rows[i].first; row < rows[i].last; ++row) {
-            const T* cell = plane + row * width;
-            for (int x = columns[j].first; x < columns[j].last; ++x) {
-              out += cell[x];
-              in += cell[x + parts * cells];
-            }
-          }
-          *outside++ = out * share;
-          *inside++ = in * share;
-        }
-      }
-    }
-  });
 }
 
 template <class T>
@@ -326,12 +312,14 @@ void backward(
   at::parallel_for(
       0, score.size(0) * base.group * blocks, 1, [&](int64_t begin, int64_t end) {
         const Scratch<T> tile(kLanes * base.cells), tile_grad(kLanes * base.cells);
+        const Scratch<T> unused(base.cells);
         for (int64_t index = begin; index < end; ++index) {
           HeadTask<T> task = task_at(base, index, blocks);
           task.score = from + task.image * image_size;
           task.score_grad = to + task.image * image_size;
           task.tile = tile.get();
           task.tile_grad = tile_grad.get();
+          task.unused = unused.get();
           run_backward(task);
         }
       });

@@ -10,8 +10,10 @@
 
 #if defined(__GNUC__)
 #define D2EXT_INLINE inline __attribute__((always_inline))
+#define D2EXT_LAMBDA __attribute__((always_inline))
 #else
 #define D2EXT_INLINE inline
+#define D2EXT_LAMBDA
 #endif
 
 // One function, compiled for several instruction sets, chosen when the library is loaded.
@@ -131,12 +133,13 @@ struct Pack {
 #endif
 
 #ifdef D2EXT_SHUFFLE
-// Transpose 8 rows of 8 floats.
-D2EXT_INLINE void transpose8(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
+// Transpose 8 rows of 8 floats in registers; rows lie at from(i) and go to to(i).
+template <class From, class To>
+D2EXT_INLINE void transpose8(const From& from, const To& to) {
   typedef float V __attribute__((vector_size(32)));
   V r[8], s[8];
   D2EXT_UNROLL
-  for (int i = 0; i < 8; ++i) std::memcpy(&r[i], from + i * from_stride, sizeof(V));
+  for (int i = 0; i < 8; ++i) std::memcpy(&r[i], from(i), sizeof(V));
   D2EXT_UNROLL
   for (int i = 0; i < 8; i += 2) {
     s[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
@@ -153,9 +156,16 @@ D2EXT_INLINE void transpose8(const float* from, int64_t from_stride, float* to, 
   for (int i = 0; i < 4; ++i) {
     const V low = __builtin_shufflevector(r[i], r[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
     const V high = __builtin_shufflevector(r[i], r[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
-    std::memcpy(to + i * to_stride, &low, sizeof(V));
-    std::memcpy(to + (i + 4) * to_stride, &high, sizeof(V));
+    std::memcpy(to(i), &low, sizeof(V));
+    std::memcpy(to(i + 4), &high, sizeof(V));
   }
+}
+
+// Calls step(i) for blocks of 8 that cover 0 .. count - 1; the last one may reach back.
+template <class F>
+D2EXT_INLINE void by_eights(int count, const F& step) {
+  for (int i = 0; i + 8 <= count; i += 8) step(i);
+  if (count % 8) step(count - 8);
 }
 #endif
 
@@ -165,23 +175,14 @@ D2EXT_INLINE void planes_to_tile(const T* const* planes, int lanes, int count, T
 #ifdef D2EXT_SHUFFLE
   if constexpr (sizeof(T) == 4) {
     if (lanes == kLanes && count >= 8) {
-      const int64_t stride0 = planes[1] - planes[0], stride1 = planes[9] - planes[8];
-      bool even = true;
-      for (int i = 0; i < 8; ++i) {
-        even = even && planes[i] == planes[0] + i * stride0 && planes[8 + i] == planes[8] + i * stride1;
-      }
-      if (even) {
-        for (int i = 0;; i += 8) {
-          if (i + 8 > count) {
-            if (i == count) break;
-            i = count - 8;
-          }
-          transpose8(planes[0] + i, stride0, tile + i * kLanes, kLanes);
-          transpose8(planes[8] + i, stride1, tile + i * kLanes + 8, kLanes);
-          if (i + 8 == count) break;
+      by_eights(count, [&](int i) D2EXT_LAMBDA {
+        for (int half = 0; half < kLanes; half += 8) {
+          transpose8(
+              [&](int row) D2EXT_LAMBDA { return planes[half + row] + i; },
+              [&](int row) D2EXT_LAMBDA { return tile + (i + row) * kLanes + half; });
         }
-        return;
-      }
+      });
+      return;
     }
   }
 #endif
@@ -198,23 +199,14 @@ D2EXT_INLINE void tile_to_planes(const T* tile, int lanes, int count, T* const* 
 #ifdef D2EXT_SHUFFLE
   if constexpr (sizeof(T) == 4) {
     if (lanes == kLanes && count >= 8) {
-      const int64_t stride0 = planes[1] - planes[0], stride1 = planes[9] - planes[8];
-      bool even = true;
-      for (int i = 0; i < 8; ++i) {
-        even = even && planes[i] == planes[0] + i * stride0 && planes[8 + i] == planes[8] + i * stride1;
-      }
-      if (even) {
-        for (int i = 0;; i += 8) {
-          if (i + 8 > count) {
-            if (i == count) break;
-            i = count - 8;
-          }
-          transpose8(tile + i * kLanes, kLanes, planes[0] + i, stride0);
-          transpose8(tile + i * kLanes + 8, kLanes, planes[8] + i, stride1);
-          if (i + 8 == count) break;
+      by_eights(count, [&](int i) D2EXT_LAMBDA {
+        for (int half = 0; half < kLanes; half += 8) {
+          transpose8(
+              [&](int row) D2EXT_LAMBDA { return tile + (i + row) * kLanes + half; },
+              [&](int row) D2EXT_LAMBDA { return planes[half + row] + i; });
         }
-        return;
-      }
+      });
+      return;
     }
   }
 #endif

@@ -17,11 +17,25 @@ inline double share_of(CellRange range) {
   return range.last > range.first ? 1.0 / (range.last - range.first) : 0.0;
 }
 
+inline bool one_or_two(CellRange range) {
+  return range.last - range.first == 1 || range.last - range.first == 2;
+}
+
+// Neighbouring output positions of one part that read the same cells; of small RoIs that is most.
+struct PsRun {
+  CellRange cells;
+  double share;   // how many they are / number of cells
+  double corner;  // how many they are / 2, for sums over the first and last cell
+};
+
 struct PsPlan {
   std::vector<CellRange> rows, columns;  // (N, P)
   std::vector<double> row_share, column_share;  // (N, P) 1 / length, 0 when empty
   std::vector<int64_t> image;            // (N), -1 for a row that takes no part
+  std::vector<uint8_t> narrow;           // (N) every bin has one or two rows and columns
   std::vector<std::vector<int64_t>> by_image;
+  std::vector<PsRun> row_runs, column_runs;          // (N, P), runs without cells left out
+  std::vector<int> row_run_first, column_run_first;  // (N, k + 1) first run of a part
   std::vector<int> part;        // (P) part of an output position
   std::vector<int> part_first;  // (k + 1) first output position of a part
 
@@ -34,7 +48,17 @@ struct PsPlan {
     row_share.resize(count * size);
     column_share.resize(count * size);
     image.resize(count);
+    narrow.assign(count, 0);
     by_image.resize(batch);
+    row_runs.resize(count * size);
+    column_runs.resize(count * size);
+    row_run_first.resize(count * (group + 1));
+    column_run_first.resize(count * (group + 1));
+    for (int p = 0; p < size; ++p) {
+      part.push_back(p * group / size);
+      while (static_cast<int>(part_first.size()) <= part.back()) part_first.push_back(p);
+    }
+    part_first.push_back(size);
     const bool wide = rois.scalar_type() == at::kDouble;
     const at::Tensor boxes = rois.contiguous();
     const float scale = static_cast<float>(geometry.scale);
@@ -53,18 +77,39 @@ struct PsPlan {
       by_image[image[n]].push_back(n);
       const PsSpan x = ps_span(roi[1], roi[3], scale, size, geometry.rule);
       const PsSpan y = ps_span(roi[2], roi[4], scale, size, geometry.rule);
+      bool few = true;
       for (int p = 0; p < size; ++p) {
         rows[n * size + p] = ps_bin(y, p, height, geometry.rule);
         columns[n * size + p] = ps_bin(x, p, width, geometry.rule);
         row_share[n * size + p] = share_of(rows[n * size + p]);
         column_share[n * size + p] = share_of(columns[n * size + p]);
+        few = few && one_or_two(rows[n * size + p]) && one_or_two(columns[n * size + p]);
+      }
+      narrow[n] = few;
+      find_runs(&rows[n * size], &row_runs[n * size], &row_run_first[n * (group + 1)]);
+      find_runs(&columns[n * size], &column_runs[n * size], &column_run_first[n * (group + 1)]);
+    }
+  }
+
+  // The runs of one axis of one RoI, and where those of each part begin.
+  void find_runs(const CellRange* bins, PsRun* runs, int* first) const {
+    int made = 0;
+    for (size_t g = 0; g + 1 < part_first.size(); ++g) {
+      first[g] = made;
+      for (int p = part_first[g]; p < part_first[g + 1]; ++p) {
+        if (bins[p].last <= bins[p].first) continue;
+        const double share = share_of(bins[p]);
+        PsRun* previous = made > first[g] ? runs + made - 1 : nullptr;
+        if (previous && previous->cells.first == bins[p].first &&
+            previous->cells.last == bins[p].last) {
+          previous->share += share;
+          previous->corner += 0.5;
+        } else {
+          runs[made++] = {bins[p], share, 0.5};
+        }
       }
     }
-    for (int p = 0; p < size; ++p) {
-      part.push_back(p * group / size);
-      while (static_cast<int>(part_first.size()) <= part.back()) part_first.push_back(p);
-    }
-    part_first.push_back(size);
+    first[part_first.size() - 1] = made;
   }
 };
 
