@@ -33,7 +33,7 @@ def image_mean(values: Tensor, image: Tensor, counts: Tensor) -> Tensor:
     """
     # Processes may hold different numbers of images.
     images = global_mean_count(len(counts), values.device)
-    return (values / counts.clamp(min=1)[image]).sum() / images.clamp(min=1e-6).to(values.dtype)
+    return (values / counts.clamp(min=1)[image]).sum() / images.to(values.dtype)
 
 
 def classification_loss(logits: Tensor, classes: Tensor, image: Tensor, rows: Tensor) -> Tensor:

@@ -20,12 +20,13 @@ __all__ = ["gt_bitmaps", "mask_ious", "mask_targets", "pixel_boxes"]
 
 def gt_bitmaps(target: Instances) -> Tensor:
     """Ground-truth masks of an image, bool (G, H, W); images without objects may lack the field."""
+    device = target.gt_classes.device
     if not target.has("gt_masks"):
-        return torch.zeros((0, *target.image_size), dtype=torch.bool)
+        return torch.zeros((0, *target.image_size), dtype=torch.bool, device=device)
     masks = target.gt_masks
     if not isinstance(masks, BitMasks):
         masks = BitMasks.from_polygon_masks(masks, *target.image_size)
-    return masks.tensor.to(target.gt_classes.device)
+    return masks.tensor.to(device)
 
 
 def pixel_boxes(boxes: Tensor) -> Tensor:

@@ -128,7 +128,8 @@ class InstanceVoting(nn.Module):
                 keeps its own box and mask.
             mode (str): "mnc" or "crop", see :func:`d2ext.ops.mask_vote`.
             masks (str): "compat": the voted M x M mask is made binary and resized, as in the
-                release and its evaluation; "direct": the vote itself at image resolution.
+                release and its evaluation; "direct": the vote itself at image resolution, always
+                sampled as in mode "mnc". Without ``voting`` they are the same.
             nms_threshold (float): candidates above this IoU with a better one of the class start
                 no instance.
             merge_threshold (float): candidates with at least this IoU with an instance's box vote
