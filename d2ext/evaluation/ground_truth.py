@@ -1,5 +1,6 @@
 """The annotations that results are compared with: a COCO instances file in one normal form."""
 
+import contextlib
 import json
 import os
 from typing import Dict, List, NamedTuple, Optional
@@ -11,6 +12,7 @@ from d2ext.errors import UserError
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
+from detectron2.utils.file_io import PathManager
 
 
 class TruthImage(NamedTuple):
@@ -33,8 +35,21 @@ class GroundTruth(NamedTuple):
     category_ids: List[int]  # of the file, by contiguous class
 
     def rle(self, image: TruthImage, annotation: dict) -> dict:
-        """Compressed run-length code of an annotation."""
-        return annotation_rle(annotation["segmentation"], image.size)
+        """Compressed run-length code of an annotation.
+
+        Raises:
+            UserError: it has none, or one of another size than the image.
+        """
+        segmentation = annotation["segmentation"]
+        if not segmentation:
+            raise UserError(f"an annotation of image {image.image_id!r} has no segmentation")
+        rle = annotation_rle(segmentation, image.size)
+        if tuple(rle["size"]) != tuple(image.size):
+            raise UserError(
+                f"image {image.image_id!r} is (height, width) {tuple(image.size)}, "
+                f"the mask of an annotation {tuple(rle['size'])}"
+            )
+        return rle
 
 
 def annotation_rle(segmentation, size) -> dict:
@@ -42,7 +57,7 @@ def annotation_rle(segmentation, size) -> dict:
     if isinstance(segmentation, list):
         return mask_util.merge(mask_util.frPyObjects(segmentation, *size))
     if isinstance(segmentation["counts"], list):
-        return mask_util.frPyObjects(segmentation, *size)
+        return mask_util.frPyObjects(segmentation, *segmentation["size"])
     return segmentation
 
 
@@ -58,8 +73,10 @@ def _dataset(name: str, metadata) -> dict:
     path = metadata.get("json_file")
     if not path:
         return convert_to_coco_dict(name)
+    path = PathManager.get_local_path(path)
     if not os.path.isfile(path):
-        DatasetCatalog.get(name)  # some sets make their file when they are first used
+        with contextlib.suppress(FileNotFoundError):
+            DatasetCatalog.get(name)  # some sets make their file when they are first used
     if not os.path.isfile(path):
         raise UserError(f"data set {name!r}: annotation file {path} does not exist")
     try:

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import os
-import sys
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -103,10 +102,8 @@ class Finder(nn.Module):
     def __init__(self, found=FOUND):
         super().__init__()
         self.found = found
-        self.modes = []
 
     def forward(self, batch):
-        self.modes.append((self.training, torch.is_grad_enabled()))
         outputs = []
         for record in batch:
             found = [f for f in self.found if f[0] == record["image_id"]]
@@ -145,7 +142,7 @@ def records():
 
 
 def test_results_are_those_of_pycocotools(toy):
-    model = Finder().train()
+    model = Finder()
     results = run_inference(model, records(), build_evaluator(toy), toy)
     assert set(results) == {"bbox", "segm"}
     for kind in results:
@@ -157,12 +154,6 @@ def test_results_are_those_of_pycocotools(toy):
         assert 0 < found["AP"] < 100
     assert results["bbox"]["AP"] != results["segm"]["AP"]
     assert {"AP-cat", "AP-dog"} <= set(results["segm"])
-
-
-def test_the_model_runs_without_gradients_in_evaluation_mode_and_returns_to_training(toy):
-    model = Finder().train()
-    run_inference(model, records(), build_evaluator(toy))
-    assert model.modes == [(False, False)] * 2 and model.training
 
 
 def test_a_model_that_finds_nothing_scores_zero(toy):
@@ -350,6 +341,38 @@ def test_annotations_of_unknown_categories_are_named(toy, tmp_path):
         build_evaluator(toy)
 
 
+def test_annotations_whose_masks_cannot_be_compared_are_named(toy, tmp_path):
+    path = tmp_path / "truth.json"
+    records()
+    truth = json.loads(path.read_text())
+    for value, message in (
+        ([], "an annotation of image 2 has no segmentation"),
+        (
+            rle_of(np.ones((HEIGHT, WIDTH - 1))),
+            r"image 2 is .*\(60, 80\), the mask of .*\(60, 79\)",
+        ),
+    ):
+        truth["annotations"][3]["segmentation"] = value
+        path.write_text(json.dumps(truth))
+        for metrics in ([], ["voc_sds"]):
+            with pytest.raises(UserError, match=message):
+                run_inference(Finder(), records_of(truth), build_evaluator(toy, metrics=metrics))
+
+
+def records_of(truth):
+    return [[{"image_id": image["id"]}] for image in truth["images"]]
+
+
+def test_a_missing_file_is_named(toy, tmp_path):
+    (tmp_path / "truth.json").unlink()
+    with pytest.raises(UserError, match="truth.json does not exist"):
+        build_evaluator(toy)
+    DatasetCatalog.register("unmade", lambda: open(tmp_path / "nothing"))
+    MetadataCatalog.get("unmade").set(json_file=str(tmp_path / "no.json"), evaluator_type="coco")
+    with pytest.raises(UserError, match="data set 'unmade': annotation file .*no.json does not"):
+        build_evaluator("unmade")
+
+
 def test_data_sets_without_a_file_are_measured_by_their_records(toy):
     loaded = DatasetCatalog.get(toy)
     expected = run_inference(Finder(), records(), build_evaluator(toy))
@@ -366,21 +389,3 @@ def test_other_kinds_of_data_are_named_with_the_known_ones(toy):
         build_evaluator(toy)
     with pytest.raises(UserError, match="set 'untyped' has evaluator_type None"):
         build_evaluator("untyped")
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def shown(monkeypatch, stream, main_process=True):
-    monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr(comm, "is_main_process", lambda: main_process)
-    run_inference(Finder(), records(), build_evaluator("toy"), "toy set")
-    return stream.getvalue()
-
-
-def test_progress_is_shown_on_terminals_by_the_main_process(toy, monkeypatch):
-    assert "toy set" in shown(monkeypatch, Terminal())
-    assert shown(monkeypatch, io.StringIO()) == ""
-    assert shown(monkeypatch, Terminal(), main_process=False) == ""
