@@ -1,18 +1,19 @@
 """Registration of the data sets that d2ext knows by name: the generated `shapes_*` sets, COCO
-2017 with COCO-Stuff maps (`coco_2017_{train,val}_stuff`) and VOC 2012 SDS (`voc_sds_{train,val}`).
+2017 with semantic maps (`coco_2017_{train,val}_{stuff,panoptic_stuff}`) and VOC 2012 SDS
+(`voc_sds_{train,val}`).
 
 Registering reads and writes nothing; a shapes set is generated when its records are first used.
 """
 
+import functools
 import logging
 import os
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from . import shapes, voc_sds
+from . import coco_stuff, shapes, voc_sds
 from .register import is_registered_as, load_coco_records
 
-COCO_STUFF_LABELS = 183  # size of HTC's semantic output; the maps use 0..181 and 255
 logger = logging.getLogger(__name__)
 
 
@@ -22,14 +23,6 @@ def _shapes_paths(split, root):
         "json_file": os.path.join(folder, "annotations.json"),
         "image_root": os.path.join(folder, "images"),
         "sem_seg_root": os.path.join(folder, "semantic"),
-    }
-
-
-def _coco_stuff_paths(split, root):
-    return {
-        "json_file": os.path.join(root, f"coco/annotations/instances_{split}2017.json"),
-        "image_root": os.path.join(root, f"coco/{split}2017"),
-        "sem_seg_root": os.path.join(root, f"coco/stuffthingmaps/{split}2017"),
     }
 
 
@@ -60,22 +53,6 @@ def register_shapes(name, split, root=None, num_images=None):
     )
 
 
-def _register_coco_stuff(name, split, root):
-    # detectron2 registers the plain COCO sets itself, for the root it saw when it was imported;
-    # only their class metadata is used here.
-    plain = MetadataCatalog.get(f"coco_2017_{split}")
-    paths = _coco_stuff_paths(split, root)
-    DatasetCatalog.register(name, lambda: load_coco_records(name, **paths))
-    MetadataCatalog.get(name).set(
-        thing_classes=plain.thing_classes,
-        thing_dataset_id_to_contiguous_id=plain.thing_dataset_id_to_contiguous_id,
-        num_semantic_labels=COCO_STUFF_LABELS,
-        ignore_label=255,
-        evaluator_type="coco",
-        **paths,
-    )
-
-
 def register_all(root=None):
     """Register every built-in data set; calling it again is harmless.
 
@@ -89,8 +66,10 @@ def register_all(root=None):
         (f"shapes_{split}", split, _shapes_paths, register_shapes) for split in shapes.SPLITS
     ]
     for split in ("train", "val"):
-        name = f"coco_2017_{split}_stuff"
-        builders.append((name, split, _coco_stuff_paths, _register_coco_stuff))
+        for layout in coco_stuff.LAYOUTS:
+            paths = functools.partial(coco_stuff.coco_paths, layout=layout)
+            register = functools.partial(coco_stuff.register_coco_stuff, layout=layout)
+            builders.append((f"coco_2017_{split}_{layout}", split, paths, register))
         builders.append((f"voc_sds_{split}", split, voc_sds.paths, voc_sds.register))
     moved = []
     for name, split, paths, register in builders:

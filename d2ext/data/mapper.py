@@ -260,4 +260,5 @@ def _check_semantic_map(record):
     path = record["sem_seg_file_name"]
     finding = map_finding(path, record["width"], record["height"])
     if finding:
-        raise UserError(f"semantic map {path} {finding.text}")
+        mend = "; without maps use semantic mode 'instances'" if "missing" in finding.kind else ""
+        raise UserError(f"semantic map {path} {finding.text}{mend}")
