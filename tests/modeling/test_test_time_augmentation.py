@@ -1,6 +1,8 @@
 """Test-time augmentation: identity views change nothing, mirrored and resized views map back, and
 results of several views are merged as documented."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from fvcore.transforms import HFlipTransform, TransformList, VFlipTransform
@@ -264,3 +266,29 @@ def test_what_cannot_be_undone_is_an_error():
 
     found = MergedViewsTTA(Pointer(), twice)([spot(1, 2)])[0]["instances"]
     assert found.pred_masks.nonzero().tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("kind", ["yaml", "py"])
+@pytest.mark.parametrize("enabled", [False, True])
+def test_the_config_decides_whether_an_evaluation_is_augmented(
+    kind, enabled, shapes_few, tmp_path, monkeypatch
+):
+    from d2ext.engine import build_experiment, loop
+
+    config = Path(__file__).resolve().parents[2] / f"configs/mask_rcnn_tiny.{kind}"
+    overrides = [f"DATASETS.TRAIN={shapes_few}", f"DATASETS.TEST={shapes_few}"]
+    overrides += [f"OUTPUT_DIR={tmp_path}", "MODEL.DEVICE=cpu", "TEST.AUG.FLIP=false"]
+    overrides += [f"TEST.AUG.ENABLED={enabled}", "train.test_aug.min_sizes=[64,80]"]
+    experiment = build_experiment(str(config), overrides)
+    weights = {"model": experiment.build_model().state_dict()}
+    torch.save(weights, tmp_path / "weights.pth")
+    experiment.init_checkpoint, experiment.weights_chosen = str(tmp_path / "weights.pth"), True
+    evaluated = []
+    monkeypatch.setattr(loop, "evaluate", lambda e, model: evaluated.append(model) or {})
+    loop.evaluate_checkpoint(experiment)
+    (model,) = evaluated
+    assert isinstance(model, GeneralizedRCNNWithTTA) == enabled
+    if enabled:
+        mapper = model.tta_mapper
+        assert (mapper.min_sizes, mapper.max_size, mapper.flip) == ([64, 80], 400, False)
+        assert not model.model.training
