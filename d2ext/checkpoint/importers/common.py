@@ -2,13 +2,21 @@
 
 from typing import Any, Dict, List, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from d2ext.checkpoint.settings import INPUT_FORMAT
+from d2ext.modeling.anchors import RoundedAnchorGenerator
 
 from detectron2.modeling.backbone.resnet import BottleneckBlock, DeformBottleneckBlock
 
-__all__ = ["MSRA_PIXELS", "TORCHVISION_PIXELS", "pixel_settings", "stride_settings"]
+__all__ = [
+    "MSRA_PIXELS",
+    "TORCHVISION_PIXELS",
+    "anchor_notes",
+    "one_logit",
+    "pixel_settings",
+    "stride_settings",
+]
 
 # torchvision's statistics, for pixels of 0 to 255 in RGB order.
 TORCHVISION_PIXELS = ("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
@@ -41,6 +49,23 @@ def stride_settings(model: nn.Module, in_1x1: bool) -> Dict[str, List[int]]:
             if hasattr(block, layer):
                 settings[f"{name}.{layer}.stride"] = [inner] * 2
     return settings
+
+
+def one_logit(x: Tensor) -> Tensor:
+    """Scores of the background, then of the foreground, of all anchors -> one logit per anchor: the
+    sigmoid of the difference is the softmax of both."""
+    background, foreground = x.chunk(2)
+    return foreground - background
+
+
+def anchor_notes(model: nn.Module) -> List[str]:
+    """A line if the anchors are not those of Faster R-CNN's Caffe release."""
+    if isinstance(model.proposal_generator.anchor_generator, RoundedAnchorGenerator):
+        return []
+    return [
+        "the release rounds its anchors: set MODEL.ANCHOR_GENERATOR.NAME RoundedAnchorGenerator "
+        "and OFFSET 0.5"
+    ]
 
 
 def _first(value) -> int:

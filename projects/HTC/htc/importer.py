@@ -36,14 +36,15 @@ def htc_rules() -> List[Rule]:
 
 
 def _settings(file: CheckpointFile, model: nn.Module) -> Dict[str, Any]:
-    settings = mmdet_settings(file, model)
-    if isinstance(model.roi_heads, HTCROIHeads):
-        settings.update({"roi_heads.score_average": "logits", "roi_heads.mask_ensemble": "mean"})
-    return settings
+    return {
+        **mmdet_settings(file, model),
+        "roi_heads.score_average": "logits",
+        "roi_heads.mask_ensemble": "mean",
+    }
 
 
 def _notes(file: CheckpointFile, model: nn.Module) -> List[str]:
-    transforms = [x.box2box_transform for x in getattr(model.roi_heads, "box_predictor", ())]
+    transforms = [x.box2box_transform for x in model.roi_heads.box_predictor]
     if all(isinstance(x, ClampedBox2BoxTransform) for x in transforms):
         return []
     return ["MMDetection limits the size of boxes on both sides: MODEL.HTC.CLAMP_BOTH_SIDES True"]
@@ -92,7 +93,7 @@ register_importer(
         name="mmdet-htc",
         title="MMDetection HTC",
         project="htc",
-        rules=lambda model: htc_rules(),
+        rules=lambda model: htc_rules() if isinstance(model.roi_heads, HTCROIHeads) else [],
         unused=MMDET_UNUSED,
         prepare=strip_prefixes("module."),
         refuse=refuse_mmdet_1,
