@@ -1,6 +1,6 @@
 """The detector of FCIS: a Generalized R-CNN whose regions vote for the final masks in the image."""
 
-from typing import Dict, List, Optional
+from typing import Callable, Dict, List, Optional
 
 from d2ext.modeling import MultiStageRCNN
 
@@ -8,6 +8,7 @@ from detectron2.modeling.meta_arch import META_ARCH_REGISTRY
 from detectron2.structures import Instances
 
 from .postprocessing import paste_instances, scale_boxes, vote_instances
+from .test_time_augmentation import FCISWithTTA
 
 __all__ = ["FCIS"]
 
@@ -31,6 +32,10 @@ class FCIS(MultiStageRCNN):
         else:
             proposals = [x["proposals"].to(self.device) for x in batched_inputs]
         return self.roi_heads.candidates(features, proposals)
+
+    def with_test_time_augmentation(self, tta_mapper: Callable[[Dict], List[Dict]]) -> FCISWithTTA:
+        """This network on several versions of each image, whose regions vote together."""
+        return FCISWithTTA(self, tta_mapper)
 
     def inference(
         self,

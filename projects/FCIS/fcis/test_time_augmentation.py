@@ -13,7 +13,6 @@ from detectron2.data.transforms import ResizeTransform
 from detectron2.modeling.test_time_augmentation import DatasetMapperTTA
 from detectron2.structures import Instances
 
-from .meta_arch import FCIS
 from .postprocessing import scale_boxes, vote_instances
 
 __all__ = ["FCISWithTTA"]
@@ -27,10 +26,10 @@ class FCISWithTTA(nn.Module):
     voting and thresholds are those of a single version.
     """
 
-    def __init__(self, model: FCIS, tta_mapper: Callable[[dict], List[dict]]):
+    def __init__(self, model: nn.Module, tta_mapper: Callable[[dict], List[dict]]):
         """
         Args:
-            model: in evaluation mode.
+            model: an ``FCIS`` in evaluation mode.
             tta_mapper: like detectron2's ``DatasetMapperTTA``, makes a list of resized or mirrored
                 inputs, each with the ``transforms`` that led to it.
         """
@@ -40,7 +39,7 @@ class FCISWithTTA(nn.Module):
 
     @classmethod
     def from_sizes(
-        cls, model: FCIS, min_sizes: Sequence[int], max_size: int, flip: bool = True
+        cls, model: nn.Module, min_sizes: Sequence[int], max_size: int, flip: bool = True
     ) -> "FCISWithTTA":
         """Several short sides in pixels, each also mirrored if ``flip``."""
         return cls(model, DatasetMapperTTA(min_sizes=list(min_sizes), max_size=max_size, flip=flip))

@@ -5,6 +5,7 @@ import torch
 from fvcore.transforms import VFlipTransform
 
 from d2ext.errors import UserError
+from d2ext.modeling.test_time_augmentation import with_test_time_augmentation
 from d2ext.structures import to_inclusive
 from d2ext.utils.testing import random_batch
 from fcis import FCISWithTTA
@@ -91,6 +92,14 @@ def test_all_versions_enter_one_pool(model, monkeypatch):
     mirrored = {**batch[0], "image": batch[0]["image"].flip(-1)}
     pools = [model.candidates([x])[0] for x in (batch[0], mirrored)]
     assert seen == [len(pools[0]) + len(pools[1])]
+
+
+def test_evaluation_with_augmentation_lets_the_regions_vote(model):
+    batch = random_batch(1, SIZE)
+    tta = with_test_time_augmentation(model, min_sizes=[64], max_size=1000, flip=True)
+    assert isinstance(tta, FCISWithTTA)
+    expected = predict(FCISWithTTA.from_sizes(model, [64], 1000), batch)
+    assert_same(predict(tta, batch)[0], expected[0])
 
 
 def test_other_augmentations_are_refused():
