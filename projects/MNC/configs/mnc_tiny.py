@@ -20,6 +20,7 @@ _rpn.pre_nms_topk = (1000, 500)
 _rpn.post_nms_topk = (200, 60)
 _rpn.min_box_size = 4
 _rpn.scale_min_size = False
+_rpn.match_zero_overlap = False
 _heads = model.roi_heads
 _heads.num_classes = 8
 _heads.in_features = ["p2"]

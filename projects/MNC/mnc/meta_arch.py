@@ -10,7 +10,8 @@ from d2ext.modeling import MultiStageRCNN, image_seeds
 from detectron2.config import configurable
 from detectron2.modeling.backbone import build_backbone
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage
 
 from .building import category_feature
 from .voting import InstanceVoting
@@ -101,7 +102,13 @@ class MultitaskNetworkCascade(MultiStageRCNN):
             )
             features = self.head_features(images, features)
             losses.update(self.roi_heads(images, features, samples, targets)[1])
-            return losses
+        if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
+            drawn = [Boxes(s.proposal_boxes.tensor.detach()) for s in samples]
+            self.visualize_training(
+                batched_inputs,
+                [Instances(s.image_size, proposal_boxes=b) for s, b in zip(samples, drawn)],
+            )
+        return losses
 
     def inference(
         self,

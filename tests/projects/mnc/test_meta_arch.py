@@ -10,6 +10,7 @@ from mnc.targets import mask_targets
 
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils.events import EventStorage
 
 
 def test_prediction_has_the_size_of_the_original_image(make_model):
@@ -73,6 +74,18 @@ def test_stages_are_predicted_one_by_one(make_model):
         assert model(batch)[0]["instances"].scores.equal(three[0]["instances"].scores)
     assert len(model.inference_stages(batch)) == 1
     assert not three[0]["instances"].pred_masks.equal(five[0]["instances"].pred_masks)
+
+
+def test_training_boxes_are_drawn_when_asked_for(make_model):
+    model, batch = make_model().train(), random_batch(1)
+    model.vis_period = 2
+    drawn = []
+    with EventStorage() as storage:
+        storage.put_image = lambda name, image: drawn.append(image.shape)
+        for _ in range(3):
+            model(batch)
+            storage.step()
+    assert drawn == [(3, 64, 192)] * 2
 
 
 def test_given_boxes_are_refused(make_model):

@@ -28,6 +28,8 @@ model.proposal_generator.in_features = ["res4"]
 model.proposal_generator.head.in_channels = 1024
 model.proposal_generator.head.num_anchors = 12
 model.proposal_generator.anchor_generator.sizes = [[64, 128, 256, 512]]
+# A ground truth without any anchor stays without one; the release then takes all anchors.
+model.proposal_generator.match_zero_overlap = False
 model.roi_heads.in_features = ["res4"]
 model.roi_heads.num_classes = 80
 model.roi_heads.pooler.quantize = False
