@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the network of Hybrid Task Cascade as docs/images/htc.svg and htc.png."""
+"""Draw the networks of MNC, FCIS and HTC as docs/images/{mnc,fcis,htc}.svg and .png."""
 
 import argparse
 import os
@@ -7,14 +7,18 @@ import sys
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon
 
 from d2ext.engine.cli import run_guarded
 from d2ext.errors import UserError
-
-INK, SOFT, PANEL = "#1c2128", "#5b6470", "#f4f5f7"
-PYRAMID, SEMANTIC, BOXES, MASKS = "#3b76d6", "#1f9d6b", "#c8443c", "#d98a13"
-TINTS = {PYRAMID: "#e3edfc", SEMANTIC: "#def3ea", BOXES: "#fbe6e4", MASKS: "#fcefd9"}
+from d2ext.visualization.network_drawing import (
+    BOXES,
+    INK,
+    MASKS,
+    PYRAMID,
+    SEMANTIC,
+    SOFT,
+    Drawing,
+)
 
 # Heights of the rows, and left edges of the stages.
 BOX_ROW, BUS_ROW, MASK_ROW = 5.75, 3.85, 1.95
@@ -22,81 +26,6 @@ BUS_GAP = 0.11
 BRANCHES = 6.1  # centre of the region proposal network and of the semantic branch
 STAGES = (7.75, 10.4, 13.05)
 STAGE_WIDTH = 2.3
-
-
-class Drawing:
-    """A figure in units of its own, with the few shapes the networks are made of."""
-
-    def __init__(self, width: float, height: float):
-        self.figure = Figure(figsize=(0.82 * width, 0.82 * height), facecolor="white")
-        self.axes = self.figure.add_axes((0, 0, 1, 1))
-        self.axes.set(xlim=(0, width), ylim=(0, height), aspect="equal")
-        self.axes.axis("off")
-
-    def box(self, x, y, width, height, text, color, size=12, note=""):
-        """A block centred at (x, y); ``note`` is a second, smaller line."""
-        shape = FancyBboxPatch(
-            (x - width / 2, y - height / 2),
-            width,
-            height,
-            boxstyle="round,pad=0,rounding_size=0.12",
-            facecolor=TINTS[color],
-            edgecolor=color,
-            linewidth=1.6,
-            zorder=4,
-        )
-        self.axes.add_patch(shape)
-        self.text(x, y + (0.16 if note else 0), text, size=size, weight="bold")
-        if note:
-            self.text(x, y - 0.2, note, size=8.5, color=SOFT)
-
-    def panel(self, x, y, width, height, title=""):
-        """A pale area behind blocks that belong together."""
-        shape = FancyBboxPatch(
-            (x, y),
-            width,
-            height,
-            boxstyle="round,pad=0,rounding_size=0.18",
-            facecolor=PANEL,
-            edgecolor="none",
-            zorder=0,
-        )
-        self.axes.add_patch(shape)
-        self.text(x + width / 2, y + height - 0.25, title, size=11, color=SOFT)
-
-    def text(self, x, y, text, size=9.5, color=INK, **options):
-        options = {"ha": "center", "va": "center", "zorder": 6, **options}
-        self.axes.text(x, y, text, fontsize=size, color=color, **options)
-
-    def line(self, points, color, width=2.0, **options):
-        xs, ys = zip(*points)
-        options = {"zorder": 2, "solid_joinstyle": "round", "solid_capstyle": "round", **options}
-        self.axes.plot(xs, ys, color=color, linewidth=width, **options)
-
-    def arrow(self, points, color, width=2.0, zorder=3, halo=False):
-        """A line along the points that ends in an arrow head; ``halo`` sets it off from others."""
-        start, end = points[-2], points[-1]
-        if halo:
-            self.line(points, "white", width + 5, zorder=zorder - 0.5, solid_capstyle="butt")
-        if len(points) > 2:
-            self.line(points[:-1], color, width, zorder=zorder)
-        head = FancyArrowPatch(
-            start,
-            end,
-            arrowstyle="-|>,head_length=5,head_width=2.6",
-            shrinkA=0,
-            shrinkB=0,
-            color=color,
-            linewidth=width,
-            zorder=zorder,
-        )
-        self.axes.add_patch(head)
-
-    def plus(self, x, y):
-        """The sum of two feature maps."""
-        self.axes.add_patch(Circle((x, y), 0.2, facecolor="white", edgecolor=INK, lw=1.3, zorder=5))
-        for dx, dy in ((0.11, 0), (0, 0.11)):
-            self.line([(x - dx, y - dy), (x + dx, y + dy)], INK, 1.3, zorder=6)
 
 
 def draw_htc() -> Figure:
@@ -115,17 +44,7 @@ def _draw_trunk(drawing: Drawing) -> None:
     """Image, backbone, pyramid, proposals and the semantic branch."""
     drawing.box(0.75, BUS_ROW, 0.95, 0.95, "image", PYRAMID, size=10)
     drawing.arrow([(1.23, BUS_ROW), (1.6, BUS_ROW)], PYRAMID)
-    for level in range(4):
-        x, half = 1.72 + 0.34 * level, 1.3 - 0.26 * level
-        corners = [
-            (x, BUS_ROW - half),
-            (x + 0.22, BUS_ROW - half + 0.1),
-            (x + 0.22, BUS_ROW + half - 0.1),
-            (x, BUS_ROW + half),
-        ]
-        drawing.axes.add_patch(
-            Polygon(corners, facecolor=TINTS[PYRAMID], edgecolor=PYRAMID, lw=1.6, zorder=4)
-        )
+    drawing.backbone(1.72, BUS_ROW)
     drawing.text(2.3, BUS_ROW - 1.65, "backbone", weight="bold", size=10)
     drawing.arrow([(3.02, BUS_ROW), (3.4, BUS_ROW)], PYRAMID)
     for level, name in enumerate(("P2", "P3", "P4", "P5", "P6")):
@@ -210,26 +129,143 @@ def _draw_legend(drawing: Drawing) -> None:
         (BOXES, 2.2, "boxes $r_t$, refined by $B_t$", 3.2),
         (MASKS, 4, "mask features handed on", 3.25),
     )
-    x = 0.35
-    for color, width, text, step in entries:
-        drawing.line([(x, y), (x + 0.4, y)], color, width)
-        drawing.text(x + 0.52, y, text, color=SOFT, ha="left")
-        x += step
+    x = drawing.legend(entries, y)
     drawing.plus(x + 0.2, y)
     drawing.text(x + 0.52, y, "region features: RoIAlign of both, summed", color=SOFT, ha="left")
 
 
+def draw_fcis() -> Figure:
+    """The network; at test time the refined boxes pass through the assembly a second time."""
+    drawing = Drawing(18.3, 7.2)
+    row, upper, lower = 3.6, 5.2, 2.0
+    drawing.box(0.75, row, 0.95, 0.95, "image", PYRAMID, size=10)
+    drawing.arrow([(1.23, row), (1.6, row)], PYRAMID)
+    drawing.backbone(1.72, row, levels=3)
+    drawing.text(2.2, row - 1.65, "conv1 – res4", weight="bold", size=10)
+    drawing.line([(2.65, row), (3.1, row)], PYRAMID)
+    drawing.arrow([(3.1, row), (3.1, upper), (3.6, upper)], PYRAMID)
+    drawing.box(4.35, upper, 1.4, 0.95, "RPN", BOXES, note="proposals")
+    drawing.arrow([(3.1, row), (3.1, lower), (3.6, lower)], PYRAMID)
+    drawing.box(4.35, lower, 1.4, 0.95, "res5", PYRAMID, note="dilated, stride 16")
+    drawing.arrow([(5.05, lower), (5.55, lower)], PYRAMID)
+    drawing.box(6.2, lower, 1.2, 0.95, "1×1 conv", PYRAMID, size=10, note="1024")
+
+    drawing.panel(7.35, 1.0, 2.7, 4.0, "maps of the whole image")
+    for y, color, word, note in (
+        (3.75, MASKS, "score maps", "classes × 2 sides × k²"),
+        (2.0, BOXES, "box maps", "4 × k²"),
+    ):
+        for step in (2, 1, 0):
+            drawing.box(8.7 + 0.08 * step, y + 0.08 * step, 2.1, 0.95, "", color)
+        drawing.text(8.7, y + 0.16, word, size=11, weight="bold")
+        drawing.text(8.7, y - 0.2, note, size=8.5, color=SOFT)
+    drawing.arrow([(6.8, lower), (7.62, lower)], PYRAMID)
+    drawing.arrow([(7.15, lower), (7.15, 3.75), (7.62, 3.75)], PYRAMID)
+
+    drawing.panel(10.55, 1.0, 2.2, 5.0, "per region")
+    for y in (3.75, 2.0):
+        drawing.box(11.65, y, 1.7, 0.95, "assembly", PYRAMID, size=11, note="21 × 21 bins")
+        drawing.arrow([(9.95, y), (10.78, y)], INK, 1.6)
+    drawing.arrow([(5.05, upper), (11.65, upper), (11.65, 4.24)], BOXES, 2.2)
+    drawing.text(8.7, upper + 0.22, "region boxes", size=9.5, color=BOXES)
+    drawing.line([(11.65, 3.27), (11.65, 2.5)], BOXES, 2.2)
+
+    drawing.panel(13.2, 2.7, 2.3, 3.3, "inside and outside")
+    drawing.arrow([(12.5, 3.95), (12.95, 3.95), (12.95, 4.75), (13.45, 4.75)], MASKS, 2.2)
+    drawing.arrow([(12.5, 3.6), (13.45, 3.6)], MASKS, 2.2)
+    drawing.box(14.35, 4.75, 1.75, 0.85, "maximum", SEMANTIC, size=11, note="then mean")
+    drawing.box(14.35, 3.35, 1.75, 0.85, "softmax", MASKS, size=11, note="of the best class")
+    drawing.box(14.35, 2.0, 1.75, 0.85, "mean", BOXES, size=11, note="of all bins")
+    drawing.arrow([(12.5, 2.0), (13.45, 2.0)], BOXES, 2.2)
+    for y, color, word, note in (
+        (4.75, SEMANTIC, "class", "softmax over classes"),
+        (3.35, MASKS, "mask", "merged by voting"),
+        (2.0, BOXES, "refined box", "second pass at test time"),
+    ):
+        drawing.arrow([(15.24, y), (16.1, y)], color, 2.2)
+        drawing.text(16.25, y + 0.12, word, size=11, weight="bold", ha="left")
+        drawing.text(16.25, y - 0.17, note, size=8, color=SOFT, ha="left")
+    back = [(17.0, 1.6), (17.0, 0.55), (11.3, 0.55), (11.3, 1.5)]
+    drawing.arrow(back, BOXES, 1.4)
+    drawing.legend(
+        (
+            (PYRAMID, 2, "features", 1.8),
+            (BOXES, 2.2, "boxes", 1.5),
+            (MASKS, 2.2, "pixel is inside or outside of the object", 4.6),
+            (SEMANTIC, 2.2, "category", 1.8),
+        ),
+        6.8,
+    )
+    return drawing.figure
+
+
+def draw_mnc() -> Figure:
+    """The five stages; the fourth and fifth have the weights of the second and third."""
+    drawing = Drawing(18.3, 7.6)
+    row, bus = 5.0, 2.2
+    drawing.box(0.75, bus, 0.95, 0.95, "image", PYRAMID, size=10)
+    drawing.arrow([(1.23, bus), (1.6, bus)], PYRAMID)
+    drawing.backbone(1.72, bus)
+    drawing.text(2.3, bus - 1.55, "shared convolutions", weight="bold", size=10)
+    drawing.line([(3.02, bus), (14.9, bus)], PYRAMID, 3)
+    drawing.box(3.9, row, 1.5, 0.95, "RPN", BOXES, 12, note="stage 1: boxes")
+    drawing.arrow([(3.9, bus), (3.9, row - 0.48)], PYRAMID)
+    source = 4.65
+    for number, left in ((2, 5.35), (4, 11.15)):
+        masks, classes = left + 1.15, left + 3.35
+        drawing.panel(left, 1.5, 4.5, 4.75, "")
+        title = "second pass, the same weights" if number == 4 else "first pass"
+        drawing.text(left + 2.25, 6.0, title, size=11, color=SOFT)
+        drawing.box(masks, row, 1.75, 0.95, "masks", MASKS, 12, note=f"stage {number}")
+        drawing.box(
+            classes, row, 1.75, 0.95, "categories", SEMANTIC, 12, note=f"stage {number + 1}"
+        )
+        warp = left + 2.25
+        drawing.box(warp, 3.3, 1.9, 0.8, "RoI warp", PYRAMID, 11, note="differentiable")
+        drawing.arrow([(warp, bus), (warp, 2.9)], PYRAMID, 1.6)
+        for x, start in ((masks, warp - 0.4), (classes, warp + 0.4)):
+            drawing.arrow([(start, 3.7), (start, 4.1), (x, 4.1), (x, row - 0.48)], INK, 1.6)
+        drawing.arrow([(source, row), (masks - 0.88, row)], BOXES, 2.2)
+        tap = (source + masks - 0.88) / 2
+        drawing.arrow([(tap, row), (tap, 3.3), (warp - 0.95, 3.3)], BOXES, 2.2)
+        drawing.arrow([(masks + 0.88, row), (classes - 0.88, row)], MASKS, 4)
+        drawing.text((masks + classes) / 2, row + 0.25, "gate", size=8, color=MASKS)
+        source = classes + 0.88
+    drawing.text(10.5, row + 0.75, "bridge", size=9.5, color=BOXES, weight="bold")
+    drawing.text(10.5, row + 0.5, "boxes refined", size=8, color=SOFT)
+    drawing.arrow([(source, row), (16.0, row)], SOFT, 1.6)
+    for y, word, note in (
+        (row + 0.35, "masks, scores", "of both passes"),
+        (row - 0.45, "voting", "at the size of the image"),
+    ):
+        drawing.text(16.15, y + 0.12, word, size=11, weight="bold", ha="left")
+        drawing.text(16.15, y - 0.17, note, size=8, color=SOFT, ha="left")
+    drawing.legend(
+        (
+            (PYRAMID, 3, "features", 1.8),
+            (BOXES, 2.2, "boxes, with gradients", 3.0),
+            (MASKS, 4, "masks gate the features of the classifier", 4.6),
+        ),
+        7.2,
+    )
+    return drawing.figure
+
+
+FIGURES = {"mnc": draw_mnc, "fcis": draw_fcis, "htc": draw_htc}
+
+
 def write(folder: str) -> None:
-    """Both files; the SVG holds letters as outlines and looks the same everywhere."""
+    """All files; an SVG holds letters as outlines and looks the same everywhere."""
     try:
         os.makedirs(folder, exist_ok=True)
         with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "d2ext"}):
-            figure = draw_htc()
-            figure.savefig(os.path.join(folder, "htc.svg"), metadata={"Date": None})
-            figure.savefig(os.path.join(folder, "htc.png"), dpi=130)
+            for name, draw in FIGURES.items():
+                figure = draw()
+                figure.savefig(os.path.join(folder, f"{name}.svg"), metadata={"Date": None})
+                figure.savefig(os.path.join(folder, f"{name}.png"), dpi=130)
+                print(f"{folder}: {name}.svg, {name}.png")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
-    print(f"{folder}: htc.svg, htc.png")
 
 
 def main(argv=None) -> int:

@@ -1,4 +1,4 @@
-"""tools/draw_network.py: the figure of the README can be made again."""
+"""tools/draw_network.py: the figures of the networks can be made again."""
 
 import importlib.util
 import xml.etree.ElementTree as ElementTree
@@ -24,9 +24,26 @@ def test_figure_names_every_head_and_branch(tool):
     assert heads | {"RPN", "semantic\nbranch", "classes", "boxes", "masks"} <= words
 
 
-def test_nothing_is_cut_off_at_the_border(tool, tmp_path):
+@pytest.mark.parametrize(
+    "name, parts",
+    [
+        ("fcis", {"RPN", "score maps", "box maps", "assembly", "class", "mask", "refined box"}),
+        (
+            "mnc",
+            {"RPN", "RoI warp", "masks", "categories", "bridge", "stage 4", "stage 5", "voting"},
+        ),
+    ],
+)
+def test_figure_names_the_parts_of_the_paper(tool, name, parts):
+    figure = tool.FIGURES[name]()
+    words = {text.get_text() for axes in figure.axes for text in axes.texts}
+    assert parts <= words
+
+
+@pytest.mark.parametrize("name", ["mnc", "fcis", "htc"])
+def test_nothing_is_cut_off_at_the_border(tool, tmp_path, name):
     assert tool.main(["--output-dir", str(tmp_path)]) == 0
-    picture = np.asarray(Image.open(tmp_path / "htc.png").convert("L"))
+    picture = np.asarray(Image.open(tmp_path / f"{name}.png").convert("L"))
     border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
     assert (border == 255).all() and (picture < 128).any()
 
