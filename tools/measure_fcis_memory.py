@@ -44,13 +44,25 @@ def peak_of(function) -> dict:
 
 
 def build(args: argparse.Namespace):
-    """The network of the config with random weights, giving as many proposals as asked for."""
+    """The network of the config with random weights, giving as many proposals as asked for.
+
+    Without ImageNet weights activations would grow from block to block, and the proposals would all
+    become the whole image: residual branches and box deltas of the proposals are switched off,
+    which changes no size.
+    """
+    import torch
+
     from d2ext.config import load_projects
     from d2ext.engine import build_experiment
 
     load_projects()
     experiment = build_experiment(args.config_file, ["MODEL.DEVICE=cpu", "MODEL.WEIGHTS="])
     model = experiment.build_model().train()
+    with torch.no_grad():
+        for name, module in model.backbone.named_modules():
+            if name.endswith("conv3"):
+                module.norm.weight.zero_()
+        model.proposal_generator.rpn_head.anchor_deltas.weight.zero_()
     model.proposal_generator.post_nms_topk = {True: args.regions, False: args.regions}
     return model
 
@@ -87,7 +99,7 @@ def measure_network(args: argparse.Namespace) -> dict:
         with EventStorage():
             losses = model(batch)
         sum(losses.values()).backward()
-        return {"regions": len(counts[0][0]), "losses": {k: float(v) for k, v in losses.items()}}
+        return {"regions": len(counts[0][0]), "losses": {k: v.item() for k, v in losses.items()}}
 
     return peak_of(step)
 
