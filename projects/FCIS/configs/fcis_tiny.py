@@ -20,9 +20,9 @@ _rpn.anchor_generator.sizes = [[12, 24, 48, 96]]
 _rpn.anchor_generator.strides = [4]
 _rpn.match_zero_overlap = False
 _rpn.box2box_transform = L(ClampedBox2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0])
-_rpn.batch_size_per_image = 64
+_rpn.batch_size_per_image = 128
 _rpn.pre_nms_topk = (1000, 1000)
-_rpn.post_nms_topk = (150, 150)
+_rpn.post_nms_topk = (200, 150)
 _rpn.min_box_size = 4
 _heads.num_classes = 8
 _heads.in_feature = "p2"
@@ -30,7 +30,8 @@ _heads.in_channels = 64
 _heads.stride = 4
 _heads.conv_dim = 128
 _heads.conv_kernel = 3
-_heads.batch_size_per_image = 64
+# With 64, the hardest regions would all be positives.
+_heads.batch_size_per_image = 128
 _heads.box2box_transform = L(ClampedBox2BoxTransform)(weights=[5.0, 5.0, 2.0, 2.0])
 _heads.min_size_test = 4
 _heads.voting.max_per_image = 50
