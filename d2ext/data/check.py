@@ -23,6 +23,8 @@ from .register import check_registered, semantic_map_path
 logger = logging.getLogger(__name__)
 
 TABLE_FILE = "data_check.txt"
+# Data sets of these kinds are made of a COCO instances file; others (LVIS, ...) have another form.
+_COCO_KINDS = ("coco", "coco_panoptic_seg", "voc_sds")
 
 
 def check_files(
@@ -104,9 +106,9 @@ def check_dataset(
     check_registered(name)
     metadata = MetadataCatalog.get(name)
     json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
-    if not json_file or not image_root:
-        logger.info("Data set %s has no COCO file: it is not checked", name)
-        return Report(name, "no COCO file")
+    if not json_file or not image_root or metadata.get("evaluator_type") not in _COCO_KINDS:
+        logger.info("Data set %s is not checked: it has no COCO instances file", name)
+        return Report(name, "no COCO instances file")
     if "://" not in json_file and not os.path.isfile(json_file):
         try:
             DatasetCatalog.get(name)  # generates it, or says what is missing
@@ -161,10 +163,14 @@ def check_before_training(
 
 
 def _write_tables(reports, output_dir) -> str:
-    """Words that say where the whole tables are."""
-    if not reports or not output_dir:
+    """Words that say where the whole tables are; removes those of an earlier run."""
+    if not output_dir:
         return ""
     path = os.path.join(output_dir, TABLE_FILE)
+    if not reports:
+        if os.path.isfile(path):
+            os.unlink(path)
+        return ""
     with open(path, "w", encoding="utf-8") as f:
         f.write("\n\n".join(report.table(rows_per_kind=0) for report in reports) + "\n")
     return f"all of them are in {path}; "

@@ -32,7 +32,8 @@ def with_test_time_augmentation(
     Which way depends on the model: one with a method ``with_test_time_augmentation(tta_mapper)``
     says itself; a ``GeneralizedRCNN`` with detectron2's inference and region masks runs in
     detectron2's ``GeneralizedRCNNWithTTA``, which averages mask probabilities; the results of any
-    other model are merged by :class:`MergedViewsTTA`.
+    other model are merged by :class:`MergedViewsTTA`. As in detectron2, the views are made of the
+    image as it was loaded, at the test size.
 
     Args:
         model: in evaluation mode; parallel wrappers are taken off.

@@ -137,6 +137,7 @@ def register(dataset, name="small"):
         image_root=str(dataset.images),
         sem_seg_root=str(dataset.maps),
         sem_seg_hint="unpack them",
+        evaluator_type="coco",
         thing_classes=["cat", "dog"],
     )
     return name
@@ -164,6 +165,10 @@ def test_warnings_are_listed_and_training_goes_on(small_dataset, tmp_path, caplo
         check_before_training(["small"], ["small"], output_dir=str(tmp_path))
     assert "Data check of small: 0 errors, 1 warning" in caplog.text
     assert "zero area" in (tmp_path / "data_check.txt").read_text()
+    small_dataset.first["bbox"] = [1, 1, 8, 6]
+    small_dataset.write()
+    check_before_training(["small"], output_dir=str(tmp_path))
+    assert not (tmp_path / "data_check.txt").exists()
 
 
 def test_maps_are_looked_at_only_where_they_are_used(small_dataset):
@@ -193,9 +198,19 @@ def test_missing_data_are_named(small_dataset, tmp_path):
         check_dataset("smal")
 
 
-def test_sets_without_a_coco_file_pass():
+def test_sets_without_a_coco_file_pass(small_dataset):
     DatasetCatalog.register("other", list)
     assert check_dataset("other").problems == []
+    small_dataset.write("{}")
+    with pytest.raises(UserError, match="has no list 'categories'"):
+        check_dataset(register(small_dataset))
+    DatasetCatalog.register("lvis_like", list)
+    MetadataCatalog.get("lvis_like").set(
+        json_file=str(small_dataset.json_file),
+        image_root=str(small_dataset.images),
+        evaluator_type="lvis",
+    )
+    assert check_dataset("lvis_like").problems == []
 
 
 @pytest.mark.parametrize("kind", ["yaml", "py"])
