@@ -85,6 +85,47 @@ def resize_half_pixel(image, height, width):
     return top * (1 - fy) + bottom * fy
 
 
+def resize_corners(x, height, width):
+    """Bilinear with the corner pixels on each other."""
+
+    def axis(size, new):
+        position = torch.arange(new, dtype=torch.float64) * (size - 1) / max(new - 1, 1)
+        low = position.floor().long().clamp(max=size - 1)
+        return low, (low + 1).clamp(max=size - 1), position - low
+
+    y0, y1, fy = axis(x.shape[2], height)
+    x0, x1, fx = axis(x.shape[3], width)
+    rows = x[:, :, y0] * (1 - fy)[:, None] + x[:, :, y1] * fy[:, None]
+    return rows[..., x0] * (1 - fx) + rows[..., x1] * fx
+
+
+def roi_align(feature, box, size, scale):
+    """C x size x size averages of bilinear samples, ceil(bin) of them along each side."""
+    x1, y1, x2, y2 = (float(v) * scale - 0.5 for v in box)
+    samples = []
+    for low, high in ((y1, y2), (x1, x2)):
+        cell = (high - low) / size
+        count = math.ceil(cell)
+        if count == 0:  # a box without extent has no samples
+            return feature.new_zeros(len(feature), size, size)
+        steps = (torch.arange(size * count, dtype=torch.float64) + 0.5) / count
+        samples.append((low + steps * cell, count))
+    (ys, ny), (xs, nx) = samples
+
+    def axis(position, n):
+        outside = (position < -1) | (position > n)
+        position = position.clamp(0, n - 1)
+        low = position.floor().long()
+        return low, (low + 1).clamp(max=n - 1), position - low, outside
+
+    y_low, y_high, fy, y_out = axis(ys, feature.shape[1])
+    x_low, x_high, fx, x_out = axis(xs, feature.shape[2])
+    rows = feature[:, y_low] * (1 - fy)[:, None] + feature[:, y_high] * fy[:, None]
+    values = rows[..., x_low] * (1 - fx) + rows[..., x_high] * fx
+    values = values * ~(y_out[:, None] | x_out)
+    return values.unflatten(2, (size, nx)).unflatten(1, (size, ny)).mean((2, 4))
+
+
 def assert_near(actual, expected, limit=1e-4):
     """Equal shapes, and differences below ``limit`` of the largest value."""
     actual = torch.as_tensor(np.asarray(actual) if not torch.is_tensor(actual) else actual)
@@ -105,5 +146,7 @@ def ref():
         iou=iou_matrix,
         nms=greedy_nms,
         resize=resize_half_pixel,
+        resize_corners=resize_corners,
+        roi_align=roi_align,
         near=assert_near,
     )

@@ -92,7 +92,8 @@ def make_weights():
 class Reference:
     """The forward pass on one batch; every step reads the weights by MMDetection's names."""
 
-    def __init__(self, weights):
+    def __init__(self, weights, ref):
+        self.ref = ref
         self.w = {k: v.double() for k, v in weights.items()}
 
     def conv(self, name, x, **options):
@@ -116,7 +117,7 @@ class Reference:
                 row[channel, : image.shape[1], : image.shape[2]] = value
         return batch
 
-    def pyramid(self, ref, x):
+    def pyramid(self, x):
         layers = {"stem": (self.w["backbone.conv1.weight"], self.bn("backbone.bn1"))}
         for stage, count in enumerate(BLOCKS, start=2):
             for j in range(count):
@@ -127,7 +128,7 @@ class Reference:
                 if j == 0:
                     weight = self.w[f"{name}.downsample.0.weight"]
                     layers[stage, j, "shortcut"] = (weight, self.bn(f"{name}.downsample.1"))
-        stages = ref.resnet(layers, x, BLOCKS, stride_in_1x1=False)
+        stages = self.ref.resnet(layers, x, BLOCKS, stride_in_1x1=False)
         sums, above = [None] * 4, None
         for n in (3, 2, 1, 0):
             sums[n] = self.conv(f"neck.lateral_convs.{n}.conv", stages[n])
@@ -137,7 +138,7 @@ class Reference:
         levels = [self.conv(f"neck.fpn_convs.{n}.conv", s, padding=1) for n, s in enumerate(sums)]
         return [*levels, levels[3][:, :, ::2, ::2]]
 
-    def proposals(self, ref, levels, sizes):
+    def proposals(self, levels, sizes):
         results = []
         for image, (height, width) in enumerate(sizes):
             boxes, scores = [], []
@@ -162,7 +163,7 @@ class Reference:
                 size = decoded[:, 2:] - decoded[:, :2]
                 valid = (size > 0).all(1).nonzero()[:, 0]
                 score = torch.stack([rows[r][1] for r in order])[valid]
-                kept = ref.nms(decoded[valid].numpy(), score.numpy(), 0.7)
+                kept = self.ref.nms(decoded[valid].numpy(), score.numpy(), 0.7)
                 boxes.append(decoded[valid][kept])
                 scores.append(score[kept])
             best = torch.cat(scores).argsort(descending=True)[:POST_NMS]
@@ -174,7 +175,7 @@ class Reference:
         total = 0
         for n, level in enumerate(levels):
             if n != 1:
-                level = resize_corners(level, *levels[1].shape[2:])
+                level = self.ref.resize_corners(level, *levels[1].shape[2:])
             total = total + self.conv(f"{name}.lateral_convs.{n}.conv", level).relu()
         for n in range(4):
             total = self.conv(f"{name}.convs.{n}.conv", total, padding=1).relu()
@@ -187,8 +188,9 @@ class Reference:
         for box in boxes:
             side = math.sqrt(max(float((box[2] - box[0]) * (box[3] - box[1])), 0))
             level = min(max(math.floor(math.log2(side / 56 + 1e-6)), 0), 3)
-            found.append(roi_align(levels[level], box, size, 1 / (4 * 2**level)))
-        return torch.stack(found), torch.stack([roi_align(embedding, b, 14, 1 / 8) for b in boxes])
+            found.append(self.ref.roi_align(levels[level], box, size, 1 / (4 * 2**level)))
+        extra = [self.ref.roi_align(embedding, box, 14, 1 / 8) for box in boxes]
+        return torch.stack(found), torch.stack(extra)
 
     def box_stage(self, t, levels, embedding, boxes, size):
         x, extra = self.region_features(levels, embedding, boxes, 7)
@@ -227,47 +229,6 @@ def decode(boxes, deltas, std, size):
     x1, x2 = ((cx + sign * w / 2).clamp(0, size[1]) for sign in (-1, 1))
     y1, y2 = ((cy + sign * h / 2).clamp(0, size[0]) for sign in (-1, 1))
     return torch.stack([x1, y1, x2, y2], 1)
-
-
-def resize_corners(x, height, width):
-    """Bilinear with the corner pixels on each other."""
-
-    def axis(size, new):
-        position = torch.arange(new, dtype=torch.float64) * (size - 1) / max(new - 1, 1)
-        low = position.floor().long().clamp(max=size - 1)
-        return low, (low + 1).clamp(max=size - 1), position - low
-
-    y0, y1, fy = axis(x.shape[2], height)
-    x0, x1, fx = axis(x.shape[3], width)
-    rows = x[:, :, y0] * (1 - fy)[:, None] + x[:, :, y1] * fy[:, None]
-    return rows[..., x0] * (1 - fx) + rows[..., x1] * fx
-
-
-def roi_align(feature, box, size, scale):
-    """C x size x size averages of bilinear samples, ceil(bin) of them along each side."""
-    x1, y1, x2, y2 = (float(v) * scale - 0.5 for v in box)
-    samples = []
-    for low, high in ((y1, y2), (x1, x2)):
-        cell = (high - low) / size
-        count = math.ceil(cell)
-        if count == 0:  # a box without extent has no samples
-            return feature.new_zeros(len(feature), size, size)
-        steps = (torch.arange(size * count, dtype=torch.float64) + 0.5) / count
-        samples.append((low + steps * cell, count))
-    (ys, ny), (xs, nx) = samples
-
-    def axis(position, n):
-        outside = (position < -1) | (position > n)
-        position = position.clamp(0, n - 1)
-        low = position.floor().long()
-        return low, (low + 1).clamp(max=n - 1), position - low, outside
-
-    y_low, y_high, fy, y_out = axis(ys, feature.shape[1])
-    x_low, x_high, fx, x_out = axis(xs, feature.shape[2])
-    rows = feature[:, y_low] * (1 - fy)[:, None] + feature[:, y_high] * fy[:, None]
-    values = rows[..., x_low] * (1 - fx) + rows[..., x_high] * fx
-    values = values * ~(y_out[:, None] | x_out)
-    return values.unflatten(2, (size, nx)).unflatten(1, (size, ny)).mean((2, 4))
 
 
 @pytest.fixture(scope="module")
@@ -318,9 +279,9 @@ def model(weights, tmp_path_factory):
 @pytest.fixture(scope="module")
 def stages(weights, inputs, ref):
     """All outputs of the reference."""
-    reference, out = Reference(weights), {}
-    out["levels"] = reference.pyramid(ref, reference.batch([x["image"] for x in inputs]))
-    out["proposals"] = reference.proposals(ref, out["levels"], SIZES)
+    reference, out = Reference(weights, ref), {}
+    out["levels"] = reference.pyramid(reference.batch([x["image"] for x in inputs]))
+    out["proposals"] = reference.proposals(out["levels"], SIZES)
     out["semantic"] = reference.semantic(out["levels"])
     out["stages"], out["results"] = [], []
     embedding = out["semantic"][1]
