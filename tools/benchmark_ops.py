@@ -419,6 +419,7 @@ def graphed(run: Callable, tensors: tuple) -> Callable | None:
 
 def measure(case: Case, rounds: int) -> tuple[dict[str, list[tuple[float, float]]], bool]:
     """Times per implementation, interleaved, and whether others used the processors meanwhile."""
+    torch.manual_seed(0)  # the same inputs for every number of threads and every allocator
     sets = [case.inputs() for _ in range(3)]
     while DEVICE.type == "cuda" and len(sets) * case.floor_mb < 150 and len(sets) < 12:
         sets.append(case.inputs())
