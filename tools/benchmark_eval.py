@@ -99,7 +99,8 @@ def make_data(args, rng):
                 found.astype(np.float32),
                 np.round(rng.random(args.detections), 3).astype(np.float32),
                 classes,
-                [codes[s][v]["counts"] for s, v in zip(shapes, variants)],
+                # Copies, which take the memory that different masks would.
+                [bytes(bytearray(codes[s][v]["counts"])) for s, v in zip(shapes, variants)],
             )
         )
     names = [f"class{i}" for i in range(args.classes)]

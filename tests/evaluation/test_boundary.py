@@ -191,3 +191,51 @@ def test_boundary_ap_is_coco_ap_with_the_smaller_of_both_overlaps(seed, implemen
         tables.precision[tables.precision > -1].mean()
         < masks.precision[masks.precision > -1].mean()
     )
+
+
+def one_image(truth_mask, masks):
+    """(GroundTruth, detections) of one object and some detections by descending score."""
+    rle, size = encode(truth_mask), truth_mask.shape
+    annotation = {
+        "bbox": mask_util.toBbox(rle).tolist(),
+        "segmentation": rle,
+        "area": float(mask_util.area(rle)),
+        "iscrowd": 0,
+        "label": 0,
+    }
+    found = ImageDetections(
+        1,
+        size,
+        np.zeros((len(masks), 4), np.float32),
+        np.linspace(1, 0.1, len(masks), dtype=np.float32),
+        np.zeros(len(masks), np.int64),
+        [encode(mask)["counts"] for mask in masks],
+    )
+    return GroundTruth([TruthImage(1, size, [annotation])], ["a"], [1]), [found]
+
+
+def disc(radius):
+    y, x = np.mgrid[:40, :40]
+    return (y - 20) ** 2 + (x - 20) ** 2 <= radius**2
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_ring_with_the_outline_of_a_disc_is_not_the_disc(implementation):
+    """Here mask IoU is the smaller one: both have their outline in common, but not the inside."""
+    whole, ring = disc(15), disc(15) & ~disc(13)
+    masks = (whole & ring).sum() / (whole | ring).sum()
+    assert masks < 0.5 < boundary_iou(whole, ring)
+    truth, found = one_image(whole, [ring])
+    assert evaluate_coco(truth, found, "boundary", implementation).precision.max() == 0
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_the_hundred_best_detections_of_an_image_count(implementation):
+    tables = [
+        evaluate_coco(
+            *one_image(disc(15), [disc(5)] * wrong + [disc(15)]), "boundary", implementation
+        )
+        for wrong in (99, 110)
+    ]
+    assert tables[0].precision[0, 0, 0, 0, -1] == pytest.approx(0.01)
+    assert tables[1].precision[0, 0, 0, 0, -1] == 0

@@ -273,6 +273,23 @@ def test_crowd_regions_are_no_objects_and_hide_false_alarms():
     assert points(half_out, half_out) == pytest.approx(1 / 3)
 
 
+def test_a_hit_inside_of_a_crowd_region_stays_a_hit():
+    size = (2, 10)
+    thing, crowd = np.zeros(size, bool), np.ones(size, bool)
+    thing[0] = True
+    truth = truth_of([(size, [(0, crowd, True), (0, thing, False)])], 1)
+    assert evaluate_mapr(truth, found_of([(size, [(0, thing, 0.5)])])).mean(0.5) == 1.0
+
+
+def test_crowd_regions_hide_false_alarms_of_their_own_class_only():
+    size = (2, 10)
+    thing, crowd = np.zeros(size, bool), np.zeros(size, bool)
+    thing[0], crowd[1] = True, True
+    truth = truth_of([(size, [(0, thing, False), (1, crowd, True)])], 2)
+    found = found_of([(size, [(0, crowd, 0.9), (0, thing, 0.5)])])
+    assert evaluate_mapr(truth, found).table[0, 0] == 0.5
+
+
 def test_results_by_name_are_percentages_and_the_volume_is_the_mean_over_nine_thresholds():
     truth, found, num_classes = random_set(7)
     result = evaluate_mapr(truth_of(truth, num_classes), found_of(found), ious=(0.5, 0.65))
