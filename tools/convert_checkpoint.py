@@ -60,11 +60,11 @@ def find_config(project: str, source: str) -> Tuple[str, List[str]]:
     raise UserError(f"no config of project '{project}' is known for '{source}': add --config-file")
 
 
-def build_model(config: str, overrides: List[str]) -> torch.nn.Module:
-    """The model of a config without values: only names and shapes matter here."""
+def build_model(config: str, overrides: List[str], device: str) -> torch.nn.Module:
+    """The model of a config; on "meta" without values, where only names and shapes matter."""
     experiment = build_experiment(config, overrides, with_data=False)
-    experiment.set_device("meta")
-    with torch.device("meta"):
+    experiment.set_device(device)
+    with torch.device(device):
         return experiment.build_model()
 
 
@@ -82,7 +82,7 @@ def main() -> None:
     else:
         config, overrides = find_config(args.project, args.source)
     print(f"model: {config} {' '.join([*overrides, *args.opts])}".rstrip())
-    model = build_model(config, [*overrides, *args.opts])
+    model = build_model(config, [*overrides, *args.opts], "cpu" if args.export else "meta")
     if args.export:
         if not args.out:
             raise UserError("--export needs --out")

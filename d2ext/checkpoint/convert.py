@@ -6,9 +6,15 @@ from typing import Any, Dict, Optional
 import torch
 from torch import Tensor, nn
 
-from d2ext.checkpoint.checkpointer import METADATA_KEY, write_atomically
+from d2ext.checkpoint.checkpointer import (
+    METADATA_KEY,
+    Checkpointer,
+    read_metadata,
+    write_atomically,
+)
 from d2ext.checkpoint.formats import CheckpointFile, read_file
-from d2ext.checkpoint.mapping import Conversion, export_weights, shapes_of
+from d2ext.checkpoint.importers.common import strides_in_1x1
+from d2ext.checkpoint.mapping import Conversion, export_weights
 from d2ext.checkpoint.registry import find_importer, import_weights, importers
 from d2ext.checkpoint.settings import SETTINGS_KEY
 from d2ext.errors import UserError
@@ -78,8 +84,12 @@ def save_weights(path: str, weights: Dict[str, Tensor], metadata: Dict[str, Any]
 def export_file(path: str, model: nn.Module, project: str, out: str) -> Dict[str, Tensor]:
     """Write one of our checkpoints under the names of the program whose files a project imports.
 
+    Args:
+        model: built by the checkpoint's config; gets its weights.
+
     Returns:
-        dict: the weights as written, under ``state_dict`` beside a ``meta`` with the classes.
+        dict: the weights as written, under ``state_dict`` beside a ``meta`` with the classes and
+        the pixel statistics as MMDetection spells them.
 
     Raises:
         UserError: the project has no exporter, or the file is not of this model.
@@ -87,17 +97,17 @@ def export_file(path: str, model: nn.Module, project: str, out: str) -> Dict[str
     known = [x for x in importers() if x.project == project and x.exports]
     if not known:
         raise UserError(f"project '{project}' has no exporter")
-    file = read_file(path)
-    shapes = shapes_of(model.state_dict())
-    for name, shape in shapes.items():
-        found = file.weights.get(name)
-        if found is None or tuple(found.shape) != shape:
-            what = "is missing" if found is None else f"has the shape {tuple(found.shape)}"
-            raise UserError(f"checkpoint '{path}' is not of this model: '{name}' {what}")
-    weights = export_weights({k: file.weights[k] for k in shapes}, known[0].rules(model))
-    weights = {k: v.clone(memory_format=torch.contiguous_format) for k, v in weights.items()}
-    metadata = file.rest.get(METADATA_KEY)
-    classes = metadata.get("thing_classes", ()) if isinstance(metadata, dict) else ()
-    content = {"meta": {"CLASSES": tuple(classes)}, "state_dict": weights}
-    write_atomically(out, lambda f: torch.save(content, f))
+    Checkpointer(model).load_complete(path)
+    weights = export_weights(model.state_dict(), known[0].rules(model))
+    pixels = (model.pixel_mean, model.pixel_std)
+    mean, std = ([round(v, 4) for v in x.flatten().tolist()] for x in pixels)
+    style = "caffe" if strides_in_1x1(model) else "pytorch"
+    meta = {
+        "CLASSES": tuple(read_metadata(path).get("thing_classes", ())),
+        "config": (
+            f"model = dict(backbone=dict(style='{style}'))\n"
+            f"img_norm_cfg = dict(mean={mean}, std={std}, to_rgb={model.input_format == 'RGB'})"
+        ),
+    }
+    write_atomically(out, lambda f: torch.save({"meta": meta, "state_dict": weights}, f))
     return weights

@@ -1,6 +1,6 @@
 """Settings that several importers share."""
 
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ __all__ = [
     "one_logit",
     "pixel_settings",
     "stride_settings",
+    "strides_in_1x1",
 ]
 
 # torchvision's statistics, for pixels of 0 to 255 in RGB order.
@@ -37,9 +38,7 @@ def stride_settings(model: nn.Module, in_1x1: bool) -> Dict[str, List[int]]:
     """Strides of all bottleneck blocks: in the first 1x1 convolution (the ResNets of MSRA) or in
     the 3x3 convolution (torchvision)."""
     settings = {}
-    for name, block in model.named_modules():
-        if not isinstance(block, (BottleneckBlock, DeformBottleneckBlock)):
-            continue
+    for name, block in _bottlenecks(model):
         stride = _first(block.conv1.stride) * _first(block.conv2.stride)
         if stride == 1:
             continue
@@ -49,6 +48,17 @@ def stride_settings(model: nn.Module, in_1x1: bool) -> Dict[str, List[int]]:
             if hasattr(block, layer):
                 settings[f"{name}.{layer}.stride"] = [inner] * 2
     return settings
+
+
+def strides_in_1x1(model: nn.Module) -> bool:
+    """Whether a bottleneck block has its stride in the first 1x1 convolution."""
+    return any(_first(block.conv1.stride) > 1 for _, block in _bottlenecks(model))
+
+
+def _bottlenecks(model: nn.Module) -> Iterator[Tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        if isinstance(module, (BottleneckBlock, DeformBottleneckBlock)):
+            yield name, module
 
 
 def one_logit(x: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def background_last(parts: int):
 def fcis_rules(model: nn.Module) -> List[Rule]:
     """Names of ResNet, RPN and the three convolutions of the heads."""
     rpn, heads = "proposal_generator.rpn_head.", "roi_heads."
-    if not isinstance(model.roi_heads, FCISROIHeads):
+    if not isinstance(getattr(model, "roi_heads", None), FCISROIHeads):
         return []
     last = background_last(model.roi_heads.group_size**2)
     return [

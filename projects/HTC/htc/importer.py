@@ -93,7 +93,9 @@ register_importer(
         name="mmdet-htc",
         title="MMDetection HTC",
         project="htc",
-        rules=lambda model: htc_rules() if isinstance(model.roi_heads, HTCROIHeads) else [],
+        rules=lambda model: (
+            htc_rules() if isinstance(getattr(model, "roi_heads", None), HTCROIHeads) else []
+        ),
         unused=MMDET_UNUSED,
         prepare=strip_prefixes("module."),
         refuse=refuse_mmdet_1,

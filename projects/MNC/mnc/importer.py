@@ -49,7 +49,7 @@ def mnc_rules(model: nn.Module) -> List[Rule]:
         "roi_heads.mask_head.",
         "roi_heads.category_head.",
     )
-    if not isinstance(model.roi_heads, MNCROIHeads):
+    if not isinstance(getattr(model, "roi_heads", None), MNCROIHeads):
         return []
     deltas = functools.partial(scaled_deltas, weights=tuple(model.roi_heads.box_transform.weights))
     rules = caffe_vgg_rules()
@@ -129,7 +129,7 @@ def _image_net_config(file: CheckpointFile) -> Optional[Tuple[str, List[str]]]:
 
 
 def _caffe_image_net_rules(model: nn.Module) -> List[Rule]:
-    if not isinstance(model.roi_heads, MNCROIHeads):
+    if not isinstance(getattr(model, "roi_heads", None), MNCROIHeads):
         return []
     category, rules = "roi_heads.category_head.", caffe_vgg_rules()
     for part, blob in _BLOBS.items():
@@ -140,7 +140,7 @@ def _caffe_image_net_rules(model: nn.Module) -> List[Rule]:
 
 
 def _torch_image_net_rules(model: nn.Module) -> List[Rule]:
-    if not isinstance(model.roi_heads, MNCROIHeads):
+    if not isinstance(getattr(model, "roi_heads", None), MNCROIHeads):
         return []
     category, rules = "roi_heads.category_head.", torch_vgg_rules()
     for ours, theirs in _FC.items():
