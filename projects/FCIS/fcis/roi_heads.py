@@ -18,6 +18,7 @@ from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
 from .losses import hardest_regions, region_losses, total_losses
@@ -271,10 +272,15 @@ class FCISROIHeads(nn.Module):
             positives += int((region.gt_classes[kept] < self.num_classes).sum())
             losses.append(total_losses(each, kept, self.loss_weights, self.batch_size_per_image))
         get_event_storage().put_scalar("roi_head/num_fg_samples", positives / len(regions))
-        return {
+        total = {
             name: divide_by_count(sum(loss[name] for loss in losses), len(losses))
             for name in losses[0]
         }
+        if comm.get_world_size() > 1:
+            # DistributedDataParallel waits for the gradients of all parameters, also of pyramid
+            # levels that no part of the network reads.
+            total["loss_cls"] = total["loss_cls"] + 0 * sum(f.mean() for f in features.values())
+        return total
 
     def _region_losses(
         self, region: Instances, target: Instances, logits: Tensor, seg: Tensor, deltas: Tensor
