@@ -1,11 +1,13 @@
 """ImageNet backbones at full size: torchvision's own names and shapes, Caffe's and MXNet's from
 their tables, against the models of the configs."""
 
+import pickle
+
 import pytest
 import torch
 import torchvision
 
-from d2ext.checkpoint import CheckpointFile, import_weights
+from d2ext.checkpoint import Checkpointer, CheckpointFile, import_weights
 from d2ext.checkpoint.importers.resnet import caffe_resnet_rules
 from d2ext.checkpoint.mapping import convert_weights
 from d2ext.modeling.backbone.resnet_caffe import CaffeResNet
@@ -183,3 +185,48 @@ def test_vgg_of_caffe_fills_the_backbone_for_other_projects(meta_model, coded):
     conversion.check("x")
     assert set(conversion.weights) == backbone_names(model)
     assert {x.note for x in conversion.having("unused")} == {"fully connected layers of ImageNet"}
+
+
+def small_resnet():
+    """A backbone as FCIS has it, in a module that keeps it under "backbone"."""
+    model = torch.nn.Module()
+    model.backbone = CaffeResNet(
+        depth=50, stem_out_channels=4, res2_out_channels=8, width_per_group=2, norm="FrozenBN"
+    )
+    return model
+
+
+def test_image_net_weights_in_detectron2s_names_load(tmp_path):
+    """As detectron2 converts torchvision's: names without "backbone.", matched by their ends."""
+    source, model = small_resnet(), small_resnet()
+    for value in source.state_dict().values():
+        value.copy_(torch.rand_like(value))
+    arrays = {k[len("backbone.") :]: v.numpy() for k, v in source.state_dict().items()}
+    content = {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(content))
+    Checkpointer(model).load(str(tmp_path / "R-50.pkl"))
+    torch.testing.assert_close(model.state_dict(), source.state_dict(), rtol=0, atol=0)
+
+
+def test_image_net_weights_in_caffe2s_names_load(tmp_path):
+    """As in detectron2's MSRA files: batch norm is a scale and a bias only."""
+    model, arrays = small_resnet(), {}
+    letters = {"conv1": "branch2a", "conv2": "branch2b", "conv3": "branch2c", "shortcut": "branch1"}
+    expected = {}
+    for name, value in model.state_dict().items():
+        parts = name.split(".")
+        if parts[-1].startswith("running"):
+            continue
+        if parts[1] == "stem":
+            layer, bn = "conv1", "res_conv1_bn"
+        else:
+            layer = bn = f"{parts[1]}_{parts[2]}_{letters[parts[3]]}"
+            bn += "_bn"
+        end = {"weight": "s", "bias": "b"}[parts[-1]] if "norm" in parts else "w"
+        expected[name] = torch.rand_like(value)
+        arrays[f"{bn if 'norm' in parts else layer}_{end}"] = expected[name].numpy()
+    arrays["conv1_w_momentum"] = arrays["conv1_w"]
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(arrays, protocol=2))
+    Checkpointer(model).load(str(tmp_path / "R-50.pkl"))
+    for name, value in expected.items():
+        assert model.state_dict()[name].equal(value), name
