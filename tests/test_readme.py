@@ -221,10 +221,12 @@ def rows(page):
     return [line for line in read(page).splitlines() if line.startswith("|")]
 
 
-def test_every_htc_config_is_listed():
-    names = {p.stem for p in (ROOT / "projects/HTC/configs").glob("*.*") if p.stem != "Base-HTC"}
-    listed = set(re.findall(r"`(htc_\w+)`", "\n".join(rows(HTC_README))))
-    assert names == listed
+@pytest.mark.parametrize("project", ["MNC", "FCIS", "HTC"])
+def test_every_config_of_a_project_is_listed(project):
+    folder, name = ROOT / "projects" / project / "configs", project.lower()
+    names = {p.stem for p in folder.glob("*.*") if not p.stem.startswith("Base-")}
+    text = "\n".join(rows(f"projects/{project}/README.md"))
+    assert names and names == set(re.findall(rf"`({name}_\w+)`", text))
 
 
 def test_every_shared_config_is_listed():

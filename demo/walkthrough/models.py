@@ -29,6 +29,22 @@ class Model(NamedTuple):
 
 MODELS = (
     Model(
+        "mnc_tiny",
+        "MNC",
+        "projects/MNC/train_net.py",
+        "projects/MNC/configs/mnc_tiny.py",
+        "Five stages: boxes, masks in them, classes of the masks, then masks and classes again on "
+        "refined boxes, with gradients through the boxes (Dai et al., 2016).",
+    ),
+    Model(
+        "fcis_tiny",
+        "FCIS",
+        "projects/FCIS/train_net.py",
+        "projects/FCIS/configs/fcis_tiny.py",
+        "No network per region: maps of the whole image say inside or outside for each part of a "
+        "region, and masks and classes are read from them together (Li et al., 2017).",
+    ),
+    Model(
         "mask_rcnn_tiny",
         "Mask R-CNN",
         "tools/train_net.py",

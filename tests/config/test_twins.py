@@ -52,14 +52,14 @@ def small_data(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def made_up_coco(small_data):
-    """COCO is not here; a wide and a tall record per set are enough to build its loaders."""
+def made_up_records(small_data):
+    """COCO and VOC are not here; a wide and a tall record per set are enough for their loaders."""
     register_all()
     annotation = {"bbox": [1, 1, 9, 9], "bbox_mode": 1, "category_id": 0, "iscrowd": 0}
     wide = {"file_name": "a.jpg", "image_id": 1, "height": 20, "width": 30}
     tall = {"file_name": "b.jpg", "image_id": 2, "height": 30, "width": 20}
     for name in DatasetCatalog.list():
-        if name.startswith("coco_2017"):
+        if name.startswith(("coco_2017", "voc_sds")):
             DatasetCatalog.pop(name)
             records = [{**record, "annotations": [annotation]} for record in (wide, tall)]
             DatasetCatalog.register(name, functools.partial(list, records))
@@ -175,7 +175,7 @@ def test_twins_build_the_same_network_optimiser_and_schedule(stem, uninitialised
     assert_same(optimiser_settings(e, model), optimiser_settings(other_e, other))
     rates = learning_rates(e)
     assert rates == pytest.approx(learning_rates(other_e), rel=1e-9)
-    assert len(set(rates)) > 2
+    assert len(set(rates)) > 1  # MNC and FCIS on VOC: one step and no warm-up
 
 
 def optimiser_settings(experiment, model):

@@ -180,7 +180,7 @@ def test_overrides_concern_all_models_or_one():
     from walkthrough import models
 
     texts = ["a.b=1", "htc_tiny:c=x:y", "mask_rcnn_tiny:d=2"]
-    mask_rcnn, _, htc = models.MODELS
+    mask_rcnn, htc = models.select(["mask_rcnn_tiny", "htc_tiny"])
     assert models.overrides_for(htc, texts) == ["a.b=1", "c=x:y"]
     assert models.overrides_for(mask_rcnn, texts) == ["a.b=1", "d=2"]
     with pytest.raises(UserError, match="no model 'hct_tiny'"):
@@ -228,13 +228,13 @@ def outcomes(tmp_path):
     common = {"command": "python x.py <a & b>", "weights": Path("w.pth"), "pictures": [picture] * 2}
     return [
         report.Outcome(
-            models.MODELS[0],
+            models.select(["mask_rcnn_tiny"])[0],
             parameters=3_000_000,
             training=TrainingResult(65.0, blind, curve),
             **common,
         ),
         report.Outcome(
-            models.MODELS[2],
+            models.select(["htc_tiny"])[0],
             parameters=5_000_000,
             training=TrainingResult(130.0, good, curve),
             stages=stages,
