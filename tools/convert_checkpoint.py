@@ -89,7 +89,7 @@ def main() -> None:
         weights = export_file(args.source, model, args.project, args.out)
         print(f"wrote {args.out}: {len(weights)} tensors")
         return
-    conversion, metadata = import_file(args.source, model, args.project)
+    conversion = import_file(args.source, model, args.project)
     print(conversion.table(every=not args.brief))
     for key, value in conversion.settings.items():
         print(f"setting {key} = {value}")
@@ -97,7 +97,7 @@ def main() -> None:
         print(f"note: {line}")
     conversion.check(args.source, partial=args.partial)
     if args.out:
-        save_weights(args.out, conversion.weights, metadata)
+        save_weights(args.out, conversion.weights, conversion.metadata)
         print(f"wrote {args.out}: {len(conversion.weights)} tensors")
 
 

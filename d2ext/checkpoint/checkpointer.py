@@ -1,6 +1,7 @@
 """Checkpoints that survive a crash while being written and that know the names of their classes."""
 
 import collections.abc
+import copy
 import os
 from typing import Any, Callable, Dict, List, Optional
 
@@ -102,6 +103,8 @@ class Checkpointer(DetectionCheckpointer):
             raise UserError(
                 f"checkpoint '{path}' does not fit this run: {_reason(error)}"
             ) from error
+        finally:
+            self._file = None
 
     def load_complete(self, path: str) -> Dict[str, Any]:
         """As ``load(path, [])``, for evaluation and prediction: nothing may keep random weights.
@@ -142,7 +145,9 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
         self._file = read_file(filename)
-        return {**self._file.rest, "model": self._file.weights}
+        # The weights are mapped into memory and copied into the model; a training state is kept,
+        # and must not depend on the file any longer.
+        return {**copy.deepcopy(self._file.rest), "model": self._file.weights}
 
     def _load_model(self, checkpoint: Dict[str, Any]):
         settings = _plain_dict(_plain_dict(checkpoint.get(METADATA_KEY)).get(SETTINGS_KEY))
@@ -188,7 +193,7 @@ class Checkpointer(DetectionCheckpointer):
         for line in conversion.notes:
             self.logger.warning("%s", line)
         checkpoint["model"] = conversion.weights
-        self.metadata["imported_from"] = conversion.title
+        self.metadata["imported_from"] = conversion.metadata["imported_from"]
         return conversion.settings
 
 

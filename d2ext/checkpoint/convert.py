@@ -12,27 +12,22 @@ from d2ext.checkpoint.checkpointer import (
     read_metadata,
     write_atomically,
 )
-from d2ext.checkpoint.formats import CheckpointFile, read_file
+from d2ext.checkpoint.formats import read_file
 from d2ext.checkpoint.importers.common import strides_in_1x1
 from d2ext.checkpoint.mapping import Conversion, export_weights
-from d2ext.checkpoint.registry import find_importer, import_weights, importers
-from d2ext.checkpoint.settings import SETTINGS_KEY
+from d2ext.checkpoint.registry import import_weights, importers
 from d2ext.errors import UserError
 
-__all__ = ["conversion_metadata", "export_file", "import_file", "save_weights"]
+__all__ = ["export_file", "import_file", "save_weights"]
 
 
-def import_file(
-    path: str, model: nn.Module, project: Optional[str] = None
-) -> "tuple[Conversion, Dict[str, Any]]":
+def import_file(path: str, model: nn.Module, project: Optional[str] = None) -> Conversion:
     """Convert a file for a model, which may be without values (on the device "meta").
+
+    The caller decides by :meth:`Conversion.check` what is good enough.
 
     Args:
         project: consider only importers of this project and those for all.
-
-    Returns:
-        (Conversion, dict): the account with the weights, and what to store beside them. The caller
-        decides by :meth:`Conversion.check` what is good enough.
 
     Raises:
         UserError: the file cannot be read, is ours already, or of an unknown kind.
@@ -43,20 +38,7 @@ def import_file(
         raise UserError(
             f"checkpoint '{path}' has the names of this model already: load it as it is"
         )
-    conversion = import_weights(file, model, project)
-    return conversion, conversion_metadata(file, model, conversion, project)
-
-
-def conversion_metadata(
-    file: CheckpointFile, model: nn.Module, conversion: Conversion, project: Optional[str] = None
-) -> Dict[str, Any]:
-    """What is stored beside converted weights: their settings, origin, and names of classes."""
-    importer, _ = find_importer(file, model, project)
-    return {
-        **importer.metadata(file),
-        "imported_from": conversion.title,
-        SETTINGS_KEY: conversion.settings,
-    }
+    return import_weights(file, model, project)
 
 
 def save_weights(path: str, weights: Dict[str, Tensor], metadata: Dict[str, Any]) -> None:

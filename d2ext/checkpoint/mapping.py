@@ -120,6 +120,8 @@ class Conversion:
         title: of the kind of file, e.g. "MMDetection".
         settings: see :mod:`d2ext.checkpoint.settings`.
         notes: one line each about what the model computes otherwise than the original.
+        metadata: what else to store beside the weights.
+        class_dependent: our names whose shape depends on the number of classes.
     """
 
     weights: Dict[str, Tensor]
@@ -127,6 +129,7 @@ class Conversion:
     title: str = ""
     settings: Dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: List[str] = dataclasses.field(default_factory=list)
+    metadata: Dict[str, Any] = dataclasses.field(default_factory=dict)
     class_dependent: List[str] = dataclasses.field(default_factory=list)
 
     def having(self, *statuses: str) -> List[Entry]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from d2ext.checkpoint.formats import CheckpointFile
 from d2ext.checkpoint.mapping import Conversion, Rule, convert_weights, shapes_of, used_names
+from d2ext.checkpoint.settings import SETTINGS_KEY
 from d2ext.config.projects import load_projects
 from d2ext.errors import UserError
 
@@ -149,4 +150,9 @@ def import_weights(
     conversion.title = importer.title
     conversion.settings = importer.settings(file, model)
     conversion.notes = importer.notes(file, model)
+    conversion.metadata = {
+        **importer.metadata(file),
+        "imported_from": importer.title,
+        SETTINGS_KEY: conversion.settings,
+    }
     return conversion
