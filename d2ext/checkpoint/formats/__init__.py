@@ -113,14 +113,17 @@ def read_file(path: str) -> CheckpointFile:
 
 def _unwrap(path: str, kind: str, content: Any) -> CheckpointFile:
     """Find the weights in what torch or pickle stored: ours and detectron2's are under "model",
-    MMDetection's under "state_dict", Caffe2's under "blobs", torchvision's at the top."""
+    MMDetection's under "state_dict", Caffe2's under "blobs", pycls' under "model_state",
+    torchvision's at the top."""
     rest: Dict[str, Any] = {}
     weights = content
     if isinstance(content, collections.abc.Mapping):
-        for key in ("model", "state_dict", "blobs"):
+        for key in ("model", "state_dict", "blobs", "model_state"):
             if key in content and not isinstance(content[key], (torch.Tensor, np.ndarray)):
                 rest = {k: v for k, v in content.items() if k != key}
                 weights = content[key]
+                if key == "model_state":
+                    rest.update({"__author__": "pycls", "matching_heuristics": True})
                 break
         if kind == "pickle" and "__author__" not in rest:
             rest.update({"__author__": "Caffe2", "matching_heuristics": True})

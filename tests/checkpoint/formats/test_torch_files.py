@@ -68,15 +68,17 @@ def test_views_scalars_empty_and_shared_tensors_come_back(tmp_path, zipped):
 
 
 @KINDS
-def test_state_dicts_of_ours_mmdetection_and_torchvision_are_found(tmp_path, zipped):
+def test_state_dicts_of_every_program_are_found(tmp_path, zipped):
     state = torch.nn.BatchNorm2d(3).state_dict()
     ours = save({"model": state, "iteration": 4, "metadata": {"a": ["b"]}}, tmp_path / "a", zipped)
     assert ours.rest == {"iteration": 4, "metadata": {"a": ["b"]}}
     mmdet = save({"meta": {"epoch": 12}, "state_dict": state}, tmp_path / "b", zipped)
     assert mmdet.rest == {"meta": {"epoch": 12}}
+    pycls = save({"epoch": 3, "model_state": state}, tmp_path / "d.pyth", zipped)
+    assert pycls.rest["epoch"] == 3 and pycls.rest["matching_heuristics"] is True
     plain = save(state, tmp_path / "c", zipped)
     assert plain.rest == {}
-    for file in (ours, mmdet, plain):
+    for file in (ours, mmdet, plain, pycls):
         assert list(file.weights) == list(state)
         assert all(file.weights[k].equal(state[k]) for k in state)
 
