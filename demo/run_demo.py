@@ -13,6 +13,7 @@ import time
 import warnings
 from pathlib import Path
 
+from PIL import Image
 from walkthrough import machine, models, pictures, report
 from walkthrough.training import ProgressLine, Training, clock, run_logged, train_all
 
@@ -128,7 +129,7 @@ def run(args) -> None:
     train_set, test_set = data_sets(chosen, args)
     for model in chosen:
         models.make_fresh(output / model.name)
-    for name in ("report.html", "metrics.json"):
+    for name in ("report.html", "metrics.json", "predictions.jpg"):
         (output / name).unlink(missing_ok=True)
     num_train, records = len(get_dataset_records(train_set)), get_dataset_records(test_set)
     print(f"{machine.describe()}")
@@ -141,13 +142,17 @@ def run(args) -> None:
     outcomes = [use(m, planned[m.name], results[m.name], shown) for m in chosen]
 
     metadata = MetadataCatalog.get(test_set)
+    truth = pictures.ground_truth_pictures(shown, metadata)
+    columns = {"ground truth": truth, **{o.model.title: o.pictures for o in outcomes}}
+    overview = Image.fromarray(pictures.overview(columns))
+    overview.save(output / "predictions.jpg", quality=90)
     report.write_metrics(outcomes, output / "metrics.json")
     report.write_report(
         output / "report.html",
         outcomes,
         chart=pictures.loss_chart({o.model.title: o.training.curve for o in outcomes}),
         classes=report.class_table(outcomes, metadata.thing_classes),
-        ground_truth=pictures.ground_truth_pictures(shown, metadata),
+        ground_truth=truth,
         file_names=[Path(r["file_name"]).name for r in shown],
         sample_image=os.path.relpath(shown[0]["file_name"]),
         train_set=train_set,
@@ -158,7 +163,7 @@ def run(args) -> None:
         seconds=time.monotonic() - begin,
     )
     print(f"\n{report.table(outcomes)}\n")
-    print(f"pictures, curves and more: {output / 'report.html'}")
+    print(f"pictures, curves and more: {output / 'report.html'}, {output / 'predictions.jpg'}")
     print(f"numbers: {output / 'metrics.json'}")
     print(f"total time {clock(time.monotonic() - begin)}")
 

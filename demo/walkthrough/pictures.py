@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from d2ext.engine import Predictor
-from d2ext.visualization import draw_ground_truth, draw_predictions
+from d2ext.visualization import draw_ground_truth, draw_predictions, side_by_side
 
 from detectron2.data.detection_utils import read_image
 
@@ -65,6 +65,27 @@ def stage_pictures(predictor: Predictor, records: Sequence[dict]) -> List[List[s
             ]
         )
     return rows
+
+
+def overview(columns: Dict[str, Sequence[str]], rows: int = 3) -> np.ndarray:
+    """One picture of all networks: a row per image, a column per network.
+
+    Args:
+        columns: pictures as :func:`data_uri` makes them, by the title above them.
+        rows: how many of the pictures of each column.
+
+    Returns:
+        uint8 RGB array.
+    """
+    count = min(rows, *(len(pictures) for pictures in columns.values()))
+    panels = [_from_uri(pictures[row]) for row in range(count) for pictures in columns.values()]
+    titles = [*columns, *([""] * (len(panels) - len(columns)))]
+    return side_by_side(panels, titles, columns=len(columns))
+
+
+def _from_uri(uri: str) -> np.ndarray:
+    content = base64.b64decode(uri.partition(",")[2])
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
 def loss_chart(curves: Dict[str, List[dict]]) -> str:

@@ -215,6 +215,17 @@ def test_pictures_show_images_with_objects_spread_over_the_set():
     assert len(choose_records(records[:3], 4)) == 3
 
 
+def test_overview_has_a_row_per_image_and_a_column_per_network():
+    from walkthrough import pictures
+
+    dark, light = (pictures.data_uri(np.full((40, 60, 3), v, np.uint8)) for v in (30, 220))
+    sheet = pictures.overview({"truth": [dark, dark], "net": [light, light, light]}, rows=3)
+    assert sheet.shape[0] > 80 and sheet.shape[1] > 120 and sheet.dtype == np.uint8
+    right = sheet.shape[1] // 2
+    assert (abs(sheet[:, :right].astype(int) - 30) < 6).all(2).sum() == 2 * 40 * 60
+    assert (abs(sheet[:, right:].astype(int) - 220) < 6).all(2).sum() >= 2 * 40 * 60
+
+
 @pytest.fixture
 def outcomes(tmp_path):
     from walkthrough import models, pictures, report
