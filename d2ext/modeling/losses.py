@@ -3,7 +3,7 @@ gradient averaged by DistributedDataParallel equals that of one process with the
 
 Shape shorthand: R sampled regions of all images, Q positive ones, K classes, S mask size."""
 
-from typing import List, Sequence, Union
+from typing import Dict, Iterable, List, Sequence, Union
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from detectron2.utils import comm
 __all__ = [
     "box_regression_loss",
     "classification_loss",
+    "connect_features",
     "crop_mask_targets",
     "divide_by_count",
     "global_mean_count",
@@ -47,6 +48,22 @@ def divide_by_count(total: Tensor, n: Union[int, Tensor]) -> Tensor:
     """``total / global_mean_count(n)``; 0 (connected to the graph) where the count is 0."""
     # The smallest positive count is one item on one of the processes.
     return total / global_mean_count(n, total.device).clamp(min=1.0 / comm.get_world_size())
+
+
+def connect_features(losses: Dict[str, Tensor], features: Iterable[Tensor]) -> Dict[str, Tensor]:
+    """The losses with a zero that depends on all feature maps, if there are several processes.
+
+    DistributedDataParallel waits for the gradients of all parameters, also for those of feature
+    maps that no part of the network reads.
+
+    Args:
+        losses (dict[str, Tensor]): scalars; the first of them gets the zero.
+        features (iterable[Tensor]): of any shape, finite.
+    """
+    if comm.get_world_size() == 1:
+        return losses
+    name = next(iter(losses))
+    return {**losses, name: losses[name] + 0 * sum(x.mean() for x in features)}
 
 
 def pick_class(x: Tensor, classes: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from d2ext.errors import UserError
 from d2ext.modeling import ClampedBox2BoxTransform
-from d2ext.modeling.losses import divide_by_count
+from d2ext.modeling.losses import connect_features, divide_by_count
 from d2ext.ops import MaskVoting, fcis_joint_head, ps_roi_assemble, ps_roi_mean
 from d2ext.ops.poolers import boxes_to_rois
 from d2ext.structures import clip_boxes, to_inclusive
@@ -18,7 +18,6 @@ from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY
 from detectron2.structures import Boxes, Instances
-from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
 from .losses import hardest_regions, region_losses, total_losses
@@ -276,11 +275,7 @@ class FCISROIHeads(nn.Module):
             name: divide_by_count(sum(loss[name] for loss in losses), len(losses))
             for name in losses[0]
         }
-        if comm.get_world_size() > 1:
-            # DistributedDataParallel waits for the gradients of all parameters, also of pyramid
-            # levels that no part of the network reads.
-            total["loss_cls"] = total["loss_cls"] + 0 * sum(f.mean() for f in features.values())
-        return total
+        return connect_features(total, features.values())
 
     def _region_losses(
         self, region: Instances, target: Instances, logits: Tensor, seg: Tensor, deltas: Tensor

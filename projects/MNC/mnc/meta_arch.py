@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from d2ext.modeling import MultiStageRCNN, image_seeds
+from d2ext.modeling.losses import connect_features
 
 from detectron2.config import configurable
 from detectron2.modeling.backbone import build_backbone
@@ -100,8 +101,9 @@ class MultitaskNetworkCascade(MultiStageRCNN):
             samples, losses = self.proposal_generator(
                 images, features, targets, sample=self.roi_heads.sample
             )
-            features = self.head_features(images, features)
-            losses.update(self.roi_heads(images, features, samples, targets)[1])
+            late = self.head_features(images, features)
+            losses.update(self.roi_heads(images, late, samples, targets)[1])
+            losses = connect_features(losses, [*features.values(), *late.values()])
         if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
             drawn = [Boxes(s.proposal_boxes.tensor.detach()) for s in samples]
             self.visualize_training(
