@@ -7,10 +7,11 @@ import pytest
 
 # Each process handles every second image; the main one prints the results.
 SCRIPT = """
-    import json, sys
+    import argparse, json, sys
     import d2ext
     import torch
     from d2ext.data import register_all, get_dataset_records
+    from d2ext.engine import launch
     from d2ext.evaluation import InstanceEvaluator, run_inference
     from detectron2.data import DatasetCatalog
     from detectron2.structures import Boxes, Instances
@@ -32,19 +33,21 @@ SCRIPT = """
                 outputs.append({"instances": found})
             return outputs
 
-    if sys.argv[2] == "2":
-        torch.distributed.init_process_group("gloo")
-    register_all(sys.argv[1])
-    records = get_dataset_records("voc_sds_train")
-    share = records[comm.get_rank() :: comm.get_world_size()]
-    evaluator = InstanceEvaluator("voc_sds_train", ("coco", "voc_sds"))
-    results = run_inference(Guess(), [[r] for r in share], evaluator)
-    if comm.is_main_process():
-        print("RESULTS" + json.dumps(results))
-    else:
-        assert results == {} and evaluator.truth is None
-    if sys.argv[2] == "2":
-        torch.distributed.destroy_process_group()
+    def measure(args):
+        register_all(args.root)
+        records = get_dataset_records("voc_sds_train")
+        share = records[comm.get_rank() :: comm.get_world_size()]
+        evaluator = InstanceEvaluator("voc_sds_train", ("coco", "voc_sds"))
+        results = run_inference(Guess(), [[r] for r in share], evaluator)
+        assert comm.get_world_size() == args.processes
+        if comm.is_main_process():
+            print("RESULTS" + json.dumps(results))
+        else:
+            assert results == {} and evaluator.truth is None
+
+    processes = {"num_gpus": 0, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
+    asked = {"root": sys.argv[1], "processes": int(sys.argv[2])}
+    launch.run(measure, argparse.Namespace(**processes, **asked))
 """
 
 
