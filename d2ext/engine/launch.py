@@ -63,13 +63,24 @@ def _run_torchrun_worker(function: Callable, args) -> None:
         _create_local_process_group(local_size)
         comm.synchronize()
         function(args)
-        # Leave together, with nothing alive that refers to a group. A worker was once seen to abort
-        # at its exit; the likely cause is a group torn down only while the interpreter ends.
-        gc.collect()
         comm.synchronize()
     finally:
-        comm._LOCAL_PROCESS_GROUP = None
+        _forget_process_groups()
         dist.destroy_process_group()
+
+
+def _forget_process_groups() -> None:
+    """Drop what detectron2 keeps of the groups.
+
+    Workers were seen to abort at their exit now and then ("terminate called without an active
+    exception"); the likely cause is a group whose threads are torn down only while the interpreter
+    ends, because something still refers to it.
+    """
+    comm._LOCAL_PROCESS_GROUP = None
+    cached = getattr(comm, "_get_global_gloo_group", None)
+    if hasattr(cached, "cache_clear"):
+        cached.cache_clear()
+    gc.collect()
 
 
 def _create_local_process_group(local_size: int) -> None:

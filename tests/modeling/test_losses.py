@@ -150,6 +150,7 @@ def _worker(rank, folder):
     gradient = _gradient(torch.load(f"{folder}/weight.pt"), rows)
     dist.all_reduce(gradient)
     torch.save(gradient / 2, f"{folder}/gradient{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 
