@@ -118,12 +118,7 @@ class CaffeRPN(InsideAnchorRPN):
             ``anchor_index`` (int64, the anchor that each stems from); and the losses
             ``loss_rpn_cls`` and ``loss_rpn_loc``, none in inference.
         """
-        maps = [features[name] for name in self.in_features]
-        anchors = self.anchor_generator(maps)[0]
-        logits, deltas = (x[0].float() for x in self.rpn_head(maps))
-        grid = logits.shape[-2:]
-        logits = logits.permute(0, 2, 3, 1).flatten(1)
-        deltas = deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+        anchors, logits, deltas, grid = self.predict_anchors(features)
         losses = {}
         if self.training:
             labels, boxes = self.label_and_sample_anchors([anchors], gt_instances)
@@ -135,6 +130,21 @@ class CaffeRPN(InsideAnchorRPN):
             for i, size in enumerate(images.image_sizes)
         ]
         return proposals, losses
+
+    def predict_anchors(
+        self, features: Dict[str, Tensor]
+    ) -> Tuple[Boxes, Tensor, Tensor, Tuple[int, int]]:
+        """The A anchors of the map, their logits (N x A) and deltas (N x A x 4) in float32 or
+        float64, and the height and width of the map."""
+        maps = [features[name] for name in self.in_features]
+        anchors = self.anchor_generator(maps)[0]
+        logits, deltas = (
+            x[0].to(torch.promote_types(x[0].dtype, torch.float32)) for x in self.rpn_head(maps)
+        )
+        grid = logits.shape[-2:]
+        logits = logits.permute(0, 2, 3, 1).flatten(1)
+        deltas = deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+        return anchors, logits, deltas, tuple(grid)
 
     # ------------------------------------------------------------------------------- training
 

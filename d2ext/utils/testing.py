@@ -1,6 +1,6 @@
 """Tiny configs and inputs with which tests build and run real detectors in milliseconds."""
 
-from typing import Callable, List, Tuple
+from typing import Callable, Dict, List, Tuple
 
 import torch
 
@@ -8,8 +8,16 @@ from d2ext.config import add_modeling_config
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
 
-__all__ = ["random_batch", "tiny_config"]
+__all__ = [
+    "as_double",
+    "assert_numbers",
+    "near_objects",
+    "random_batch",
+    "tiny_config",
+    "training_losses",
+]
 
 
 def tiny_config(*add_config: Callable[[CfgNode], None]) -> CfgNode:
@@ -102,3 +110,37 @@ def random_batch(
             }
         )
     return batch
+
+
+def near_objects(batch: List[dict], per_object: int = 4, seed: int = 0) -> List[Instances]:
+    """Proposals scattered around the objects of a batch, as a region proposal network gives them.
+
+    Returns:
+        Per image ``Instances`` with ``proposal_boxes``, ``per_object`` times as many as objects.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    result = []
+    for x in batch:
+        boxes = x["instances"].gt_boxes.tensor.repeat(per_object, 1)
+        boxes = Boxes(boxes + 4 * torch.randn(boxes.shape, generator=generator))
+        boxes.clip(x["instances"].image_size)
+        result.append(Instances(x["instances"].image_size, proposal_boxes=boxes))
+    return result
+
+
+def training_losses(model: torch.nn.Module, batch: List[dict]) -> Dict[str, torch.Tensor]:
+    """The losses of a detector in training mode, with the event storage it writes to."""
+    with EventStorage():
+        return model.train()(batch)
+
+
+def as_double(value) -> torch.Tensor:
+    """Nested lists of numbers as a float64 tensor."""
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def assert_numbers(value: torch.Tensor, expected, atol: float = 1e-5) -> None:
+    """Fail unless a tensor, in the shape of nested lists of numbers, equals these to ``atol``."""
+    expected = as_double(expected)
+    found = value.detach().to(expected.dtype).reshape(expected.shape)
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)

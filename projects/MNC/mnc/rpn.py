@@ -107,12 +107,7 @@ class DifferentiableRPN(CaffeRPN):
                 ground truth; they are returned instead of the proposals. Without it no anchor is
                 relabelled.
         """
-        maps = [features[name] for name in self.in_features]
-        anchors = self.anchor_generator(maps)[0]
-        logits, deltas = (self._precise(x[0]) for x in self.rpn_head(maps))
-        grid = logits.shape[-2:]
-        logits = logits.permute(0, 2, 3, 1).flatten(1)
-        deltas = deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+        anchors, logits, deltas, grid = self.predict_anchors(features)
         limit = (self.box_gradient_limit or 0) / len(deltas)
         limited = limit_gradient(deltas, limit)
         proposals = [
@@ -132,10 +127,6 @@ class DifferentiableRPN(CaffeRPN):
                     for x, s in zip(labels, proposals)
                 ]
         return proposals, self.losses([anchors], [logits], labels, [deltas], boxes)
-
-    @staticmethod
-    def _precise(x: Tensor) -> Tensor:
-        return x.to(torch.promote_types(x.dtype, torch.float32))
 
     def propose(
         self,

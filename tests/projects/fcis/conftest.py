@@ -6,12 +6,10 @@ import torch
 
 from d2ext.modeling import ClampedBox2BoxTransform
 from d2ext.ops import MaskVoting
-from d2ext.utils.testing import tiny_config
+from d2ext.utils.testing import near_objects, tiny_config, training_losses
 from fcis import FCISROIHeads, RegionSampler, add_fcis_config
 
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
 
 VECTORS = Path(__file__).resolve().parents[2] / "vectors" / "fcis_vectors.json"
 
@@ -63,23 +61,6 @@ def make_heads(num_classes=2, **arguments):
         **arguments,
     }
     return FCISROIHeads(num_classes=num_classes, **arguments)
-
-
-def near_objects(batch, per_object=4, seed=0):
-    """Proposals scattered around the objects of a batch."""
-    generator = torch.Generator().manual_seed(seed)
-    result = []
-    for x in batch:
-        boxes = x["instances"].gt_boxes.tensor.repeat(per_object, 1)
-        boxes = Boxes(boxes + 4 * torch.randn(boxes.shape, generator=generator))
-        boxes.clip(x["instances"].image_size)
-        result.append(Instances(x["instances"].image_size, proposal_boxes=boxes))
-    return result
-
-
-def training_losses(model, batch):
-    with EventStorage():
-        return model.train()(batch)
 
 
 @pytest.fixture(name="make_config")

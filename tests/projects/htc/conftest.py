@@ -1,12 +1,10 @@
 import pytest
 import torch
 
-from d2ext.utils.testing import tiny_config
+from d2ext.utils.testing import near_objects, tiny_config, training_losses
 from htc import add_htc_config
 
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
 
 STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
 
@@ -51,24 +49,6 @@ def pyramid(images=2, size=(64, 96), seed=0):
         ).requires_grad_()
         for i in range(2, 7)
     }
-
-
-def near_objects(batch, per_object=4, seed=0):
-    """Proposals scattered around the objects of a batch."""
-    generator = torch.Generator().manual_seed(seed)
-    result = []
-    for x in batch:
-        boxes = x["instances"].gt_boxes.tensor.repeat(per_object, 1)
-        boxes = boxes + 4 * torch.randn(boxes.shape, generator=generator)
-        boxes = Boxes(boxes)
-        boxes.clip(x["instances"].image_size)
-        result.append(Instances(x["instances"].image_size, proposal_boxes=boxes))
-    return result
-
-
-def training_losses(model, batch):
-    with EventStorage():
-        return model.train()(batch)
 
 
 @pytest.fixture(name="make_config")

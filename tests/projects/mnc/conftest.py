@@ -4,12 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from d2ext.utils.testing import tiny_config
+from d2ext.utils.testing import tiny_config, training_losses
 from mnc import add_mnc_config
 
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
-from detectron2.utils.events import EventStorage
 
 VECTORS = Path(__file__).resolve().parents[2] / "vectors" / "mnc_vectors.json"
 MASK_SIZE = 7
@@ -64,13 +63,9 @@ def _make_model():
     return make_model
 
 
-@pytest.fixture
-def training_losses():
-    def run(model, batch):
-        with EventStorage():
-            return model.train()(batch)
-
-    return run
+@pytest.fixture(name="training_losses")
+def _training_losses():
+    return training_losses
 
 
 @pytest.fixture(scope="session")
