@@ -17,7 +17,13 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.test_time_augmentation import DatasetMapperTTA, GeneralizedRCNNWithTTA
 from detectron2.structures import Boxes, Instances, pairwise_iou
 
-__all__ = ["MergedViewsTTA", "merge_views", "with_test_time_augmentation"]
+__all__ = [
+    "MergedViewsTTA",
+    "is_mirrored",
+    "merge_views",
+    "mirror_boxes",
+    "with_test_time_augmentation",
+]
 
 
 def with_test_time_augmentation(
@@ -142,16 +148,19 @@ class MergedViewsTTA(nn.Module):
     def _one_image(self, x: Dict) -> Instances:
         views = []
         for view in self.tta_mapper(x):
-            mirrored = _is_mirrored(view.pop("transforms"))
+            mirrored = is_mirrored(view.pop("transforms"))
             found = self.model([view])[0]["instances"]
             views.append(_mirror(found) if mirrored else found)
         return merge_views(views, self.iou_threshold, self.max_detections)
 
 
-def _is_mirrored(transforms) -> bool:
+def is_mirrored(transforms) -> bool:
     """Whether a list of resizings and mirrorings mirrors in the end.
 
-    The model itself undoes resizing: its results are of the size of the original image.
+    A model undoes resizing itself: its results are of the size of the original image.
+
+    Raises:
+        UserError: the list does anything else, which cannot be undone.
     """
     mirrored = False
     for t in transforms.transforms:
@@ -164,14 +173,20 @@ def _is_mirrored(transforms) -> bool:
     return mirrored
 
 
+def mirror_boxes(boxes: Tensor, extent: float) -> Tensor:
+    """Boxes (R x 4) in the mirror image.
+
+    Args:
+        extent: the width of the image for continuous corners, one less for first and last pixels.
+    """
+    x1, y1, x2, y2 = boxes.unbind(dim=1)
+    return torch.stack([extent - x2, y1, extent - x1, y2], dim=1)
+
+
 def _mirror(found: Instances) -> Instances:
     """The same results in the mirror image; boxes are in continuous coordinates."""
-    boxes = found.pred_boxes.tensor
-    width = found.image_size[1]
     mirrored = Instances(found.image_size, **found.get_fields())
-    mirrored.pred_boxes = Boxes(
-        torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
-    )
+    mirrored.pred_boxes = Boxes(mirror_boxes(found.pred_boxes.tensor, found.image_size[1]))
     if found.has("pred_masks"):
         mirrored.pred_masks = found.pred_masks.flip(dims=[-1])
     return mirrored

@@ -345,7 +345,7 @@ def test_every_box_stage_is_equal(model, inputs, stages, ref, stage):
     ]
     boxes = [Boxes(x) for x in before]
     with torch.no_grad():
-        features = heads.with_semantic(features)
+        features = heads.region_features(features)
         logits, deltas = heads.run_stage(features, boxes, stage)
         refined = heads.refine(boxes, (logits, deltas), list(SIZES), stage)
     ref.near(logits, torch.cat([runs[stage][0] for runs in stages["stages"]]))

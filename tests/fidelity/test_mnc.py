@@ -284,6 +284,7 @@ def model(start, tmp_path_factory):
     cfg.MODEL.RPN.IN_FEATURES = cfg.MODEL.ROI_HEADS.IN_FEATURES = ["conv5_3"]
     cfg.MODEL.RPN.PRE_NMS_TOPK_TEST, cfg.MODEL.RPN.POST_NMS_TOPK_TEST = PRE_NMS, POST_NMS
     cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.NUM_CLASSES = "MNCROIHeads", K
+    cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST, cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.3, 0.0
     cfg.MODEL.MNC.MASK_FC_DIM, cfg.MODEL.MNC.FC_DIM = MASK_HIDDEN, HIDDEN
     model = build_model(cfg).eval()
     Checkpointer(model).load_complete(str(path))
@@ -335,8 +336,10 @@ def test_the_features_are_equal(features, expected, ref):
 
 
 def test_the_proposals_are_equal(model, features, expected, ref):
+    images, maps = features
+    rpn = model.proposal_generator
     with torch.no_grad():
-        found = model.proposal_generator(*features, None)[0][0]
+        (found,) = rpn.propose(rpn.predict_anchors(maps), images.image_sizes, [SIZE[0] / OUTPUT[0]])
     assert len(found) == len(expected["boxes"]) > 10
     ref.near(inclusive(found.proposal_boxes), expected["boxes"])
     ref.near(found.objectness_logits, expected["objectness"])

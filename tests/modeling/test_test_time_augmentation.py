@@ -25,7 +25,7 @@ from detectron2.structures import Boxes, Instances
 SIZE = (64, 96)
 KINDS = {
     "mask_rcnn": {"ROI_HEADS.NAME": "StandardROIHeads"},
-    "cascade": {"META_ARCHITECTURE": "MultiStageRCNN", "ROI_HEADS.NAME": "MultiStageROIHeads"},
+    "cascade": {"META_ARCHITECTURE": "ReproducibleRCNN", "ROI_HEADS.NAME": "PlainCascade"},
     "htc": {
         "META_ARCHITECTURE": "HybridTaskCascade",
         "ROI_HEADS.NAME": "HTCROIHeads",

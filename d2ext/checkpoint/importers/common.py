@@ -5,7 +5,7 @@ from typing import Any, Dict, Iterator, List, Sequence, Tuple
 from torch import Tensor, nn
 
 from d2ext.checkpoint.settings import INPUT_FORMAT
-from d2ext.modeling.anchors import RoundedAnchorGenerator
+from d2ext.modeling import RoundedAnchorGenerator
 
 from detectron2.modeling.backbone.resnet import BottleneckBlock, DeformBottleneckBlock
 

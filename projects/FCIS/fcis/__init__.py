@@ -9,7 +9,7 @@ from d2ext.config import register_config
 from .config import add_fcis_config
 from .meta_arch import FCIS
 from .roi_heads import FCISROIHeads
-from .targets import RegionSampler
+from .sampler import RegionSampler
 from .test_time_augmentation import FCISWithTTA
 
 register_config(add_fcis_config)

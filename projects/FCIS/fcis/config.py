@@ -26,8 +26,6 @@ def add_fcis_config(cfg: CN) -> None:
     fcis.BACKGROUND_IOU = 0.0
     # Factors of the classification, mask and box losses; the paper has 1, 1, 1.
     fcis.LOSS_WEIGHTS = [1.0, 10.0, 1.0]
-    # Mask targets are resized to OUT_SIZE and compared with this.
-    fcis.MASK_TARGET_THRESH = 0.4
     # Limit the log-size deltas of the boxes on both sides instead of not at all.
     fcis.CLAMP_DELTAS = False
     # Corners are first and last pixels, rounded before the assembly, as in the release. Off:

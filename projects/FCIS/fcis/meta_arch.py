@@ -2,7 +2,7 @@
 
 from typing import Callable, Dict, List, Optional
 
-from d2ext.modeling import MultiStageRCNN
+from d2ext.modeling import ReproducibleRCNN
 
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY
 from detectron2.structures import Instances
@@ -14,7 +14,7 @@ __all__ = ["FCIS"]
 
 
 @META_ARCH_REGISTRY.register()
-class FCIS(MultiStageRCNN):
+class FCIS(ReproducibleRCNN):
     """Fully Convolutional Instance-aware Semantic Segmentation (Li et al., CVPR 2017).
 
     Inputs and outputs are those of GeneralizedRCNN. Masks are voted for at the resolution of the
@@ -27,10 +27,7 @@ class FCIS(MultiStageRCNN):
         :meth:`FCISROIHeads.candidates`. Test-time augmentation lets several such pools vote."""
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
-        if self.proposal_generator is not None:
-            proposals, _ = self.proposal_generator(images, features, None)
-        else:
-            proposals = [x["proposals"].to(self.device) for x in batched_inputs]
+        proposals, _ = self.propose(images, features, batched_inputs)
         return self.roi_heads.candidates(features, proposals)
 
     def with_test_time_augmentation(self, tta_mapper: Callable[[Dict], List[Dict]]) -> FCISWithTTA:
@@ -61,7 +58,7 @@ class FCIS(MultiStageRCNN):
         for found, x, size in zip(instances, batched_inputs, image_sizes):
             output_size = (x.get("height", size[0]), x.get("width", size[1]))
             if found.has("class_probs"):
-                boxes = scale_boxes(found.pred_boxes.tensor, size, output_size)
+                boxes = scale_boxes(found.pixel_boxes, size, output_size)
                 result = vote_instances(
                     boxes, found.class_probs, found.pred_masks[:, 0], output_size, voting
                 )

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from d2ext.errors import UserError
 from d2ext.modeling import ClampedBox2BoxTransform
-from d2ext.modeling.losses import connect_features, divide_by_count
+from d2ext.modeling.regions.boxes import clip_boxes, pixel_boxes, to_inclusive
+from d2ext.modeling.regions.losses import connect_features, divide_by_count
+from d2ext.modeling.regions.targets import gt_bitmaps, resize_masks
 from d2ext.ops import MaskVoting, fcis_joint_head, ps_roi_assemble, ps_roi_mean
 from d2ext.ops.poolers import boxes_to_rois
-from d2ext.structures import clip_boxes, to_inclusive
 
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ShapeSpec
@@ -21,7 +22,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 
 from .losses import hardest_regions, region_losses, total_losses
-from .targets import RegionSampler, crop_mask_targets
+from .sampler import RegionSampler
 
 __all__ = ["FCISROIHeads"]
 
@@ -38,12 +39,14 @@ class ScoreMaps(NamedTuple):
 
 class RegionScores(NamedTuple):
     """What R regions read from the maps: class logits R x (K + 1), background last; mask logits
-    R x 2 x P x P (outside, inside) of the class ``picked`` (R,); deltas R x 4."""
+    R x 2 x P x P (outside, inside) of the class ``picked`` (R,); deltas R x 4; and the first and
+    last pixels (R x 4, not rounded) of the regions, which all that follows is counted in."""
 
     logits: Tensor
     seg: Tensor
     picked: Tensor
     deltas: Tensor
+    pixel_boxes: Tensor
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -98,7 +101,7 @@ class FCISROIHeads(nn.Module):
             loss_weights: factors of class, mask and box loss, also for the choice of the hardest.
             box2box_transform: codec of the deltas.
             smooth_l1_beta (float): of the box loss.
-            mask_target_thresh (float): see :func:`crop_mask_targets`.
+            mask_target_thresh (float): resized ground-truth masks from here on are inside.
             refine (bool): score the refined boxes at test time, too.
             min_size_test (float): least side of a region at test time, network pixels.
             vote (bool): merge masks by voting; False: the mask of the best region stands.
@@ -171,7 +174,6 @@ class FCISROIHeads(nn.Module):
             "loss_weights": own.LOSS_WEIGHTS,
             "box2box_transform": ClampedBox2BoxTransform(box.BBOX_REG_WEIGHTS, **limit),
             "smooth_l1_beta": box.SMOOTH_L1_BETA,
-            "mask_target_thresh": own.MASK_TARGET_THRESH,
             "refine": own.REFINE,
             "min_size_test": own.MIN_SIZE_TEST,
             "vote": own.VOTE,
@@ -227,7 +229,8 @@ class FCISROIHeads(nn.Module):
         read = self._read_joint if self.joint else self._read_separate
         logits, seg, picked = read(maps.score, arguments, pick)
         deltas = ps_roi_mean(maps.box, *arguments, legacy=self.inclusive)
-        return RegionScores(logits.float(), seg.float(), picked, deltas.float())
+        pixels = rois[:, 1:] if self.inclusive else to_inclusive(rois[:, 1:])
+        return RegionScores(logits.float(), seg.float(), picked, deltas.float(), pixels)
 
     def _read_joint(self, score: Tensor, arguments, pick: Optional[Tensor]):
         if pick is not None:
@@ -283,17 +286,15 @@ class FCISROIHeads(nn.Module):
         """Losses of the regions of one image, one by one."""
         positive = region[region.gt_classes < self.num_classes]
         boxes = positive.proposal_boxes.tensor
-        if len(positive):  # images without objects may lack the field gt_masks
-            masks = crop_mask_targets(
-                target.gt_masks,
-                target.gt_boxes,
-                positive.gt_index,
-                boxes,
-                self.out_size,
-                self.mask_target_thresh,
-            )
-        else:
-            masks = boxes.new_zeros((0, self.out_size, self.out_size))
+        masks = resize_masks(
+            gt_bitmaps(target),
+            positive.gt_index,
+            pixel_boxes(boxes),
+            self.out_size,
+            self.mask_target_thresh,
+            # A mask does not reach out of its own box, rounded.
+            limits=pixel_boxes(positive.gt_boxes.tensor),
+        )
         deltas_wanted = self.box2box_transform.get_deltas(boxes, positive.gt_boxes.tensor)
         return region_losses(
             logits, seg, deltas, region.gt_classes, masks, deltas_wanted, self.smooth_l1_beta
@@ -322,40 +323,40 @@ class FCISROIHeads(nn.Module):
         """All scored regions of each image, before suppression and voting.
 
         Returns:
-            list[Instances]: ``pred_boxes`` (network pixels), ``class_probs`` (R x K, without the
-            background) and ``pred_masks`` (R x 1 x P x P probabilities for each region's best
-            class). Proposals come first, then their refined boxes.
+            list[Instances]: ``pred_boxes`` and ``pixel_boxes`` (R x 4) in pixels of the network
+            input, the former continuous, the latter first and last pixels; ``class_probs`` (R x K,
+            without the background) and ``pred_masks`` (R x 1 x P x P probabilities for each
+            region's best class). Proposals come first, then their refined boxes.
         """
         return self.predict_stages(features, proposals)[-1]
 
     def predict(self, features: Features, proposals: List[Instances]) -> List[Instances]:
         """Detections without voting: after suppression per class each region keeps its box and
-        mask. ``pred_boxes``, ``scores``, ``pred_classes``, ``pred_masks`` (R x 1 x P x P)."""
+        mask. ``pred_boxes``, ``pixel_boxes``, ``scores``, ``pred_classes`` and ``pred_masks``
+        (R x 1 x P x P); see :meth:`candidates`."""
         results = []
         for pool in self.candidates(features, proposals):
-            seeds, classes = self.voting.choose_seeds(
-                to_inclusive(pool.pred_boxes.tensor), pool.class_probs
-            )
-            result = Instances(pool.image_size)
-            result.pred_boxes = pool.pred_boxes[seeds]
+            seeds, classes = self.voting.choose_seeds(pool.pixel_boxes, pool.class_probs)
+            result = pool[seeds]
+            result.remove("class_probs")
             result.scores = pool.class_probs[seeds, classes]
             result.pred_classes = classes
-            result.pred_masks = pool.pred_masks[seeds]
             results.append(result)
         return results
 
     def forward_with_given_boxes(
         self, features: Features, instances: List[Instances]
     ) -> List[Instances]:
-        """Add ``pred_masks`` (R x 1 x P x P probabilities) to instances with ``pred_boxes`` and
-        ``pred_classes``."""
+        """Add ``pred_masks`` (R x 1 x P x P probabilities) and ``pixel_boxes`` to instances with
+        ``pred_boxes`` and ``pred_classes``."""
         classes = torch.cat([x.pred_classes for x in instances])
         scores = self.score_regions(
             self.score_maps(features), [x.pred_boxes for x in instances], classes
         )
-        masks = scores.seg.softmax(dim=1)[:, 1:]
-        for image, image_masks in zip(instances, masks.split([len(x) for x in instances])):
-            image.pred_masks = image_masks
+        counts = [len(x) for x in instances]
+        masks = scores.seg.softmax(dim=1)[:, 1:].split(counts)
+        for image, image_masks, pixels in zip(instances, masks, scores.pixel_boxes.split(counts)):
+            image.pred_masks, image.pixel_boxes = image_masks, pixels
         return instances
 
     def _refined(
@@ -373,9 +374,10 @@ class FCISROIHeads(nn.Module):
         counts = [len(b) for b in boxes]
         probs = scores.logits.softmax(dim=1)[:, : self.num_classes].split(counts)
         masks = scores.seg.softmax(dim=1)[:, 1:].split(counts)
+        pixels = scores.pixel_boxes.split(counts)
         return [
-            Instances(size, pred_boxes=b, class_probs=p, pred_masks=m)
-            for size, b, p, m in zip(sizes, boxes, probs, masks)
+            Instances(size, pred_boxes=b, pixel_boxes=x, class_probs=p, pred_masks=m)
+            for size, b, x, p, m in zip(sizes, boxes, pixels, probs, masks)
         ]
 
     def _large_enough(self, pool: Instances) -> Instances:

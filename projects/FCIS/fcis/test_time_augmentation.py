@@ -4,12 +4,10 @@ authors' entry to the COCO 2016 challenge (paper, section 4.2)."""
 from typing import Callable, Dict, List, Sequence
 
 import torch
-from fvcore.transforms import HFlipTransform, NoOpTransform
 from torch import nn
 
-from d2ext.errors import UserError
+from d2ext.modeling.test_time_augmentation import is_mirrored, mirror_boxes
 
-from detectron2.data.transforms import ResizeTransform
 from detectron2.modeling.test_time_augmentation import DatasetMapperTTA
 from detectron2.structures import Instances
 
@@ -60,10 +58,9 @@ class FCISWithTTA(nn.Module):
         # One version at a time: their sizes differ, and large ones need the memory.
         for version in self.tta_mapper(inputs):
             pool = self.model.candidates([version])[0]
-            corners, region_masks = pool.pred_boxes.tensor, pool.pred_masks[:, 0]
-            if self._mirrored(version["transforms"]):
-                corners = pool.image_size[1] - corners[:, [2, 1, 0, 3]]
-                corners[:, 1::2] = pool.pred_boxes.tensor[:, 1::2]
+            corners, region_masks = pool.pixel_boxes, pool.pred_masks[:, 0]
+            if is_mirrored(version["transforms"]):
+                corners = mirror_boxes(corners, pool.image_size[1] - 1)
                 region_masks = region_masks.flip(-1)
             boxes.append(scale_boxes(corners, pool.image_size, output_size))
             probs.append(pool.class_probs)
@@ -75,13 +72,3 @@ class FCISWithTTA(nn.Module):
             output_size,
             self.model.roi_heads.voting,
         )
-
-    @staticmethod
-    def _mirrored(transforms) -> bool:
-        flips = [isinstance(t, HFlipTransform) for t in transforms.transforms]
-        for t in transforms.transforms:
-            if not isinstance(t, (HFlipTransform, NoOpTransform, ResizeTransform)):
-                raise UserError(
-                    f"FCISWithTTA can undo resizing and mirroring, not {type(t).__name__}."
-                )
-        return sum(flips) % 2 == 1

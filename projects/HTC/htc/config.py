@@ -20,25 +20,17 @@ def add_htc_config(cfg: CN) -> None:
     htc.SCORE_AVERAGE = "logits"
     # Masks at test time: "mean" over the heads of all stages, or those of the "last" one.
     htc.MASK_ENSEMBLE = "mean"
-    # Limit the log-size deltas on both sides instead of the upper one only.
-    htc.CLAMP_BOTH_SIDES = True
 
     semantic = htc.SEMANTIC = CN()
     # Build the semantic segmentation branch and its loss (section 3.2).
     semantic.ENABLED = True
     # Branches whose region features get those of the semantic branch added: "box", "mask".
     semantic.FUSION = ["box", "mask"]
-    # Pyramid levels that enter the semantic branch (section 3.2, figure 4).
-    semantic.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
-    # Level to whose resolution they are brought and at which the branch works.
-    semantic.REFERENCE_FEATURE = "p3"
     # The number of labels is detectron2's MODEL.SEM_SEG_HEAD.NUM_CLASSES; it is set from the data.
     # Number and channels of the 3x3 convolutions after the fusion of the levels.
     semantic.NUM_CONV = 4
     semantic.CONV_DIM = 256
     # Factor of the semantic loss (section 3.3, beta); 1 in the text, 0.2 in the released models.
     semantic.LOSS_WEIGHT = 0.2
-    # Label of pixels without annotation, also of the padding.
-    semantic.IGNORE_LABEL = 255
     # Divide the loss by all pixels, padded and ignored ones included (MMDetection since mid-2021).
     semantic.MEAN_OVER_ALL_PIXELS = False

@@ -1,40 +1,49 @@
 """The detector of Hybrid Task Cascade: a Generalized R-CNN that also takes semantic label maps."""
 
-from typing import Dict, List
+from typing import Dict, List, Tuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from d2ext.errors import UserError
-from d2ext.modeling import MultiStageRCNN
+from d2ext.modeling import ReproducibleRCNN
 
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY
-from detectron2.structures import ImageList
+from detectron2.structures import ImageList, Instances
 
 __all__ = ["HybridTaskCascade"]
 
 
 @META_ARCH_REGISTRY.register()
-class HybridTaskCascade(MultiStageRCNN):
+class HybridTaskCascade(ReproducibleRCNN):
     """Hybrid Task Cascade (Chen et al., CVPR 2019).
 
     Inputs are those of GeneralizedRCNN. In training with a semantic branch each image also needs
     ``sem_seg``: (H, W) int64 labels at the resolution of the network input.
     """
 
-    def preprocess_image(self, batched_inputs: List[Dict]) -> ImageList:
-        """As in the base class; in training the result carries ``sem_seg``, the label maps padded
-        like the images (N x H x W), where the model has a semantic branch."""
-        images = super().preprocess_image(batched_inputs)
-        head = self.roi_heads.semantic_head
-        if self.training and head is not None:
-            images.sem_seg = self._semantic_targets(batched_inputs, images, head.ignore_label)
-        return images
+    def training_step(
+        self,
+        images: ImageList,
+        features: Dict[str, Tensor],
+        targets: List[Instances],
+        batched_inputs: List[Dict],
+    ) -> Tuple[List[Instances], Dict[str, Tensor]]:
+        labels = None
+        if self.roi_heads.semantic_head is not None:
+            labels = self.semantic_labels(images, batched_inputs)
+        proposals, rpn_losses = self.propose(images, features, batched_inputs, targets)
+        _, losses = self.roi_heads(images, features, proposals, targets, labels)
+        return proposals, {**losses, **rpn_losses}
 
-    def _semantic_targets(
-        self, batched_inputs: List[Dict], images: ImageList, ignore_label: int
-    ) -> Tensor:
+    def semantic_labels(self, images: ImageList, batched_inputs: List[Dict]) -> Tensor:
+        """The label maps of a batch, padded like the images: N x H x W, int64.
+
+        Raises:
+            UserError: a map is missing, or of another size than its image.
+        """
+        ignore_label = self.roi_heads.semantic_head.ignore_label
         for x, size in zip(batched_inputs, images.image_sizes):
             if "sem_seg" not in x:
                 raise UserError(

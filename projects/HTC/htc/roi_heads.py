@@ -1,19 +1,15 @@
 """The region heads of Hybrid Task Cascade: what the paper adds to Cascade Mask R-CNN, each addition
 behind a switch (HTC paper, section 3)."""
 
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from d2ext.errors import UserError
-from d2ext.modeling.losses import pick_class
-from d2ext.modeling.roi_heads import MultiStageROIHeads
-from d2ext.modeling.roi_heads.building import (
-    box_branch_from_config,
-    mask_pooling_from_config,
-    samplers_from_config,
-)
+from d2ext.modeling import MultiStageROIHeads
+from d2ext.modeling.cascade.from_config import cascade_from_config
+from d2ext.modeling.regions.losses import pick_class
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
@@ -26,8 +22,19 @@ from .semantic_head import FusedSemanticHead
 
 __all__ = ["HTCROIHeads"]
 
-# Key under which the semantic embedding joins the pyramid levels in the dict of features.
-_SEMANTIC = "semantic"
+
+class HTCFeatures(NamedTuple):
+    """What regions are pooled from.
+
+    Attributes:
+        pyramid: name -> N x C x H x W.
+        shared: N x D x H x W features of the semantic branch before its two outputs; None without.
+        embedding: N x C x H x W, its features for regions; None without the branch.
+    """
+
+    pyramid: Dict[str, Tensor]
+    shared: Optional[Tensor] = None
+    embedding: Optional[Tensor] = None
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -43,7 +50,6 @@ class HTCROIHeads(MultiStageROIHeads):
         self,
         *,
         mask_head: Sequence[HTCMaskHead],
-        stage_loss_weights: Sequence[float] = (1.0, 0.5, 0.25),
         interleaved: bool = True,
         mask_info_flow: bool = True,
         mask_ensemble: str = "mean",
@@ -56,7 +62,6 @@ class HTCROIHeads(MultiStageROIHeads):
         Args:
             mask_head: one per stage; with ``mask_info_flow``, all but the first with
                 ``information_flow=True``.
-            stage_loss_weights: factor of the losses of each stage.
             interleaved (bool): train the mask head of a stage on boxes refined by the stage's box
                 head, sampled anew, instead of on the samples of the box head. Training only.
             mask_info_flow (bool): give mask head t the features of head t-1, computed by the chain
@@ -68,7 +73,7 @@ class HTCROIHeads(MultiStageROIHeads):
             semantic_fusion: the branches, "box" and "mask", that use the embedding.
             kwargs: arguments of :class:`MultiStageROIHeads`.
         """
-        super().__init__(mask_head=mask_head, stage_loss_weights=stage_loss_weights, **kwargs)
+        super().__init__(mask_head=mask_head, **kwargs)
         self.interleaved = interleaved
         self.mask_info_flow = mask_info_flow
         flows = [head.information_flow for head in self.mask_head]
@@ -93,10 +98,9 @@ class HTCROIHeads(MultiStageROIHeads):
         own = cfg.MODEL.HTC
         if not cfg.MODEL.MASK_ON:
             raise UserError("HTCROIHeads needs MODEL.MASK_ON True.")
-        ret = box_branch_from_config(cfg, input_shape, own.CLAMP_BOTH_SIDES)
-        ret["samplers"] = samplers_from_config(cfg, True, own.REASSIGN_LOW_QUALITY)
-        pooling, shape = mask_pooling_from_config(cfg, input_shape)
-        ret.update(pooling)
+        ret, shape = cascade_from_config(
+            cfg, input_shape, reassign_low_quality=own.REASSIGN_LOW_QUALITY
+        )
         ret["mask_head"] = [
             HTCMaskHead(cfg, shape, information_flow=own.MASK_INFO_FLOW and stage > 0)
             for stage in range(len(ret["box_heads"]))
@@ -123,48 +127,45 @@ class HTCROIHeads(MultiStageROIHeads):
         features: Dict[str, Tensor],
         proposals: List[Instances],
         targets: Optional[List[Instances]] = None,
+        semantic_labels: Optional[Tensor] = None,
     ):
-        """As in the base class; in training with a semantic branch, ``images.sem_seg`` (see
-        :class:`HybridTaskCascade`) holds the padded label maps."""
-        if self.semantic_head is None:
-            return super().forward(images, features, proposals, targets)
-        shared, embedding = self.semantic_head(features)
-        features = {**features, _SEMANTIC: embedding}
-        proposals, losses = super().forward(images, features, proposals, targets)
-        if self.training:
-            if not hasattr(images, "sem_seg"):
-                raise UserError(
-                    "No semantic labels: set MODEL.META_ARCHITECTURE to HybridTaskCascade, "
-                    "or MODEL.HTC.SEMANTIC.ENABLED False."
-                )
-            losses.update(self.semantic_head.losses(shared, images.sem_seg))
+        """As in the base class.
+
+        Args:
+            semantic_labels (Tensor): N x H x W int64 labels of the padded images; in training with
+                a semantic branch.
+        """
+        if not self.training:
+            return super().forward(images, features, proposals)
+        if self.semantic_head is not None and semantic_labels is None:
+            raise UserError(
+                "No semantic labels: set MODEL.META_ARCHITECTURE to HybridTaskCascade, "
+                "or MODEL.HTC.SEMANTIC.ENABLED False."
+            )
+        features = self.region_features(features)
+        losses = self.losses(features, proposals, targets)
+        if self.semantic_head is not None:
+            losses.update(self.semantic_head.losses(features.shared, semantic_labels))
         return proposals, losses
 
-    def with_semantic(self, features: Dict[str, Tensor]) -> Dict[str, Tensor]:
-        """The features plus the semantic embedding, unless they have it or there is none."""
-        if self.semantic_head is None or _SEMANTIC in features:
-            return features
-        return {**features, _SEMANTIC: self.semantic_head(features)[1]}
+    def region_features(self, features: Dict[str, Tensor]) -> HTCFeatures:
+        if self.semantic_head is None:
+            return HTCFeatures(features)
+        return HTCFeatures(features, *self.semantic_head(features))
 
-    def predict_stages(self, features, proposals):
-        return super().predict_stages(self.with_semantic(features), proposals)
-
-    def forward_with_given_boxes(self, features, instances, stages=None):
-        return super().forward_with_given_boxes(self.with_semantic(features), instances, stages)
-
-    def pool_box_features(self, features: Dict[str, Tensor], boxes: List[Boxes]) -> Tensor:
-        x = super().pool_box_features(features, boxes)
+    def pool_box_features(self, features: HTCFeatures, boxes: List[Boxes]) -> Tensor:
+        x = super().pool_box_features(features.pyramid, boxes)
         if "box" not in self.semantic_fusion:
             return x
         # Pooled fine and averaged: aligning at the box resolution directly would sample elsewhere.
-        semantic = self.semantic_pooler([features[_SEMANTIC].float()], boxes)
+        semantic = self.semantic_pooler([features.embedding.float()], boxes)
         return x + F.adaptive_avg_pool2d(semantic, x.shape[-2:])
 
-    def pool_mask_features(self, features: Dict[str, Tensor], boxes: List[Boxes]) -> Tensor:
-        x = super().pool_mask_features(features, boxes)
+    def pool_mask_features(self, features: HTCFeatures, boxes: List[Boxes]) -> Tensor:
+        x = super().pool_mask_features(features.pyramid, boxes)
         if "mask" not in self.semantic_fusion:
             return x
-        return x + self.semantic_pooler([features[_SEMANTIC].float()], boxes)
+        return x + self.semantic_pooler([features.embedding.float()], boxes)
 
     def mask_samples(
         self,

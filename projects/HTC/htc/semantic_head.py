@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2ext.errors import UserError
-from d2ext.modeling.losses import divide_by_count
+from d2ext.modeling.regions.losses import divide_by_count
 
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ShapeSpec
@@ -63,8 +63,8 @@ class FusedSemanticHead(nn.Module):
         self.in_features = list(in_features)
         if reference_feature not in self.in_features:
             raise UserError(
-                f"MODEL.HTC.SEMANTIC.REFERENCE_FEATURE '{reference_feature}' is none of IN_FEATURES"
-                f" {self.in_features}."
+                f"FusedSemanticHead: reference_feature '{reference_feature}' is none of "
+                f"in_features {self.in_features}."
             )
         self.reference_feature = reference_feature
         self.stride = stride
@@ -80,18 +80,15 @@ class FusedSemanticHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, input_shape: Dict[str, ShapeSpec]):
-        own = cfg.MODEL.HTC.SEMANTIC
-        reference = input_shape[own.REFERENCE_FEATURE]
+        own, reference = cfg.MODEL.HTC.SEMANTIC, input_shape["p3"]
         return {
             "in_channels": reference.channels,
-            "in_features": own.IN_FEATURES,
-            "reference_feature": own.REFERENCE_FEATURE,
+            "reference_feature": "p3",
             "stride": reference.stride,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "num_conv": own.NUM_CONV,
             "conv_dim": own.CONV_DIM,
             "loss_weight": own.LOSS_WEIGHT,
-            "ignore_label": own.IGNORE_LABEL,
             "mean_over_all_pixels": own.MEAN_OVER_ALL_PIXELS,
         }
 

@@ -7,10 +7,10 @@ Importing the package registers ``MultitaskNetworkCascade``, ``DifferentiableRPN
 from d2ext.config import register_config
 
 from .box_transform import MNCBoxTransform
-from .building import build_pooler
 from .config import add_mnc_config
 from .heads import MNCCategoryHead, MNCMaskHead, MNCRes5CategoryHead
 from .meta_arch import MultitaskNetworkCascade
+from .pooler import build_pooler
 from .roi_heads import MNCROIHeads
 from .rpn import DifferentiableRPN
 from .sampler import MNCSampler

@@ -38,13 +38,8 @@ def add_mnc_config(cfg: CN) -> None:
     # The release predicts stages 4 and 5 from POOL_SIZE samples without maximum, a leftover.
     mnc.LEGACY_LATE_WARP_TEST = False
 
-    # Background boxes of a training batch: IoU intervals, and the share of each.
-    mnc.BG_INTERVALS = [[0.1, 0.5], [0.0, 0.1]]
-    mnc.BG_FRACTIONS = [0.85, 0.15]
     # Anchors of sampled boxes train the RPN with the labels of the boxes (release).
     mnc.RPN_RELABEL_FROM_ROIS = True
-    # IoU of predicted mask and ground truth from which on a box has its class at the mask level.
-    mnc.MASK_IOU_THRESH = 0.5
     # Factor of the mask losses: 2 in the releases, 1 in the paper.
     mnc.MASK_LOSS_WEIGHT = 2.0
 
@@ -69,10 +64,6 @@ def add_mnc_config(cfg: CN) -> None:
     mnc.VOTING = True
     # "mnc" is the release's GPU code, "crop" its CPU code.
     mnc.VOTING_MODE = "mnc"
-    mnc.VOTING_NMS_THRESH = 0.3
-    mnc.VOTING_MERGE_THRESH = 0.5
     # "compat" draws the voted MASK_SIZE mask as the release's evaluation does; "direct" draws the
     # vote itself.
     mnc.OUTPUT_MASKS = "compat"
-    # Least score of a detection. The release has none: the number of detections is limited.
-    mnc.SCORE_THRESH_TEST = 0.0

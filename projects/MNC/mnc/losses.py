@@ -9,13 +9,13 @@ from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 from torch.nn import functional as F
 
-from d2ext.modeling import global_mean_count
+from d2ext.modeling.regions.losses import global_mean_count
 
 from detectron2.modeling.box_regression import Box2BoxTransform
 
 from .stage_bridge import pick_deltas
 
-__all__ = ["box_loss", "classification_loss", "image_mean", "mask_loss"]
+__all__ = ["box_loss", "class_loss", "image_mean", "mask_loss"]
 
 
 def _precise(x: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def image_mean(values: Tensor, image: Tensor, counts: Tensor) -> Tensor:
     return (values / counts.clamp(min=1)[image]).sum() / images.to(values.dtype)
 
 
-def classification_loss(logits: Tensor, classes: Tensor, image: Tensor, rows: Tensor) -> Tensor:
+def class_loss(logits: Tensor, classes: Tensor, image: Tensor, rows: Tensor) -> Tensor:
     """Softmax cross-entropy.
 
     Args:
@@ -68,7 +68,7 @@ def box_loss(
         classes (Tensor): (R,) int64 in [0, K].
         transform: encodes the targets.
         beta (float): where L2 turns to L1.
-        image, rows: as in :func:`classification_loss`.
+        image, rows: as in :func:`class_loss`.
     """
     foreground = (classes < deltas.shape[1] // 4).nonzero()[:, 0]
     with torch.no_grad():

@@ -5,23 +5,23 @@ from typing import Dict, List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from d2ext.modeling import MultiStageRCNN, image_seeds
-from d2ext.modeling.losses import connect_features
+from d2ext.modeling import ReproducibleRCNN
+from d2ext.modeling.regions.losses import connect_features
+from d2ext.modeling.rpn.caffe import AnchorPredictions
 
 from detectron2.config import configurable
 from detectron2.modeling.backbone import build_backbone
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, ImageList, Instances
-from detectron2.utils.events import get_event_storage
 
-from .building import category_feature
+from .roi_heads import category_feature
 from .voting import InstanceVoting
 
 __all__ = ["MultitaskNetworkCascade"]
 
 
 @META_ARCH_REGISTRY.register()
-class MultitaskNetworkCascade(MultiStageRCNN):
+class MultitaskNetworkCascade(ReproducibleRCNN):
     """Multi-task Network Cascades (Dai, He, Sun, CVPR 2016).
 
     Inputs are those of GeneralizedRCNN, with masks in training. The RPN and the heads are
@@ -69,16 +69,6 @@ class MultitaskNetworkCascade(MultiStageRCNN):
                 continue
             state_dict.update({target + key: value for key, value in source.items()})
 
-    def preprocess_image(self, batched_inputs: List[Dict]) -> ImageList:
-        """As in the base class; the result carries ``scales``, pixels of the network input per
-        pixel of the original image."""
-        images = super().preprocess_image(batched_inputs)
-        images.scales = [
-            min(size[0] / x.get("height", size[0]), size[1] / x.get("width", size[1]))
-            for x, size in zip(batched_inputs, images.image_sizes)
-        ]
-        return images
-
     def head_features(self, images: ImageList, features: Dict[str, Tensor]) -> Dict[str, Tensor]:
         """Feature maps for the region heads: those of the RPN, unless features are not shared."""
         if self.mask_backbone is None:
@@ -89,28 +79,36 @@ class MultitaskNetworkCascade(MultiStageRCNN):
             **{category_feature(name): x for name, x in late.items()},
         }
 
-    def forward(self, batched_inputs: List[Dict]):
-        """As in GeneralizedRCNN: dict of losses in training, list of results otherwise."""
-        if not self.training:
-            return super().forward(batched_inputs)
-        with image_seeds(batched_inputs):
-            images = self.preprocess_image(batched_inputs)
-            targets = [x["instances"].to(self.device) for x in batched_inputs]
-            features = self.backbone(images.tensor)
-            # The RPN learns from the samples, too, so they are drawn before its losses.
-            samples, losses = self.proposal_generator(
-                images, features, targets, sample=self.roi_heads.sample
-            )
-            late = self.head_features(images, features)
-            losses.update(self.roi_heads(images, late, samples, targets)[1])
-            losses = connect_features(losses, [*features.values(), *late.values()])
-        if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
-            drawn = [Boxes(s.proposal_boxes.tensor.detach()) for s in samples]
-            self.visualize_training(
-                batched_inputs,
-                [Instances(s.image_size, proposal_boxes=b) for s, b in zip(samples, drawn)],
-            )
-        return losses
+    def training_step(
+        self,
+        images: ImageList,
+        features: Dict[str, Tensor],
+        targets: List[Instances],
+        batched_inputs: List[Dict],
+    ) -> Tuple[List[Instances], Dict[str, Tensor]]:
+        predictions, proposals = self._propose(images, features, batched_inputs)
+        # The RPN learns from the samples, too, so they are drawn before its losses.
+        samples = self.roi_heads.sample(proposals, targets)
+        losses = self.proposal_generator.losses_with_samples(predictions, targets, samples)
+        late = self.head_features(images, features)
+        losses.update(self.roi_heads.losses(late, samples, targets))
+        drawn = [
+            Instances(s.image_size, proposal_boxes=Boxes(s.proposal_boxes.tensor.detach()))
+            for s in samples
+        ]
+        return drawn, connect_features(losses, [*features.values(), *late.values()])
+
+    def _propose(
+        self, images: ImageList, features: Dict[str, Tensor], batched_inputs: List[Dict]
+    ) -> Tuple[AnchorPredictions, List[Instances]]:
+        # Pixels of the network input per pixel of each original image.
+        scales = [
+            min(size[0] / x.get("height", size[0]), size[1] / x.get("width", size[1]))
+            for x, size in zip(batched_inputs, images.image_sizes)
+        ]
+        rpn = self.proposal_generator
+        predictions = rpn.predict_anchors(features)
+        return predictions, rpn.propose(predictions, images.image_sizes, scales)
 
     def inference(
         self,
@@ -149,7 +147,7 @@ class MultitaskNetworkCascade(MultiStageRCNN):
     def _candidates(self, batched_inputs: List[Dict]) -> Tuple[List[List[Instances]], ImageList]:
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
-        proposals, _ = self.proposal_generator(images, features, None)
+        _, proposals = self._propose(images, features, batched_inputs)
         features = self.head_features(images, features)
         return self.roi_heads.predict_stages(features, proposals), images
 

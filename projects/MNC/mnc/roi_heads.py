@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2ext.errors import UserError
+from d2ext.modeling.regions.boxes import pixel_boxes
+from d2ext.modeling.regions.targets import gt_bitmaps, resize_masks
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
@@ -21,17 +23,23 @@ from detectron2.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 
-from .box_transform import exact_boxes
-from .building import roi_heads_from_config
-from .heads import CategoryOutputs
-from .losses import box_loss, classification_loss, mask_loss
+from .box_transform import MNCBoxTransform, exact_boxes
+from .heads import CategoryOutputs, MNCCategoryHead, MNCMaskHead, MNCRes5CategoryHead
+from .losses import box_loss, class_loss, mask_loss
+from .pooler import build_pooler
 from .sampler import MNCSampler
 from .stage_bridge import bridge_boxes, choose_classes
-from .targets import gt_bitmaps, mask_ious, mask_targets
+from .targets import mask_level_classes
 
-__all__ = ["MNCROIHeads"]
+__all__ = ["MNCROIHeads", "category_feature"]
 
 Features = Dict[str, Tensor]
+_CATEGORY_HEADS = {"MNCCategoryHead": MNCCategoryHead, "MNCRes5CategoryHead": MNCRes5CategoryHead}
+
+
+def category_feature(name: str) -> str:
+    """The name under which an unshared feature map reaches the category head."""
+    return f"category_{name}"
 
 
 class _Pass(NamedTuple):
@@ -118,7 +126,8 @@ class MNCROIHeads(nn.Module):
         self.category_head = category_head
         self.sampler = sampler
         self.box_transform = box_transform
-        self.num_stages = {True: num_stages, False: num_stages_test}
+        self.num_stages = num_stages
+        self.num_stages_test = num_stages_test
         self.mask_loss_weight = mask_loss_weight
         self.mask_threshold = mask_threshold
         self.mask_iou_threshold = mask_iou_threshold
@@ -131,7 +140,56 @@ class MNCROIHeads(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, input_shape: Dict[str, ShapeSpec]):
-        return roi_heads_from_config(cfg, input_shape)
+        own, names = cfg.MODEL.MNC, list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
+        if len(names) != 1:
+            raise UserError(
+                f"MNC warps from one feature map; MODEL.ROI_HEADS.IN_FEATURES names {names}."
+            )
+        if own.CATEGORY_HEAD not in _CATEGORY_HEADS:
+            raise UserError(
+                f"MODEL.MNC.CATEGORY_HEAD '{own.CATEGORY_HEAD}': known are "
+                f"{sorted(_CATEGORY_HEADS)}."
+            )
+        source = input_shape[names[0]]
+        options = {
+            "quantize": own.WARP_QUANTIZE,
+            "aligned": own.WARP_ALIGNED,
+            "border": own.WARP_BORDER,
+            "bin_reduce": own.WARP_BIN_REDUCE,
+        }
+        shape = ShapeSpec(channels=source.channels, height=own.POOL_SIZE, width=own.POOL_SIZE)
+        late = None
+        if own.LEGACY_LATE_WARP_TEST:
+            late = build_pooler(own.POOL_SIZE, own.POOL_SIZE, 1 / source.stride, **options)
+        return {
+            "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "in_features": names,
+            "category_in_features": None
+            if own.SHARED_FEATURES
+            else [category_feature(name) for name in names],
+            "pooler": build_pooler(own.WARP_SIZE, own.POOL_SIZE, 1 / source.stride, **options),
+            "late_pooler_test": late,
+            "mask_head": MNCMaskHead(cfg, shape),
+            "category_head": _CATEGORY_HEADS[own.CATEGORY_HEAD](cfg, shape),
+            "sampler": MNCSampler(
+                num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+                batch_size_per_image=cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE,
+                positive_fraction=cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION,
+                iou_threshold=cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[0],
+            ),
+            "box_transform": MNCBoxTransform(
+                cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS, plus_one=own.LEGACY_PLUS_ONE
+            ),
+            "num_stages": own.NUM_STAGES,
+            "num_stages_test": own.NUM_STAGES_TEST,
+            "mask_loss_weight": own.MASK_LOSS_WEIGHT,
+            "mask_threshold": own.BIN_THRESH,
+            "box_gradient": own.BOX_GRADIENT,
+            "gate_gradient": own.GATE_GRADIENT,
+            "box_gradient_limit": own.BOX_GRAD_CLIP,
+            "bridge_denormalize": own.BRIDGE_DENORMALIZE_IN_TRAIN,
+            "bridge_foreground_only": (own.BRIDGE_FG_ONLY_TRAIN, own.BRIDGE_FG_ONLY_TEST),
+        }
 
     def forward(
         self,
@@ -144,8 +202,7 @@ class MNCROIHeads(nn.Module):
         Args:
             images (ImageList): unused.
             features: name -> N x C x H x W.
-            proposals: per image, with ``proposal_boxes``; in training also what :meth:`sample`
-                made of them.
+            proposals: per image, with ``proposal_boxes``.
             targets: per image ground truth, in training only: ``gt_boxes``, ``gt_classes`` and
                 ``gt_masks``.
 
@@ -156,9 +213,8 @@ class MNCROIHeads(nn.Module):
         """
         del images
         if self.training:
-            if not all(p.has("gt_index") for p in proposals):
-                proposals = self.sample(proposals, targets)
-            return proposals, self.losses(features, proposals, targets)
+            samples = self.sample(proposals, targets)
+            return samples, self.losses(features, samples, targets)
         return self.predict_stages(features, proposals)[-1], {}
 
     def sample(self, proposals: List[Instances], targets: List[Instances]) -> List[Instances]:
@@ -192,7 +248,14 @@ class MNCROIHeads(nn.Module):
         boxes = [s.proposal_boxes for s in samples]
         x, logits = self.run_mask_stage(features, boxes)
         probabilities = logits.sigmoid()
-        seg_classes = self.mask_level_classes(probabilities, samples, masks)
+        seg_classes = mask_level_classes(
+            probabilities,
+            samples,
+            masks,
+            self.num_classes,
+            self.mask_threshold,
+            self.mask_iou_threshold,
+        )
         masks_in = self.gate(probabilities, seg_classes)
         return _Pass(logits, self.category_head(x, masks_in), seg_classes)
 
@@ -204,28 +267,6 @@ class MNCROIHeads(nn.Module):
         """
         trained = (seg_classes < self.num_classes) & self.gate_gradient
         return torch.where(trained[:, None, None, None], probabilities, probabilities.detach())
-
-    @torch.no_grad()
-    def mask_level_classes(
-        self, probabilities: Tensor, samples: List[Instances], masks: List[Tensor]
-    ) -> Tensor:
-        """(R,) the class of a box whose mask is good enough, else K."""
-        classes, start = [], 0
-        for sample, image_masks in zip(samples, masks):
-            rows = sample.foreground.nonzero()[:, 0]
-            ious = mask_ious(
-                probabilities[start + rows, 0],
-                sample.proposal_boxes.tensor[rows],
-                image_masks,
-                sample.gt_index[rows],
-                self.mask_threshold,
-            )
-            good = rows[ious >= self.mask_iou_threshold]
-            image_classes = torch.full_like(sample.gt_classes, self.num_classes)
-            image_classes[good] = sample.gt_classes[good]
-            classes.append(image_classes)
-            start += len(sample)
-        return torch.cat(classes)
 
     def bridge(
         self, boxes: List[Boxes], category: CategoryOutputs, sizes: List[Tuple[int, int]]
@@ -254,7 +295,7 @@ class MNCROIHeads(nn.Module):
         masks = [gt_bitmaps(t) for t in targets]
         first = self.run_pass(features, samples, masks)
         losses = self.pass_losses(first, samples, masks, 2)
-        if self.num_stages[True] == 5:
+        if self.num_stages == 5:
             boxes = [s.proposal_boxes for s in samples]
             sizes = [s.image_size for s in samples]
             refined = self.bridge(boxes, first.category, sizes)
@@ -277,10 +318,10 @@ class MNCROIHeads(nn.Module):
         classes = torch.cat([s.gt_classes for s in samples])
         foreground = torch.cat([s.foreground for s in samples])
         targets = [
-            mask_targets(
+            resize_masks(
                 image_masks,
                 s.gt_index[s.foreground],
-                s.proposal_boxes.tensor[s.foreground],
+                pixel_boxes(s.proposal_boxes.tensor[s.foreground]),
                 outputs.mask_logits.shape[-1],
                 self.mask_threshold,
             )
@@ -291,10 +332,8 @@ class MNCROIHeads(nn.Module):
         mask = mask_loss(outputs.mask_logits, torch.cat(targets), foreground, image, len(samples))
         return {
             f"loss_mask_stage{stage}": mask * self.mask_loss_weight,
-            f"loss_cls_stage{stage + 1}": classification_loss(
-                category.cls_logits, classes, image, rows
-            ),
-            f"loss_seg_cls_stage{stage + 1}": classification_loss(
+            f"loss_cls_stage{stage + 1}": class_loss(category.cls_logits, classes, image, rows),
+            f"loss_seg_cls_stage{stage + 1}": class_loss(
                 category.seg_logits, outputs.seg_classes, image, rows
             ),
             f"loss_box_reg_stage{stage + 1}": box_loss(
@@ -328,7 +367,7 @@ class MNCROIHeads(nn.Module):
         sizes = [p.image_size for p in proposals]
         boxes = [p.proposal_boxes for p in proposals]
         candidates, category = self._predict_pass(features, boxes, sizes, late=False)
-        if self.num_stages[False] == 3:
+        if self.num_stages_test == 3:
             return [candidates]
         boxes = [exact_boxes(b) for b in self.bridge(boxes, category, sizes)]
         refined, _ = self._predict_pass(features, boxes, sizes, late=True)

@@ -1,32 +1,23 @@
 """The first stage: a region proposal network whose boxes stay part of the graph, and which learns
 from the boxes that the later stages were trained on (MNC paper, sections 3.1 and 3.4)."""
 
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
-from d2ext.modeling import CaffeRPN
-from d2ext.structures import clip_boxes
+from d2ext.modeling.regions.boxes import boxes_inside, clip_boxes
+from d2ext.modeling.rpn.caffe import AnchorPredictions, CaffeRPN
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Instances
 
 from .box_transform import MNCBoxTransform, exact_boxes
 from .stage_bridge import limit_gradient
 
 __all__ = ["DifferentiableRPN", "relabel_anchors"]
-
-Sample = Callable[[List[Instances], List[Instances]], List[Instances]]
-
-
-def _inside(boxes: Tensor, image_size: Tuple[int, int]) -> Tensor:
-    """(N,) bool, whether boxes (N x 4) lie within the image."""
-    height, width = image_size
-    x1, y1, x2, y2 = boxes.unbind(dim=1)
-    return (x1 >= 0) & (y1 >= 0) & (x2 <= width) & (y2 <= height)
 
 
 def relabel_anchors(labels: Tensor, samples: Instances, inside: Tensor) -> Tensor:
@@ -64,7 +55,7 @@ class DifferentiableRPN(CaffeRPN):
         box_gradient_limit: Optional[float] = 1 / 512,
         relabel_from_rois: bool = True,
         normalize_box_by_sampled: bool = True,
-        detach_boxes: bool = False,
+        scale_min_size: bool = False,
         **kwargs,
     ):
         """
@@ -74,13 +65,14 @@ class DifferentiableRPN(CaffeRPN):
                 None or 0 for no limit. The gradient of the RPN's own losses is not clipped.
             relabel_from_rois (bool): anchors whose proposals are sampled for the later stages take
                 part in the RPN's losses with the labels of these samples.
-            normalize_box_by_sampled, detach_boxes, kwargs: see :class:`CaffeRPN`.
+            scale_min_size (bool): ``min_box_size`` counts pixels of the original image instead of
+                the network input.
+            normalize_box_by_sampled, kwargs: see :class:`CaffeRPN`.
         """
-        super().__init__(
-            normalize_box_by_sampled=normalize_box_by_sampled, detach_boxes=detach_boxes, **kwargs
-        )
+        super().__init__(normalize_box_by_sampled=normalize_box_by_sampled, **kwargs)
         self.box_gradient_limit = box_gradient_limit
         self.relabel_from_rois = relabel_from_rois
+        self.scale_min_size = scale_min_size
 
     @classmethod
     def from_config(cls, cfg, input_shape: Dict[str, ShapeSpec]):
@@ -91,63 +83,55 @@ class DifferentiableRPN(CaffeRPN):
         )
         ret["box_gradient_limit"] = own.BOX_GRAD_CLIP
         ret["relabel_from_rois"] = own.RPN_RELABEL_FROM_ROIS
+        ret["scale_min_size"] = cfg.MODEL.CAFFE_RPN.SCALE_MIN_SIZE
         return ret
-
-    def forward(
-        self,
-        images: ImageList,
-        features: Dict[str, Tensor],
-        gt_instances: Optional[List[Instances]] = None,
-        sample: Optional[Sample] = None,
-    ) -> Tuple[List[Instances], Dict[str, Tensor]]:
-        """As in the base class, with boxes that have a gradient.
-
-        Args:
-            sample: in training, makes the samples of the next stage from the proposals and the
-                ground truth; they are returned instead of the proposals. Without it no anchor is
-                relabelled.
-        """
-        anchors, logits, deltas, grid = self.predict_anchors(features)
-        limit = (self.box_gradient_limit or 0) / len(deltas)
-        limited = limit_gradient(deltas, limit)
-        proposals = [
-            self.propose(
-                anchors, logits[i].detach(), limited[i], grid, size, self.min_size(images, i)
-            )
-            for i, size in enumerate(images.image_sizes)
-        ]
-        if not self.training:
-            return proposals, {}
-        labels, boxes = self.label_and_sample_anchors([anchors], gt_instances)
-        if sample is not None:
-            proposals = sample(proposals, gt_instances)
-            if self.relabel_from_rois:
-                labels = [
-                    relabel_anchors(x, s, _inside(anchors.tensor, s.image_size))
-                    for x, s in zip(labels, proposals)
-                ]
-        return proposals, self.losses([anchors], [logits], labels, [deltas], boxes)
 
     def propose(
         self,
-        anchors: Boxes,
-        logits: Tensor,
-        deltas: Tensor,
-        grid: Tuple[int, int],
-        image_size: Tuple[int, int],
-        min_size: float,
-    ) -> Instances:
-        with torch.no_grad():
-            chosen = super().propose(anchors, logits, deltas, grid, image_size, min_size)
-        if self.detach_boxes:
-            return chosen
-        index = chosen.anchor_index
-        source = anchors.tensor[index]
-        decoded = self.box2box_transform.apply_deltas(deltas[index], source)
-        passes = _inside(source, image_size) & _inside(decoded, image_size)
-        boxes = clip_boxes(decoded, image_size, whole_pixel=True)
-        chosen.proposal_boxes = exact_boxes(torch.where(passes[:, None], boxes, boxes.detach()))
-        return chosen
+        predictions: AnchorPredictions,
+        image_sizes: Sequence[Tuple[int, int]],
+        scales: Optional[Sequence[float]] = None,
+    ) -> List[Instances]:
+        """As in the base class, with boxes that have a gradient.
+
+        Args:
+            scales: pixels of the network input per pixel of each original image; None for 1.
+        """
+        limit = (self.box_gradient_limit or 0) / len(image_sizes)
+        deltas = limit_gradient(predictions.deltas, limit)
+        proposals = []
+        for image, size in enumerate(image_sizes):
+            scale = scales[image] if self.scale_min_size and scales is not None else 1.0
+            chosen = self.propose_in_image(predictions, image, size, self.min_box_size * scale)
+            source = predictions.anchors.tensor[chosen.anchor_index]
+            decoded = self.box2box_transform.apply_deltas(
+                deltas[image, chosen.anchor_index], source
+            )
+            passes = boxes_inside(source, size) & boxes_inside(decoded, size)
+            boxes = clip_boxes(decoded, size, whole_pixel=True)
+            chosen.proposal_boxes = exact_boxes(torch.where(passes[:, None], boxes, boxes.detach()))
+            proposals.append(chosen)
+        return proposals
+
+    def losses_with_samples(
+        self,
+        predictions: AnchorPredictions,
+        targets: List[Instances],
+        samples: Sequence[Instances],
+    ) -> Dict[str, Tensor]:
+        """Losses of the anchors, some of which get the labels of the samples of the next stage.
+
+        Args:
+            samples: per image, see :func:`relabel_anchors`.
+        """
+        labels, boxes = self.label_and_sample_anchors([predictions.anchors], targets)
+        if self.relabel_from_rois:
+            anchors = predictions.anchors.tensor
+            labels = [
+                relabel_anchors(x, s, boxes_inside(anchors, s.image_size))
+                for x, s in zip(labels, samples)
+            ]
+        return self.anchor_losses(predictions, labels, boxes)
 
     def usable_anchors(
         self, grid: Tuple[int, int], image_size: Tuple[int, int], device: torch.device

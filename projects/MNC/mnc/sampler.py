@@ -6,7 +6,7 @@ from typing import List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from d2ext.modeling.sampling import image_generator, subsample
+from d2ext.modeling.regions.sampling import image_generator, subsample
 
 from detectron2.structures import Boxes, Instances, pairwise_iou
 

@@ -6,7 +6,7 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor
 
-from d2ext.structures import clip_boxes
+from d2ext.modeling.regions.boxes import clip_boxes
 
 from detectron2.modeling.box_regression import Box2BoxTransform
 

@@ -1,86 +1,21 @@
-"""Targets that depend on masks: the mask of each box to learn, and whether the predicted mask of a
-box is good enough for the box to count as its class (MNC paper, sections 3.2 and 3.3).
+"""Classes at the mask level: whether the predicted mask of a box is good enough for the box to
+count as its class (MNC paper, section 3.3).
 
-Masks and boxes are those of the network input. The release computes both at the original size of
-the image; the difference is one of rounding.
+Masks and boxes are those of the network input. The release computes at the original size of the
+image; the difference is one of rounding.
 """
 
-from typing import Tuple
+from typing import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from d2ext.structures import to_inclusive
+from d2ext.modeling.regions.boxes import pixel_boxes
 
-from detectron2.structures import BitMasks, Instances
+from detectron2.structures import Instances
 
-__all__ = ["gt_bitmaps", "mask_ious", "mask_targets", "pixel_boxes"]
-
-
-def gt_bitmaps(target: Instances) -> Tensor:
-    """Ground-truth masks of an image, bool (G, H, W); images without objects may lack the field."""
-    device = target.gt_classes.device
-    if not target.has("gt_masks"):
-        return torch.zeros((0, *target.image_size), dtype=torch.bool, device=device)
-    masks = target.gt_masks
-    if not isinstance(masks, BitMasks):
-        masks = BitMasks.from_polygon_masks(masks, *target.image_size)
-    return masks.tensor.to(device)
-
-
-def pixel_boxes(boxes: Tensor) -> Tensor:
-    """Boxes (N x 4, x2 and y2 exclusive) -> int64 indices of their first and last pixels; halves
-    are rounded to even. No box is smaller than one pixel."""
-    low, high = to_inclusive(boxes.detach()).round().long().split(2, dim=1)
-    return torch.cat([low, torch.maximum(low, high)], dim=1)
-
-
-def _axis(first: Tensor, last: Tensor, size: int) -> Tuple[Tensor, Tensor, Tensor]:
-    """Pixels before and after each of ``size`` samples between two pixels, and the position between
-    them: half-pixel centres, the outermost pixels repeated."""
-    length = (last - first + 1)[:, None]
-    sample = torch.arange(size, device=first.device, dtype=torch.float32) + 0.5
-    position = (sample * length / size - 0.5).clamp(min=0)
-    position = torch.minimum(position, (length - 1).float())
-    before = position.floor().long()
-    after = torch.minimum(before + 1, length - 1)
-    return first[:, None] + before, first[:, None] + after, position - before
-
-
-def mask_targets(
-    masks: Tensor, gt_index: Tensor, boxes: Tensor, size: int, threshold: float = 0.4
-) -> Tensor:
-    """The part of each box's ground-truth mask inside the box, resized.
-
-    Bilinear without antialiasing: of a large box, single pixels are looked at.
-
-    Args:
-        masks (Tensor): G x H x W, bool.
-        gt_index (Tensor): (Q,) int64 row of each box's mask.
-        boxes (Tensor): Q x 4 in pixels, x2 and y2 exclusive; zeros outside the image.
-        size (int): M.
-        threshold (float): resized values from here on belong to the mask.
-
-    Returns:
-        Tensor: Q x M x M, bool.
-    """
-    if len(boxes) == 0:  # then there may be no mask to look at, either
-        return masks.new_zeros((0, size, size))
-    corners = pixel_boxes(boxes)
-    left, right, a = _axis(corners[:, 0], corners[:, 2], size)
-    top, bottom, b = _axis(corners[:, 1], corners[:, 3], size)
-    height, width = masks.shape[-2:]
-
-    def look_up(y: Tensor, x: Tensor) -> Tensor:
-        inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None]
-        y, x = y.clamp(0, height - 1)[:, :, None], x.clamp(0, width - 1)[:, None]
-        return (masks[gt_index[:, None, None], y, x] & inside).float()
-
-    a, b = a[:, None], b[:, :, None]
-    upper = look_up(top, left) * (1 - a) + look_up(top, right) * a
-    lower = look_up(bottom, left) * (1 - a) + look_up(bottom, right) * a
-    return upper * (1 - b) + lower * b >= threshold
+__all__ = ["mask_ious", "mask_level_classes"]
 
 
 def mask_ious(
@@ -118,3 +53,39 @@ def mask_ious(
         union = predicted.sum() + areas[row] - both
         ious[row] = both / union.clamp(min=1)
     return ious
+
+
+@torch.no_grad()
+def mask_level_classes(
+    probabilities: Tensor,
+    samples: Sequence[Instances],
+    masks: Sequence[Tensor],
+    num_classes: int,
+    threshold: float,
+    min_iou: float,
+) -> Tensor:
+    """(R,) int64, the class of each box whose predicted mask is good enough, else ``num_classes``.
+
+    Args:
+        probabilities (Tensor): R x 1 x M x M, of the boxes of all images.
+        samples: per image, from :class:`MNCSampler`.
+        masks: per image, the ground-truth masks (bool, G x H x W).
+        threshold (float): see :func:`mask_ious`.
+        min_iou (float): least IoU of predicted mask and ground truth.
+    """
+    classes, start = [], 0
+    for sample, image_masks in zip(samples, masks):
+        rows = sample.foreground.nonzero()[:, 0]
+        ious = mask_ious(
+            probabilities[start + rows, 0],
+            sample.proposal_boxes.tensor[rows],
+            image_masks,
+            sample.gt_index[rows],
+            threshold,
+        )
+        good = rows[ious >= min_iou]
+        image_classes = torch.full_like(sample.gt_classes, num_classes)
+        image_classes[good] = sample.gt_classes[good]
+        classes.append(image_classes)
+        start += len(sample)
+    return torch.cat(classes)

@@ -8,13 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2ext.errors import UserError
+from d2ext.modeling.regions.boxes import clip_boxes, pixel_boxes, to_continuous, to_inclusive
 from d2ext.ops import MaskVoting, vote_candidates
-from d2ext.structures import clip_boxes, to_continuous, to_inclusive
 
 from detectron2.config import configurable
 from detectron2.structures import Boxes, Instances
-
-from .targets import pixel_boxes
 
 __all__ = ["InstanceVoting", "draw_binary_masks", "draw_votes"]
 
@@ -165,11 +163,10 @@ class InstanceVoting(nn.Module):
             "voting": own.VOTING,
             "mode": own.VOTING_MODE,
             "masks": own.OUTPUT_MASKS,
-            "nms_threshold": own.VOTING_NMS_THRESH,
-            "merge_threshold": own.VOTING_MERGE_THRESH,
+            "nms_threshold": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
             "mask_threshold": own.BIN_THRESH,
             "max_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "score_threshold": own.SCORE_THRESH_TEST,
+            "score_threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
             "legacy_plus_one": own.LEGACY_PLUS_ONE,
         }
 

@@ -62,7 +62,6 @@ def test_lazy_defaults_equal_the_yaml_defaults():
         "inclusive": own.INCLUSIVE,
         "ohem": own.OHEM,
         "loss_weights": tuple(own.LOSS_WEIGHTS),
-        "mask_target_thresh": own.MASK_TARGET_THRESH,
         "refine": own.REFINE,
         "min_size_test": own.MIN_SIZE_TEST,
         "vote": own.VOTE,

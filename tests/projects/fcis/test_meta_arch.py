@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from d2ext.structures import to_inclusive
+from d2ext.modeling.regions.boxes import to_inclusive
 from d2ext.utils.testing import random_batch
 
 from detectron2.modeling.meta_arch import GeneralizedRCNN
@@ -92,7 +92,7 @@ def test_masks_are_voted_for_in_the_image_not_in_the_network_input(make_model):
         (result,) = predict(model, batch)
         assert torch.equal(result.pred_boxes.tensor, result.pred_boxes.tensor.round())
         scale = torch.tensor([width / 96, height / 64] * 2)
-        boxes = to_inclusive(candidates.pred_boxes.tensor) * scale
+        boxes = candidates.pixel_boxes * scale
         last = torch.tensor([width - 1.0, height - 1.0] * 2)
         voted = model.roi_heads.voting(
             torch.minimum(boxes.clamp(min=0), last), candidates.pred_masks[:, 0],
@@ -155,6 +155,7 @@ def test_proposals_may_come_with_the_input(make_model):
     candidates = model.eval().candidates(batch)[0]
     assert len(candidates) == 4
     assert torch.equal(candidates.pred_boxes.tensor[:2], boxes.tensor)
+    assert torch.equal(candidates.pixel_boxes, to_inclusive(candidates.pred_boxes.tensor))
     with EventStorage():
         losses = model.train()(batch)
     assert set(losses) == {"loss_cls", "loss_mask", "loss_box_reg"}

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from d2ext.ops import MaskVoting
-from d2ext.structures import to_continuous
-from fcis.postprocessing import paste_inclusive, paste_instances, scale_boxes, vote_instances
+from fcis.postprocessing import paste_instances, place_masks, scale_boxes, vote_instances
 
 from detectron2.structures import Boxes, Instances
 
@@ -26,22 +25,24 @@ def test_masks_are_pasted_as_opencv_resizes_them():
     low = torch.randint(0, 40, (30, 2), generator=generator)
     extent = torch.randint(0, 20, (30, 2), generator=generator)
     boxes = torch.cat([low, low + extent], dim=1).float() + 0.3
-    pasted = paste_inclusive(masks, boxes, (64, 60), 0.4)
-    for mask, box, ours in zip(masks, boxes, pasted):
+    result = place_masks(Instances((64, 60)), masks, boxes, 0.4)
+    for mask, box, ours in zip(masks, boxes, result.pred_masks):
         expected = paste_by_opencv(mask.numpy(), box.numpy(), (64, 60), 0.4)
         assert (ours.numpy() != expected).sum() <= 1  # OpenCV rounds its weights
 
 
 def test_a_full_mask_fills_its_box_up_to_the_border_and_no_more():
     box = torch.tensor([[3.0, 2.0, 12.0, 17.0]])
-    pasted = paste_inclusive(torch.full((1, 21, 21), 0.41), box, (20, 16), 0.4)[0]
+    result = place_masks(Instances((20, 16)), torch.full((1, 21, 21), 0.41), box, 0.4)
+    pasted = result.pred_masks[0]
+    assert result.pred_boxes.tensor.tolist() == [[3, 2, 13, 18]]
     expected = torch.zeros(20, 16, dtype=torch.bool)
     expected[2:18, 3:13] = True
     assert torch.equal(pasted, expected)
 
 
 def test_pixel_indices_are_divided_by_the_scale_and_clipped():
-    boxes = to_continuous(torch.tensor([[0.0, 3, 30, 60], [90, 0, 99.5, 99]]))
+    boxes = torch.tensor([[0.0, 3, 30, 60], [90, 0, 99.5, 99]])
     scaled = scale_boxes(boxes, (100, 100), (50, 25))
     assert scaled.tolist() == [[0, 1.5, 7.5, 30], [22.5, 0, 24, 49]]
 
@@ -49,6 +50,7 @@ def test_pixel_indices_are_divided_by_the_scale_and_clipped():
 def test_regions_without_voting_keep_their_own_masks():
     found = Instances((40, 40))
     found.pred_boxes = Boxes(torch.tensor([[4.0, 4, 20, 20], [0, 0, 40, 40]]))
+    found.pixel_boxes = torch.tensor([[4.0, 4, 19, 19], [0, 0, 39, 39]])
     found.scores = torch.tensor([0.9, 0.8])
     found.pred_classes = torch.tensor([1, 0])
     found.pred_masks = torch.ones(2, 1, 7, 7)
@@ -58,7 +60,7 @@ def test_regions_without_voting_keep_their_own_masks():
     assert result.pred_masks[0].nonzero().amin(0).tolist() == [2, 2]
     assert result.pred_masks[0].nonzero().amax(0).tolist() == [10, 10]
     assert not result.pred_masks[1].any()
-    assert torch.equal(result.scores, found.scores)
+    assert torch.equal(result.scores, found.scores) and not result.has("pixel_boxes")
     assert torch.equal(result.pred_classes, found.pred_classes)
 
 

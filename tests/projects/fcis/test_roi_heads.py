@@ -5,11 +5,12 @@ import torch
 from torch.nn import functional as F
 
 from d2ext.errors import UserError
+from d2ext.modeling.regions.boxes import pixel_boxes
+from d2ext.modeling.regions.targets import resize_masks
 from d2ext.ops import ps_roi_assemble, ps_roi_mean
 from d2ext.ops.poolers import boxes_to_rois
 from d2ext.utils.testing import random_batch
 from fcis.roi_heads import ScoreMaps
-from fcis.targets import crop_mask_targets
 
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -134,9 +135,10 @@ def losses_by_hand(heads, features, proposals, targets):
             mask, reg = torch.tensor(0.0), torch.tensor(0.0)
             if label < K:
                 target = targets[image]
-                inside = crop_mask_targets(
-                    target.gt_masks, target.gt_boxes, torch.tensor([gt]), box[None], 6
-                )[0]
+                row = torch.tensor([gt])
+                limits = pixel_boxes(target.gt_boxes.tensor[row])
+                masks = target.gt_masks.tensor
+                inside = resize_masks(masks, row, pixel_boxes(box[None]), 6, 0.4, limits)[0]
                 probability = cells[label].log_softmax(dim=0)
                 mask = -torch.where(inside, probability[1], probability[0]).mean()
                 deltas = ps_roi_mean(maps.box, roi, 1 / 16, 3, 6, legacy=True)[0]

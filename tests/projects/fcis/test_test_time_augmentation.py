@@ -2,15 +2,11 @@
 
 import pytest
 import torch
-from fvcore.transforms import VFlipTransform
 
-from d2ext.errors import UserError
-from d2ext.modeling.test_time_augmentation import with_test_time_augmentation
-from d2ext.structures import to_inclusive
+from d2ext.modeling.regions.boxes import to_inclusive
+from d2ext.modeling.test_time_augmentation import is_mirrored, with_test_time_augmentation
 from d2ext.utils.testing import random_batch
 from fcis import FCISWithTTA
-
-from detectron2.data.transforms import TransformList
 
 SIZE = (64, 96)
 
@@ -57,7 +53,7 @@ def test_regions_of_the_mirror_image_are_mirrored_back(model, monkeypatch):
     (expected,) = predict(FCISWithTTA.from_sizes(model, [64], 1000, flip=False), batch)
 
     def mirrored_only(inputs):
-        return [v for v in mapper(inputs) if FCISWithTTA._mirrored(v["transforms"])]
+        return [v for v in mapper(inputs) if is_mirrored(v["transforms"])]
 
     mapper = FCISWithTTA.from_sizes(model, [64], 1000).tta_mapper
     (ours,) = predict(FCISWithTTA(model, mirrored_only), batch)
@@ -100,8 +96,3 @@ def test_evaluation_with_augmentation_lets_the_regions_vote(model):
     assert isinstance(tta, FCISWithTTA)
     expected = predict(FCISWithTTA.from_sizes(model, [64], 1000), batch)
     assert_same(predict(tta, batch)[0], expected[0])
-
-
-def test_other_augmentations_are_refused():
-    with pytest.raises(UserError, match="VFlipTransform"):
-        FCISWithTTA._mirrored(TransformList([VFlipTransform(64)]))

@@ -1,18 +1,16 @@
 """Numbers worked out for FCIS, met by the project's own code: what its heads read from score maps,
 targets, losses, voting. Classes there start with the background, here they end with it."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from fvcore.nn import smooth_l1_loss
 
+from d2ext.modeling.regions.boxes import to_continuous, to_inclusive
 from d2ext.ops import MaskVoting
-from d2ext.structures import to_continuous, to_inclusive
 from fcis.losses import hardest_regions, region_losses, total_losses
 from fcis.postprocessing import vote_instances
 from fcis.roi_heads import ScoreMaps
-from fcis.targets import RegionSampler, crop_mask_targets
+from fcis.sampler import RegionSampler
 
 from detectron2.structures import Boxes, Instances
 
@@ -219,21 +217,6 @@ def test_regions_not_kept_have_no_part_in_any_loss(vectors):
     unweighted = (tensor(expected["bbox_weights_out"]) == 0).all(1)
     for gradient, without in ((logits.grad, blank), (seg.grad, masked), (deltas.grad, unweighted)):
         assert (gradient.flatten(1).abs().sum(1) == 0).tolist() == without.tolist()
-
-
-def test_mask_targets_are_cropped_resized_and_made_binary(vectors):
-    inputs, expected = vectors["mask_13_targets"]
-    masks = SimpleNamespace(tensor=tensor(inputs["gt_mask"])[None])
-    boxes = to_continuous(tensor(inputs["rois"], dtype=torch.float32))
-    targets = crop_mask_targets(
-        masks,
-        Boxes(to_continuous(tensor([inputs["gt_box"]], dtype=torch.float32))),
-        torch.zeros(len(boxes), dtype=torch.int64),
-        boxes,
-        inputs["mask_size"],
-        inputs["thresh"],
-    )
-    assert targets.int().tolist() == expected["targets"]
 
 
 def test_box_targets_are_normalised_deltas(make_heads, vectors):

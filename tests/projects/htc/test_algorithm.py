@@ -153,8 +153,8 @@ def scene(make_model, pyramid, near_objects, stds, request):
         torch.nn.init.normal_(predictor.bbox_pred.bias, std=0.1)
     batch = random_batch()
     batch[0]["instances"].gt_boxes.tensor[1] = batch[0]["instances"].gt_boxes.tensor[0] + 6
-    features = model.roi_heads.with_semantic(pyramid())
-    oracle = Oracle(model, features, features["semantic"], stds)
+    features = model.roi_heads.region_features(pyramid())
+    oracle = Oracle(model, features.pyramid, features.embedding, stds)
     return model, batch, features, near_objects(batch), oracle
 
 
@@ -185,7 +185,7 @@ def test_training_losses_and_gradients_equal_the_transcription(scene, interleave
 def test_detections_equal_the_transcription(scene):
     model, _, features, proposals, oracle = scene
     with torch.no_grad():
-        ours = model.roi_heads.eval().predict(features, proposals)
+        ours = model.roi_heads.eval().predict(features.pyramid, proposals)
         for image, result in enumerate(ours):
             rows = []
             for box in proposals[image].proposal_boxes.tensor:

@@ -1,6 +1,7 @@
 import inspect
 import re
 
+from d2ext.modeling import MultiStageROIHeads
 from htc import HTCROIHeads, add_htc_config
 from htc import config as htc_config
 
@@ -35,11 +36,15 @@ def test_keys_of_detectron2_stay_as_they_are():
 def test_lazy_defaults_equal_the_yaml_defaults():
     cfg = get_cfg()
     add_htc_config(cfg)
-    signature = inspect.signature(HTCROIHeads.__init__).parameters
+    signature = {
+        **inspect.signature(MultiStageROIHeads.__init__).parameters,
+        **inspect.signature(HTCROIHeads.__init__).parameters,
+    }
     for argument, value in {
         "interleaved": cfg.MODEL.HTC.INTERLEAVED,
         "mask_info_flow": cfg.MODEL.HTC.MASK_INFO_FLOW,
         "mask_ensemble": cfg.MODEL.HTC.MASK_ENSEMBLE,
+        "score_average": cfg.MODEL.HTC.SCORE_AVERAGE,
         "stage_loss_weights": tuple(cfg.MODEL.HTC.STAGE_LOSS_WEIGHTS),
         "semantic_fusion": tuple(cfg.MODEL.HTC.SEMANTIC.FUSION),
     }.items():

@@ -33,7 +33,7 @@ def zero(module):
 def stage_losses(model, pyramid, near_objects, **kwargs):
     batch = random_batch(**kwargs)
     heads = model.roi_heads.train()
-    features = heads.with_semantic(pyramid(len(batch)))
+    features = heads.region_features(pyramid(len(batch)))
     targets = [x["instances"] for x in batch]
     with EventStorage():
         return heads.losses(features, near_objects(batch), targets), features
@@ -149,11 +149,11 @@ def test_fusion_of_a_zero_embedding_equals_no_fusion(make_model, training_losses
 
 def test_semantic_features_are_pooled_fine_and_averaged_for_boxes(make_model, pyramid):
     heads = make_model().roi_heads
-    features = heads.with_semantic(pyramid(1))
-    embedding = heads.semantic_head(features)[1]
+    features = heads.region_features(pyramid(1))
+    embedding = heads.semantic_head(features.pyramid)[1]
     boxes = torch.tensor([[5.0, 6, 40, 50], [2, 2, 90, 60], [30, 20, 33, 24]])
     semantic = roi_align(embedding, [boxes], 14, 1 / 8, -1, True)
-    levels = [features[f] for f in ("p2", "p3", "p4", "p5")]
+    levels = [features.pyramid[f] for f in ("p2", "p3", "p4", "p5")]
     mask = heads.mask_pooler(levels, [Boxes(boxes)])
     box = heads.box_pooler(levels, [Boxes(boxes)])
     means = semantic.reshape(3, 8, 7, 2, 7, 2).mean(dim=(3, 5))
@@ -164,9 +164,14 @@ def test_semantic_features_are_pooled_fine_and_averaged_for_boxes(make_model, py
 
 def test_half_precision_features_are_pooled_at_full_precision_boxes(make_model, pyramid):
     heads = make_model().roi_heads
-    features = heads.with_semantic(pyramid(1))
-    half = {k: v.bfloat16() for k, v in features.items()}
-    single = {k: v.float() for k, v in half.items()}
+    features = heads.region_features(pyramid(1))
+    half, single = (
+        features._replace(
+            pyramid={k: convert(v) for k, v in features.pyramid.items()},
+            embedding=convert(features.embedding),
+        )
+        for convert in (lambda x: x.bfloat16(), lambda x: x.bfloat16().float())
+    )
     boxes = [Boxes(torch.tensor([[33.3, 21.7, 61.3, 52.9]]))]  # no bfloat16 numbers
     for pool in (heads.pool_box_features, heads.pool_mask_features):
         assert torch.equal(pool(half, boxes).float(), pool(single, boxes))
@@ -175,9 +180,9 @@ def test_half_precision_features_are_pooled_at_full_precision_boxes(make_model, 
 @pytest.mark.parametrize("fusion", [["box"], ["mask"]])
 def test_each_branch_can_go_without_semantic_features(make_model, pyramid, fusion):
     heads = make_model("HTC.SEMANTIC.FUSION", fusion).roi_heads
-    features = heads.with_semantic(pyramid(1))
+    features = heads.region_features(pyramid(1))
     boxes = [Boxes(torch.tensor([[5.0, 6, 40, 50]]))]
-    levels = [features[f] for f in ("p2", "p3", "p4", "p5")]
+    levels = [features.pyramid[f] for f in ("p2", "p3", "p4", "p5")]
     assert torch.equal(
         heads.pool_box_features(features, boxes), heads.box_pooler(levels, boxes)
     ) == ("box" not in fusion)
@@ -242,7 +247,7 @@ def test_refined_boxes_are_sampled_anew_with_the_threshold_of_their_own_stage(
 
         heads.samplers[stage] = record
     batch = random_batch()
-    features = heads.train().with_semantic(pyramid())
+    features = heads.train().region_features(pyramid())
     with EventStorage():
         heads.losses(features, near_objects(batch), [x["instances"] for x in batch])
     # 12 proposals per image; the 3 objects join in every round and never go round with the others.
@@ -259,7 +264,7 @@ def test_masks_are_trained_on_positive_boxes_only(make_model, pyramid, near_obje
     original = heads.pool_mask_features
     heads.pool_mask_features = lambda f, boxes: trained.append(boxes) or original(f, boxes)
     batch = random_batch()
-    features = heads.train().with_semantic(pyramid())
+    features = heads.train().region_features(pyramid())
     with EventStorage():
         heads.losses(features, near_objects(batch), [x["instances"] for x in batch])
     for image_boxes, x in zip(trained[0], batch):
@@ -281,10 +286,10 @@ def test_every_parameter_gets_a_gradient_whatever_is_missing(
     boxes = Boxes(torch.tensor([[3.0, 3, 30, 40]]).repeat(count, 1))
     proposals = [Instances((64, 96), proposal_boxes=boxes) for _ in range(2)]
     targets = [x["instances"] for x in random_batch(num_objects=objects)]
-    images = type("Images", (), {"sem_seg": torch.full((2, 64, 96), 255)})
+    labels = torch.full((2, 64, 96), 255)
     features = pyramid()
     with EventStorage():
-        _, losses = heads(images, features, proposals, targets)
+        _, losses = heads(None, features, proposals, targets, labels)
     sum(losses.values()).backward()
     for name, parameter in heads.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name

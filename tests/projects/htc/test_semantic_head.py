@@ -102,5 +102,5 @@ def test_labels_without_channel_are_reported():
 
 
 def test_reference_level_has_to_be_among_the_inputs():
-    with pytest.raises(ValueError, match="REFERENCE_FEATURE 'p1'"):
+    with pytest.raises(ValueError, match="reference_feature 'p1'"):
         head(reference_feature="p1")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from d2ext.config import get_config
-from mnc import InstanceVoting, MNCROIHeads, MNCSampler, add_mnc_config, build_pooler
+from mnc import InstanceVoting, MNCROIHeads, add_mnc_config, build_pooler
 from mnc import config as mnc_config
 
 from detectron2.config import get_cfg, instantiate
@@ -56,7 +56,6 @@ def test_keys_of_detectron2_stay_as_they_are():
                 "num_stages_test": "NUM_STAGES_TEST",
                 "mask_loss_weight": "MASK_LOSS_WEIGHT",
                 "mask_threshold": "BIN_THRESH",
-                "mask_iou_threshold": "MASK_IOU_THRESH",
                 "box_gradient": "BOX_GRADIENT",
                 "gate_gradient": "GATE_GRADIENT",
                 "box_gradient_limit": "BOX_GRAD_CLIP",
@@ -69,10 +68,7 @@ def test_keys_of_detectron2_stay_as_they_are():
                 "voting": "VOTING",
                 "mode": "VOTING_MODE",
                 "masks": "OUTPUT_MASKS",
-                "nms_threshold": "VOTING_NMS_THRESH",
-                "merge_threshold": "VOTING_MERGE_THRESH",
                 "mask_threshold": "BIN_THRESH",
-                "score_threshold": "SCORE_THRESH_TEST",
                 "legacy_plus_one": "LEGACY_PLUS_ONE",
             },
         ),
@@ -84,10 +80,6 @@ def test_keys_of_detectron2_stay_as_they_are():
                 "border": "WARP_BORDER",
                 "bin_reduce": "WARP_BIN_REDUCE",
             },
-        ),
-        (
-            MNCSampler,
-            {"background_intervals": "BG_INTERVALS", "background_fractions": "BG_FRACTIONS"},
         ),
     ],
 )

@@ -3,10 +3,9 @@ import torch
 
 from d2ext.data import InstanceSegMapper
 from d2ext.evaluation import build_evaluator
-from d2ext.modeling import image_seeds
-from d2ext.structures import to_inclusive
+from d2ext.modeling.regions.boxes import pixel_boxes, to_inclusive
+from d2ext.modeling.regions.targets import resize_masks
 from d2ext.utils.testing import random_batch
-from mnc.targets import mask_targets
 
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances, pairwise_iou
@@ -70,7 +69,7 @@ def test_stages_are_predicted_one_by_one(make_model):
     three, five = model.inference_stages(batch)
     with torch.no_grad():
         assert model(batch)[0]["instances"].scores.equal(five[0]["instances"].scores)
-        model.roi_heads.num_stages[False] = 3
+        model.roi_heads.num_stages_test = 3
         assert model(batch)[0]["instances"].scores.equal(three[0]["instances"].scores)
     assert len(model.inference_stages(batch)) == 1
     assert not three[0]["instances"].pred_masks.equal(five[0]["instances"].pred_masks)
@@ -121,7 +120,8 @@ def test_true_masks_as_candidates_come_back_through_voting_and_evaluation(
         boxes.clip(size)
         scores = torch.zeros(len(rows), 8)
         scores[torch.arange(len(rows)), target.gt_classes[rows]] = 0.9
-        masks = mask_targets(target.gt_masks.tensor, rows, boxes.tensor, 21).float()
+        pixels = pixel_boxes(boxes.tensor)
+        masks = resize_masks(target.gt_masks.tensor, rows, pixels, 21, 0.4).float()
         given = Instances(size, pred_boxes=boxes, pred_masks=masks[:, None], class_scores=scores)
         found = voting(given, size)
         found = found[found.scores > 0.5]
@@ -168,18 +168,12 @@ def test_sampled_boxes_are_drawn_before_the_losses_of_the_rpn(make_model, traini
     """The samples that the heads train on are those the RPN has seen."""
     model, seen = make_model(), {}
     heads, rpn = model.roi_heads, model.proposal_generator
-    run, losses, batch = heads.losses, rpn.forward, random_batch(1)
-    heads.losses = lambda f, samples, t: seen.update(heads=samples) or run(f, samples, t)
-
-    def forward(*args, **kwargs):
-        samples, values = losses(*args, **kwargs)
-        seen.update(rpn=samples)
-        return samples, values
-
-    rpn.forward = forward
+    of_heads, of_rpn, batch = heads.losses, rpn.losses_with_samples, random_batch(1)
+    heads.losses = lambda f, samples, t: seen.update(heads=samples) or of_heads(f, samples, t)
+    rpn.losses_with_samples = lambda p, t, s: seen.update(rpn=s) or of_rpn(p, t, s)
     training_losses(model, batch)
     assert seen["rpn"] is seen["heads"]
-    with image_seeds(batch), torch.no_grad():
+    with torch.no_grad():
         iou = pairwise_iou(seen["rpn"][0].proposal_boxes, batch[0]["instances"].gt_boxes)
     assert (iou.max(dim=1).values >= 0.5).equal(seen["rpn"][0].foreground)
     assert to_inclusive(seen["rpn"][0].proposal_boxes.tensor).isfinite().all()

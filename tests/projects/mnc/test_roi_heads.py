@@ -62,7 +62,7 @@ def test_second_pass_is_the_first_one_on_refined_boxes(make_model):
     with EventStorage():
         losses = heads(None, features, near(batch), targets)[1]
         samples = heads.sampler.label_all([b.detach() for b in refined[0]], targets)
-        heads.num_stages[True] = 3
+        heads.num_stages = 3
         again = heads.losses(features, samples, targets)
     assert [len(s) for s in samples] == [len(b) + 3 for b in refined[0]]
     for name, value in again.items():
@@ -102,8 +102,12 @@ def test_one_empty_image_halves_what_the_other_one_counts(make_model):
     nothing = Instances((64, 96), proposal_boxes=Boxes(torch.zeros(0, 4)))
     samples = model.roi_heads.sample(near(full), [full[0]["instances"]])
     beside = model.roi_heads.sample([nothing], [empty[0]["instances"]])
-    together, _ = head_losses(model, full + empty, samples + beside)
-    alone, _ = head_losses(model, full, samples)
+    features = model.backbone(model.preprocess_image(full + empty).tensor)
+    targets = [x["instances"] for x in full + empty]
+    with EventStorage():
+        together = model.roi_heads.losses(features, samples + beside, targets)
+        first = {name: x[:1] for name, x in features.items()}
+        alone = model.roi_heads.losses(first, samples, targets[:1])
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value / 2)
 
@@ -117,7 +121,7 @@ def test_prediction_collects_the_candidates_of_both_passes(make_model, proposals
     given = [Instances((64, 96), proposal_boxes=Boxes(boxes)) for _ in batch]
     with torch.no_grad():
         first, both = model.roi_heads.predict_stages(features, given)
-        model.roi_heads.num_stages[False] = 3
+        model.roi_heads.num_stages_test = 3
         (only,) = model.roi_heads.predict_stages(features, given)
     for a, b, c in zip(first, both, only, strict=True):
         assert len(a) == len(c) == proposals and len(b) == 2 * proposals

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from d2ext.modeling import CaffeRPN
 from d2ext.utils.testing import random_batch
 from mnc.rpn import relabel_anchors
 
@@ -38,15 +39,17 @@ def test_rpn_learns_from_the_samples_of_the_heads_only_if_told_to(make_model, re
 
     monkeypatch.setattr(rpn, "losses", spy)
     images, features, targets = stages_of(model, random_batch(2))
-    (anchors,) = rpn.anchor_generator([features["p2"]])
+    predictions = rpn.predict_anchors(features)
+    proposals = rpn.propose(predictions, images.image_sizes)
+    samples = model.roi_heads.sample(proposals, targets)
     with EventStorage():
-        samples, _ = rpn(images, features, targets, sample=model.roi_heads.sample)
+        rpn.losses_with_samples(predictions, targets, samples)
     agree = []
     for labels, sample in zip(seen[0], samples, strict=True):
         source = sample.anchor_index
         height, width = sample.image_size
         limits = torch.tensor([width, height])
-        corners = anchors.tensor[source]
+        corners = predictions.anchors.tensor[source]
         inside = (corners[:, :2] >= 0).all(dim=1) & (corners[:, 2:] <= limits).all(dim=1)
         known = (source >= 0) & inside
         assert known.sum() > 2
@@ -71,31 +74,41 @@ def test_rpn_alone_trains_and_proposes_like_any_other(make_model):
 
 def test_proposals_are_those_of_the_shared_rpn(make_model):
     model = make_model().eval()
-    batch = random_batch(1, size=(64, 96))
-    images, features, _ = stages_of(model, batch)
+    images, features, _ = stages_of(model, random_batch(1, size=(64, 96)))
     rpn = model.proposal_generator
     with torch.no_grad():
         found, _ = rpn(images, features)
-        rpn.detach_boxes = True
-        plain, _ = rpn(images, features)
+        plain = CaffeRPN.propose(rpn, rpn.predict_anchors(features), images.image_sizes)
     torch.testing.assert_close(
         found[0].proposal_boxes.tensor, plain[0].proposal_boxes.tensor, rtol=0, atol=1e-4
     )
 
 
-def test_smallest_proposal_is_measured_in_pixels_of_the_original_image(make_model):
-    model = make_model("CAFFE_RPN.SCALE_MIN_SIZE", True, "PROPOSAL_GENERATOR.MIN_SIZE", 10).eval()
-    sides = {}
+@pytest.mark.parametrize("scaled", [True, False])
+def test_smallest_proposal_is_measured_in_pixels_of_the_original_image(make_model, scaled):
+    overrides = ("CAFFE_RPN.SCALE_MIN_SIZE", scaled, "PROPOSAL_GENERATOR.MIN_SIZE", 10)
+    model = make_model(*overrides).eval()
+    images, features, _ = stages_of(model, random_batch(1, size=(64, 96)))
+    rpn, sides = model.proposal_generator, {}
     for factor in (1, 2):
-        (x,) = random_batch(1, size=(64, 96))
-        x.update(height=64 // factor, width=96 // factor)
-        images, features, _ = stages_of(model, [x])
-        assert images.scales == [factor]
         with torch.no_grad():
-            (proposals,), _ = model.proposal_generator(images, features)
+            predictions = rpn.predict_anchors(features)
+            (proposals,) = rpn.propose(predictions, images.image_sizes, [factor])
         boxes = proposals.proposal_boxes.tensor
         sides[factor] = float((boxes[:, 2:] - boxes[:, :2]).min())
-    assert 10 <= sides[1] < 20 <= sides[2]
+    assert 10 <= sides[1] < 20
+    assert (sides[2] >= 20) == scaled
+
+
+def test_the_detector_tells_the_size_of_the_original_image(make_model):
+    scaled = ("CAFFE_RPN.SCALE_MIN_SIZE", True, "PROPOSAL_GENERATOR.MIN_SIZE", 10)
+    model = make_model(*scaled, "MNC.NUM_STAGES_TEST", 3).eval()
+    (x,) = random_batch(1, size=(64, 96))
+    x.update(height=32, width=48)
+    with torch.no_grad():
+        (candidates,) = model.inference([x], do_postprocess=False)
+    boxes = candidates.pred_boxes.tensor  # without a second pass those of the proposals
+    assert (boxes[:, 2:] - boxes[:, :2]).min() >= 20
 
 
 def test_cells_cut_by_the_border_propose_but_those_of_the_padding_do_not(make_model):

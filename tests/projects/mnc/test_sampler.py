@@ -1,6 +1,6 @@
 import torch
 
-from d2ext.modeling import image_seeds
+from d2ext.modeling.regions.sampling import image_seeds
 from mnc import MNCSampler
 
 from detectron2.structures import Boxes, Instances

@@ -9,14 +9,15 @@ import torch
 
 from d2ext.config import get_config
 from d2ext.modeling import VGG16, RoundedAnchorGenerator
-from d2ext.structures import to_continuous, to_inclusive
+from d2ext.modeling.regions.boxes import to_continuous, to_inclusive
+from d2ext.modeling.rpn.caffe import AnchorPredictions
 from d2ext.utils.testing import as_double as double
 from d2ext.utils.testing import assert_numbers as close
 from mnc import InstanceVoting, MNCBoxTransform, MNCSampler
 from mnc.box_transform import exact_boxes
 from mnc.losses import box_loss, mask_loss
-from mnc.stage_bridge import bridge_boxes, limit_gradient
-from mnc.targets import mask_ious, mask_targets
+from mnc.stage_bridge import bridge_boxes
+from mnc.targets import mask_ious, mask_level_classes
 
 from detectron2.config import instantiate
 from detectron2.data.transforms import AugInput, AugmentationList
@@ -97,22 +98,7 @@ def test_only_boxes_with_a_class_at_the_mask_level_send_gradient_into_their_mask
     close(torch.autograd.grad(gate, logits, gradient)[0], vectors["ML1"]["expected"]["grad_logits"])
 
 
-def test_mask_target_is_the_resized_part_of_the_mask_inside_the_box(vectors):
-    inputs, expected = vectors["MT1"]["inputs"], vectors["MT1"]["expected"]
-    x1, y1, x2, y2 = inputs["gt_box"]
-    mask = torch.zeros(1, 20, 20, dtype=torch.bool)
-    mask[0, y1 : y2 + 1, x1 : x2 + 1] = torch.tensor(inputs["gt_mask"], dtype=torch.bool)
-    box = to_continuous(torch.tensor([inputs["roi"]], dtype=torch.float32))
-    for size in inputs["M"]:
-        found = mask_targets(mask, torch.tensor([0]), box, size)
-        assert found[0].int().tolist() == expected[f"target_M{size}"]
-    # The threshold lies between neighbouring values of the resized mask.
-    values = sorted({v for row in expected["resized_M3"] for v in row if 0 < v < 1})
-    assert mask_targets(mask, torch.tensor([0]), box, 3, values[0] - 1e-3).sum() == 5
-    assert mask_targets(mask, torch.tensor([0]), box, 3, values[0] + 1e-3).sum() == 4
-
-
-def test_mask_level_class_needs_half_of_the_whole_mask(vectors, make_model, ground_truth):
+def test_mask_level_class_needs_half_of_the_whole_mask(vectors):
     inputs, expected = vectors["MT2"]["inputs"], vectors["MT2"]["expected"]
     x1, y1, x2, y2 = inputs["gt_box"]
     mask = torch.zeros(1, 12, 12, dtype=torch.bool)
@@ -122,7 +108,6 @@ def test_mask_level_class_needs_half_of_the_whole_mask(vectors, make_model, grou
     row = torch.tensor([0])
     assert float(mask_ious(predicted, box, mask, row)) == pytest.approx(expected["mask_iou"])
 
-    heads = make_model("ROI_HEADS.NUM_CLASSES", 20).roi_heads
     sample = Instances(
         (12, 12),
         proposal_boxes=Boxes(box),
@@ -130,11 +115,9 @@ def test_mask_level_class_needs_half_of_the_whole_mask(vectors, make_model, grou
         gt_classes=torch.tensor([inputs["gt_class"] - 1]),
         gt_index=row,
     )
-    assert heads.mask_level_classes(predicted[:, None], [sample], [mask]).tolist() == [
-        expected["label"] - 1
-    ]
-    heads.mask_iou_threshold = expected["mask_iou"] + 0.01
-    assert heads.mask_level_classes(predicted[:, None], [sample], [mask]).tolist() == [20]
+    arguments = (predicted[:, None], [sample], [mask], 20, 0.4)
+    assert mask_level_classes(*arguments, 0.5).tolist() == [expected["label"] - 1]
+    assert mask_level_classes(*arguments, expected["mask_iou"] + 0.01).tolist() == [20]
 
 
 # ---------------------------------------------------------------------------------------- losses
@@ -209,19 +192,14 @@ def test_box_gradient_reaches_the_deltas_of_the_source_anchor(vectors, make_mode
     inputs, expected = vectors["PB1"]["inputs"], vectors["PB1"]["expected"]
 
     def gradient(limit, image_size):
-        rpn = make_model().eval().proposal_generator
-        rpn.crop_grid = False
+        rpn = make_model("MNC.BOX_GRAD_CLIP", limit or 0.0, "PROPOSAL_GENERATOR.MIN_SIZE", 0)
+        rpn = rpn.eval().proposal_generator
         anchor = Boxes(to_continuous(torch.tensor([inputs["anchor"]])))
         rpn.usable_anchors = lambda *_: torch.tensor([0])
         deltas = double([inputs["delta"]]).requires_grad_()
-        found = rpn.propose(
-            anchor,
-            torch.zeros(1, dtype=DOUBLE),
-            limit_gradient(deltas, limit),
-            (1, 1),
-            image_size,
-            0.0,
-        )
+        logits = torch.zeros(1, 1, dtype=DOUBLE)
+        predictions = AnchorPredictions(anchor, logits, deltas[None], (1, 1))
+        (found,) = rpn.propose(predictions, [image_size])
         boxes = found.proposal_boxes.tensor
         assert boxes.dtype == DOUBLE and found.anchor_index.tolist() == [0]
         return torch.autograd.grad(boxes, deltas, double([inputs["grad_roi"]]))[0]

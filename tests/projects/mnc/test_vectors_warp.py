@@ -4,7 +4,7 @@ and last pixels."""
 import pytest
 import torch
 
-from d2ext.structures import to_continuous
+from d2ext.modeling.regions.boxes import to_continuous
 from d2ext.utils.testing import as_double as double
 from d2ext.utils.testing import assert_numbers as close
 from mnc import build_pooler

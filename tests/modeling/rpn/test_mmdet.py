@@ -1,19 +1,15 @@
 import pytest
 import torch
 
-import d2ext.modeling  # noqa: F401
-from d2ext.modeling.box_refinement import ClampedBox2BoxTransform
-from d2ext.modeling.rpn import InsideAnchorRPN
-from d2ext.modeling.sampling import image_seeds
-from d2ext.utils.testing import random_batch, tiny_config
+from d2ext.errors import UserError
+from d2ext.modeling import InsideAnchorRPN
+from d2ext.modeling.regions.sampling import image_seeds
+from d2ext.utils.testing import tiny_config
 
-from detectron2.config import LazyCall as L
-from detectron2.config import instantiate
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.proposal_generator import build_proposal_generator
-from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 
@@ -92,13 +88,11 @@ def test_labels_follow_the_rules_of_mmdetection(features, targets):
         assert torch.equal(matched[i], gts[rows[i]])
 
 
-def test_an_object_at_the_border_finds_an_anchor_only_if_filtered_before_matching(targets):
+def test_an_object_at_the_border_finds_the_best_of_the_anchors_inside():
     gt = Instances(SIZE, gt_boxes=Boxes(torch.tensor([[0.0, 0, 30, 22]])))
     anchors = Boxes(torch.tensor([[-2.0, 0, 30, 22], [15.0, 0, 30, 22]]))  # IoU 0.94 and 0.5
-    for before, expected in ((True, [-1, 1]), (False, [-1, -1])):
-        rpn = build_proposal_generator(config(), SHAPES)
-        rpn.filter_before_matching = before
-        assert rpn._match(anchors, gt)[0].tolist() == expected
+    rpn = build_proposal_generator(config(), SHAPES)
+    assert rpn.label_anchors(anchors, gt)[0].tolist() == [-1, 1]
 
 
 def test_sampling_respects_size_and_share_of_positives(features, targets):
@@ -153,23 +147,32 @@ def test_losses_are_divided_by_the_anchors_sampled(features, targets):
     assert losses["loss_rpn_loc"].item() == pytest.approx((box / count).item(), rel=1e-4)
 
 
-def test_with_all_switches_off_it_equals_detectron2(features, targets):
-    cfg = config()
-    own = cfg.MODEL.INSIDE_ANCHOR_RPN
-    own.BOUNDARY_THRESH = -1
-    own.LOW_QUALITY_IOU = -1
-    own.FILTER_BEFORE_MATCHING = own.NORMALIZE_BY_SAMPLED = own.CLAMP_BOTH_SIDES = False
-    ours = build_proposal_generator(cfg, SHAPES)
+class WithDetectron2Rules(InsideAnchorRPN):
+    """All anchors, detectron2's matches; the losses are still divided by the anchors sampled."""
+
+    def inside(self, anchors, image_size):
+        return torch.ones(len(anchors), dtype=torch.bool)
+
+    def match(self, iou):
+        return Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=True)(iou)
+
+
+def test_without_its_rules_it_equals_detectron2(features, targets):
+    ours = WithDetectron2Rules(config(), SHAPES)
+    ours.box2box_transform = Box2BoxTransform((1.0, 1.0, 1.0, 1.0))
     theirs = build_proposal_generator(config("RPN"), SHAPES)
     theirs.load_state_dict(ours.state_dict())
     for rpn in (ours, theirs):
         rpn.batch_size_per_image = 8000  # all candidates, so that the draws do not matter
         rpn.positive_fraction = 0.5
+    anchors = ours.anchor_generator([features[f] for f in ours.in_features])
+    sampled = sum((x >= 0).sum().item() for x in ours.label_and_sample_anchors(anchors, targets)[0])
     proposals, losses = run(ours, features, targets)
     expected_proposals, expected = run(theirs, features, targets)
     assert losses.keys() == expected.keys()
     for name in losses:
-        assert losses[name].item() == pytest.approx(expected[name].item(), rel=1e-6)
+        value = losses[name].item() * sampled / (2 * 8000)
+        assert value == pytest.approx(expected[name].item(), rel=1e-6)
     for a, b in zip(proposals, expected_proposals):
         assert torch.equal(a.proposal_boxes.tensor, b.proposal_boxes.tensor)
 
@@ -184,7 +187,6 @@ def test_images_without_objects_give_a_zero_box_loss_connected_to_the_head(featu
 
 def test_images_smaller_than_every_anchor_give_finite_losses():
     rpn = build_proposal_generator(config(), SHAPES)
-    rpn.anchor_boundary_thresh = 0.0
     features = {f: torch.randn(2, 8, 1, 1) for f in SHAPES}
     gt = Instances((4, 4), gt_boxes=Boxes(torch.tensor([[0.0, 0, 3, 3]])))
     images = ImageList(torch.zeros(2, 3, 4, 4), [(4, 4), (4, 4)])
@@ -193,52 +195,16 @@ def test_images_smaller_than_every_anchor_give_finite_losses():
     assert [loss.item() for loss in losses.values()] == [0, 0]
 
 
-def test_matcher_and_own_rule_exclude_each_other():
-    matcher = Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=True)
-    with pytest.raises(ValueError, match="low_quality_iou=None"):
-        InsideAnchorRPN(
-            in_features=["p2"],
-            head=torch.nn.Identity(),
-            anchor_generator=torch.nn.Identity(),
-            anchor_matcher=matcher,
-            box2box_transform=ClampedBox2BoxTransform([1.0, 1.0, 1.0, 1.0]),
-            batch_size_per_image=256,
-            positive_fraction=0.5,
-            pre_nms_topk=(10, 10),
-            post_nms_topk=(10, 10),
-        )
-
-
-def test_lazy_config_builds_the_same_network(features, targets):
-    lazy = L(InsideAnchorRPN)(
-        in_features=["p2", "p3", "p4", "p5", "p6"],
-        head=L(StandardRPNHead)(in_channels=8, num_anchors=3),
-        anchor_generator=L(DefaultAnchorGenerator)(
-            sizes=[[16], [32], [64], [128], [256]],
-            aspect_ratios=[0.5, 1.0, 2.0],
-            strides=[4, 8, 16, 32, 64],
-            offset=0.0,
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"anchor_matcher": Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=True)},
+            "InsideAnchorRPN: give anchor_matcher allow_low_quality_matches=False",
         ),
-        anchor_matcher=L(Matcher)(
-            thresholds=[0.3, 0.7], labels=[0, -1, 1], allow_low_quality_matches=False
-        ),
-        box2box_transform=L(ClampedBox2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),
-        batch_size_per_image=256,
-        positive_fraction=0.5,
-        pre_nms_topk=(60, 60),
-        post_nms_topk=(30, 30),
-        nms_thresh=0.7,
-        smooth_l1_beta=0.1111,
-    )
-    ours = instantiate(lazy)
-    yaml = build_proposal_generator(config(), SHAPES)
-    ours.load_state_dict(yaml.state_dict())
-    results = []
-    for rpn in (ours, yaml):
-        with image_seeds(random_batch()):
-            results.append(run(rpn, features, targets))
-    assert {k: v.item() for k, v in results[0][1].items()} == {
-        k: v.item() for k, v in results[1][1].items()
-    }
-    for a, b in zip(results[0][0], results[1][0]):
-        assert torch.equal(a.proposal_boxes.tensor, b.proposal_boxes.tensor)
+        ({"anchor_boundary_thresh": 0.0}, "leave MODEL.RPN.BOUNDARY_THRESH at -1"),
+    ],
+)
+def test_rules_of_detectron2_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        InsideAnchorRPN(config(), SHAPES, **changes)

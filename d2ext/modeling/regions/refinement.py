@@ -8,6 +8,8 @@ from torch import Tensor
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes
 
+from .boxes import clip_boxes
+
 __all__ = ["ClampedBox2BoxTransform", "refine_boxes"]
 
 
@@ -36,22 +38,20 @@ class ClampedBox2BoxTransform(Box2BoxTransform):
         return super().apply_deltas(limited, boxes)
 
 
+@torch.no_grad()
 def refine_boxes(
     boxes: Sequence[Boxes],
     deltas: Tensor,
     transform: Box2BoxTransform,
     image_sizes: Sequence[Tuple[int, int]],
-    detach: bool = True,
 ) -> List[Boxes]:
-    """Decode one delta per box and clip the result to the image.
+    """Decode one delta per box and clip the result to the image; the new boxes are constants.
 
     Args:
         boxes: per image, Ri boxes.
         deltas (Tensor): (sum of Ri) x 4, class-agnostic or of the class already picked.
         transform: decoder of the deltas.
         image_sizes: (height, width) of each image without padding, in pixels.
-        detach (bool): treat the new boxes as constants. False keeps the gradient with respect to
-            deltas and boxes (Multi-task Network Cascades).
 
     Returns:
         list[Boxes]: per image, Ri boxes. None is dropped, so rows stay aligned.
@@ -59,18 +59,10 @@ def refine_boxes(
     Raises:
         FloatingPointError: if a decoded box is not finite.
     """
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not detach):
-        decoded = transform.apply_deltas(deltas, torch.cat([b.tensor for b in boxes]))
-        if not torch.isfinite(decoded).all():
-            raise FloatingPointError(
-                "Refined boxes contain Inf or NaN: training diverged, lower the learning rate."
-            )
-        refined = []
-        for image_boxes, (height, width) in zip(
-            decoded.split([len(b) for b in boxes]), image_sizes
-        ):
-            x1, y1, x2, y2 = image_boxes.unbind(dim=1)
-            x1, x2 = x1.clamp(0, width), x2.clamp(0, width)
-            y1, y2 = y1.clamp(0, height), y2.clamp(0, height)
-            refined.append(Boxes(torch.stack([x1, y1, x2, y2], dim=1)))
-        return refined
+    decoded = transform.apply_deltas(deltas, torch.cat([b.tensor for b in boxes]))
+    if not torch.isfinite(decoded).all():
+        raise FloatingPointError(
+            "Refined boxes contain Inf or NaN: training diverged, lower the learning rate."
+        )
+    rows = decoded.split([len(b) for b in boxes])
+    return [Boxes(clip_boxes(image_boxes, size)) for image_boxes, size in zip(rows, image_sizes)]

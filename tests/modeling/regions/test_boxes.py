@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from d2ext.structures import clip_boxes, to_continuous, to_inclusive
+from d2ext.modeling.regions.boxes import clip_boxes, to_continuous, to_inclusive
 
 from detectron2.structures import Boxes, pairwise_iou
 

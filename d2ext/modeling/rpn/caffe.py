@@ -1,7 +1,7 @@
 """The region proposal network of the Caffe lineage (Faster R-CNN's release), from which those of
 MNC and FCIS differ in a few constants only."""
 
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from fvcore.nn import smooth_l1_loss
@@ -10,24 +10,32 @@ from torch.nn import functional as F
 from torchvision.ops import nms
 
 from d2ext.errors import UserError
-from d2ext.structures import clip_boxes
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
-from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 
-from .box_refinement import ClampedBox2BoxTransform
-from .losses import divide_by_count
-from .rpn import InsideAnchorRPN
+from ..regions.boxes import boxes_inside, clip_boxes
+from ..regions.losses import divide_by_count
+from ..regions.refinement import ClampedBox2BoxTransform
+from .seeded import SeededRPN
 
-__all__ = ["CaffeRPN"]
+__all__ = ["AnchorPredictions", "CaffeRPN"]
+
+
+class AnchorPredictions(NamedTuple):
+    """What the network says of all anchors of N images."""
+
+    anchors: Boxes  # A, by row, column and anchor of the cell
+    logits: Tensor  # N x A, float32 or float64
+    deltas: Tensor  # N x A x 4
+    grid: Tuple[int, int]  # rows and columns of the feature map
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
-class CaffeRPN(InsideAnchorRPN):
+class CaffeRPN(SeededRPN):
     """RPN on one feature map with the rules of Faster R-CNN's Caffe release.
 
     * An anchor takes part in training if its pixels are in the image: one that touches the right or
@@ -43,15 +51,7 @@ class CaffeRPN(InsideAnchorRPN):
 
     @configurable
     def __init__(
-        self,
-        *,
-        match_zero_overlap: bool = True,
-        normalize_box_by_sampled: bool = False,
-        crop_grid: bool = True,
-        scale_min_size: bool = False,
-        detach_boxes: bool = True,
-        anchor_boundary_thresh: float = 0.0,
-        **kwargs,
+        self, *, match_zero_overlap: bool = True, normalize_box_by_sampled: bool = False, **kwargs
     ):
         """
         Args:
@@ -60,45 +60,24 @@ class CaffeRPN(InsideAnchorRPN):
                 True repeats that, False leaves such a ground truth without an anchor.
             normalize_box_by_sampled (bool): divide the box loss by the number of sampled anchors
                 (MNC) instead of by ``batch_size_per_image`` (FCIS).
-            crop_grid (bool): see the class; False uses all cells.
-            scale_min_size (bool): ``min_box_size`` counts pixels of the original image (MNC)
-                instead of the network input. Needs ``images.scales``, see :meth:`min_size`.
-            detach_boxes (bool): treat the proposals as constants. False keeps their gradient.
-            anchor_boundary_thresh (float): pixels by which anchors may exceed the image in
-                training; negative for no limit.
             kwargs: arguments of detectron2's RPN; ``anchor_matcher`` without low-quality matches.
         """
-        super().__init__(
-            low_quality_iou=None, anchor_boundary_thresh=anchor_boundary_thresh, **kwargs
-        )
+        super().__init__(**kwargs)
         if len(self.in_features) != 1:
             raise UserError(
                 f"CaffeRPN works on one feature map, MODEL.RPN.IN_FEATURES names {self.in_features}"
             )
-        if self.anchor_matcher.allow_low_quality_matches:
-            raise UserError("CaffeRPN: give anchor_matcher allow_low_quality_matches=False.")
         self.match_zero_overlap = match_zero_overlap
         self.normalize_box_by_sampled = normalize_box_by_sampled
-        self.crop_grid = crop_grid
-        self.scale_min_size = scale_min_size
-        self.detach_boxes = detach_boxes
 
     @classmethod
     def from_config(cls, cfg, input_shape: Dict[str, ShapeSpec]):
-        rpn, own = cfg.MODEL.RPN, cfg.MODEL.CAFFE_RPN
+        own = cfg.MODEL.CAFFE_RPN
         ret = super().from_config(cfg, input_shape)
-        for name in ("low_quality_iou", "filter_before_matching", "normalize_by_sampled"):
-            del ret[name]
-        ret["anchor_matcher"] = Matcher(
-            rpn.IOU_THRESHOLDS, rpn.IOU_LABELS, allow_low_quality_matches=False
-        )
         limit = {} if own.CLAMP_DELTAS else {"scale_clamp": float("inf")}
-        ret["box2box_transform"] = ClampedBox2BoxTransform(rpn.BBOX_REG_WEIGHTS, **limit)
-        ret["anchor_boundary_thresh"] = own.BOUNDARY_THRESH
+        ret["box2box_transform"] = ClampedBox2BoxTransform(cfg.MODEL.RPN.BBOX_REG_WEIGHTS, **limit)
         ret["match_zero_overlap"] = own.MATCH_ZERO_OVERLAP
         ret["normalize_box_by_sampled"] = own.NORMALIZE_BOX_BY_SAMPLED
-        ret["crop_grid"] = own.CROP_GRID
-        ret["scale_min_size"] = own.SCALE_MIN_SIZE
         return ret
 
     def forward(
@@ -109,7 +88,7 @@ class CaffeRPN(InsideAnchorRPN):
     ) -> Tuple[List[Instances], Dict[str, Tensor]]:
         """
         Args:
-            images: N images; only their sizes are used, and ``scales`` with ``scale_min_size``.
+            images: N images; only their sizes are used.
             features: name -> N x C x h x w.
             gt_instances: in training, per image ``Instances`` with ``gt_boxes``.
 
@@ -118,51 +97,33 @@ class CaffeRPN(InsideAnchorRPN):
             ``anchor_index`` (int64, the anchor that each stems from); and the losses
             ``loss_rpn_cls`` and ``loss_rpn_loc``, none in inference.
         """
-        anchors, logits, deltas, grid = self.predict_anchors(features)
+        predictions = self.predict_anchors(features)
         losses = {}
         if self.training:
-            labels, boxes = self.label_and_sample_anchors([anchors], gt_instances)
-            losses = self.losses([anchors], [logits], labels, [deltas], boxes)
-        proposals = [
-            self.propose(
-                anchors, logits[i].detach(), deltas[i], grid, size, self.min_size(images, i)
-            )
-            for i, size in enumerate(images.image_sizes)
-        ]
-        return proposals, losses
+            labels, boxes = self.label_and_sample_anchors([predictions.anchors], gt_instances)
+            losses = self.anchor_losses(predictions, labels, boxes)
+        return self.propose(predictions, images.image_sizes), losses
 
-    def predict_anchors(
-        self, features: Dict[str, Tensor]
-    ) -> Tuple[Boxes, Tensor, Tensor, Tuple[int, int]]:
-        """The A anchors of the map, their logits (N x A) and deltas (N x A x 4) in float32 or
-        float64, and the height and width of the map."""
+    def predict_anchors(self, features: Dict[str, Tensor]) -> AnchorPredictions:
+        """What the network says of the anchors of its feature map."""
         maps = [features[name] for name in self.in_features]
         anchors = self.anchor_generator(maps)[0]
         logits, deltas = (
             x[0].to(torch.promote_types(x[0].dtype, torch.float32)) for x in self.rpn_head(maps)
         )
-        grid = logits.shape[-2:]
+        grid = tuple(logits.shape[-2:])
         logits = logits.permute(0, 2, 3, 1).flatten(1)
         deltas = deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
-        return anchors, logits, deltas, tuple(grid)
+        return AnchorPredictions(anchors, logits, deltas, grid)
 
     # ------------------------------------------------------------------------------- training
 
-    def _match(self, anchors: Boxes, gt: Instances) -> Tuple[Tensor, Tensor]:
-        height, width = gt.image_size
-        allowed = self.anchor_boundary_thresh
-        x1, y1, x2, y2 = anchors.tensor.unbind(dim=1)
-        inside = (x1 >= -allowed) & (y1 >= -allowed)
-        inside &= (x2 <= width + allowed) & (y2 <= height + allowed)
-        if allowed < 0:
-            inside = torch.ones_like(inside)
-        labels = torch.full((len(anchors),), -1, dtype=torch.int8, device=anchors.device)
-        index = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
-        labels[inside], index[inside] = self._match_all(anchors[inside], gt)
-        return labels, index
+    def inside(self, anchors: Boxes, image_size: Tuple[int, int]) -> Tensor:
+        """Those of which every pixel is in the image."""
+        return boxes_inside(anchors.tensor, image_size)
 
-    def _match_all(self, anchors: Boxes, gt: Instances) -> Tuple[Tensor, Tensor]:
-        iou = pairwise_iou(gt.gt_boxes, anchors)
+    def match(self, iou: Tensor) -> Tuple[Tensor, Tensor]:
+        """By the matcher's thresholds; all best anchors of a ground truth are positive."""
         index, labels = self.anchor_matcher(iou)
         if iou.numel():
             best = iou.max(dim=1, keepdim=True).values
@@ -170,7 +131,14 @@ class CaffeRPN(InsideAnchorRPN):
             if not self.match_zero_overlap:
                 claimed &= best > 0
             labels[claimed.any(dim=0)] = 1
-        return labels, index
+        return index, labels
+
+    def anchor_losses(
+        self, predictions: AnchorPredictions, labels: List[Tensor], boxes: List[Tensor]
+    ) -> Dict[str, Tensor]:
+        """Losses of what :meth:`label_and_sample_anchors` returns, see :meth:`losses`."""
+        anchors, logits, deltas, _ = predictions
+        return self.losses([anchors], [logits], labels, [deltas], boxes)
 
     def losses(
         self,
@@ -213,44 +181,42 @@ class CaffeRPN(InsideAnchorRPN):
 
     # ------------------------------------------------------------------------------- proposals
 
-    def min_size(self, images: ImageList, image: int) -> float:
-        """Least side of a proposal in pixels of the network input.
-
-        With ``scale_min_size``, ``images.scales[image]`` is network pixels per original pixel; the
-        detector attaches it in ``preprocess_image``. Without it the scale counts as 1.
-        """
-        scales = getattr(images, "scales", None)
-        if not self.scale_min_size or scales is None:
-            return self.min_box_size
-        return self.min_box_size * float(scales[image])
-
     def propose(
+        self, predictions: AnchorPredictions, image_sizes: Sequence[Tuple[int, int]]
+    ) -> List[Instances]:
+        """Proposals of all images, which are constants.
+
+        Args:
+            image_sizes: height and width of each image without padding.
+        """
+        return [
+            self.propose_in_image(predictions, image, size, self.min_box_size)
+            for image, size in enumerate(image_sizes)
+        ]
+
+    @torch.no_grad()
+    def propose_in_image(
         self,
-        anchors: Boxes,
-        logits: Tensor,
-        deltas: Tensor,
-        grid: Tuple[int, int],
+        predictions: AnchorPredictions,
+        image: int,
         image_size: Tuple[int, int],
         min_size: float,
     ) -> Instances:
         """Proposals of one image.
 
         Args:
-            anchors: A boxes, by row, column and anchor of the cell.
-            logits, deltas (Tensor): (A,) and A x 4.
-            grid: rows and columns of the feature map.
+            image (int): position in the batch.
             image_size: height and width without padding.
-            min_size (float): see :meth:`min_size`.
+            min_size (float): least side in pixels of the network input.
         """
-        usable = self.usable_anchors(grid, image_size, anchors.device)
-        boxes = self.decode(anchors.tensor[usable], deltas[usable], image_size)
-        if self.detach_boxes:
-            boxes = boxes.detach()
-        kept = self.select(boxes.detach(), logits[usable], min_size)
+        anchors, logits, deltas = predictions.anchors, predictions.logits, predictions.deltas
+        usable = self.usable_anchors(predictions.grid, image_size, anchors.device)
+        boxes = self.decode(anchors.tensor[usable], deltas[image, usable], image_size)
+        kept = self.select(boxes, logits[image, usable], min_size)
         result = Instances(image_size)
         result.proposal_boxes = Boxes(boxes[kept])
-        result.objectness_logits = logits[usable[kept]]
         result.anchor_index = usable[kept]
+        result.objectness_logits = logits[image, result.anchor_index]
         return result
 
     def usable_anchors(
@@ -260,9 +226,8 @@ class CaffeRPN(InsideAnchorRPN):
         stride = self.anchor_generator.strides[0]
         per_cell = self.anchor_generator.num_anchors[0]
         cells = torch.ones(*grid, per_cell, dtype=torch.bool, device=device)
-        if self.crop_grid:
-            cells[max(image_size[0] // stride, 1) :] = False
-            cells[:, max(image_size[1] // stride, 1) :] = False
+        cells[max(image_size[0] // stride, 1) :] = False
+        cells[:, max(image_size[1] // stride, 1) :] = False
         return cells.flatten().nonzero()[:, 0]
 
     def decode(self, anchors: Tensor, deltas: Tensor, image_size: Tuple[int, int]) -> Tensor:

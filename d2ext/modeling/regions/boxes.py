@@ -11,7 +11,7 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
-__all__ = ["clip_boxes", "to_continuous", "to_inclusive"]
+__all__ = ["boxes_inside", "clip_boxes", "pixel_boxes", "to_continuous", "to_inclusive"]
 
 
 def _with_shifted_end(boxes: Tensor, shift: float) -> Tensor:
@@ -26,6 +26,13 @@ def to_inclusive(boxes: Tensor) -> Tensor:
 def to_continuous(boxes: Tensor) -> Tensor:
     """Boxes given by their first and last pixel (... x 4, floating) -> detectron2's corners."""
     return _with_shifted_end(boxes, 1.0)
+
+
+def pixel_boxes(boxes: Tensor) -> Tensor:
+    """Continuous boxes (N x 4) -> int64 indices of their first and last pixels; halves are rounded
+    to even. No box is smaller than one pixel."""
+    low, high = to_inclusive(boxes.detach()).round().long().split(2, dim=1)
+    return torch.cat([low, torch.maximum(low, high)], dim=1)
 
 
 def clip_boxes(boxes: Tensor, image_size: Tuple[int, int], *, whole_pixel: bool = False) -> Tensor:
@@ -52,3 +59,11 @@ def clip_boxes(boxes: Tensor, image_size: Tuple[int, int], *, whole_pixel: bool 
         ],
         dim=-1,
     )
+
+
+def boxes_inside(boxes: Tensor, image_size: Tuple[int, int]) -> Tensor:
+    """(N,) bool, whether boxes (N x 4, continuous corners) lie within an image of (height, width);
+    they may touch its border."""
+    height, width = image_size
+    x1, y1, x2, y2 = boxes.unbind(dim=1)
+    return (x1 >= 0) & (y1 >= 0) & (x2 <= width) & (y2 <= height)

@@ -11,9 +11,9 @@ from detectron2.utils.events import EventStorage
 @pytest.fixture
 def model():
     cfg = tiny_config()
-    cfg.MODEL.META_ARCHITECTURE = "MultiStageRCNN"
+    cfg.MODEL.META_ARCHITECTURE = "ReproducibleRCNN"
     cfg.MODEL.PROPOSAL_GENERATOR.NAME = "InsideAnchorRPN"
-    cfg.MODEL.ROI_HEADS.NAME = "MultiStageROIHeads"
+    cfg.MODEL.ROI_HEADS.NAME = "PlainCascade"
     cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE = 16  # so that sampling leaves something out
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 8
     torch.manual_seed(0)
@@ -68,7 +68,7 @@ def test_stage_results_need_evaluation_mode(model):
 
 
 def test_all_processes_pad_their_images_to_one_size(model, monkeypatch):
-    from d2ext.modeling import meta_arch
+    from d2ext.modeling import detector
 
     def as_if_another_process_had_larger_images(sizes, operation):
         assert operation == torch.distributed.ReduceOp.MAX
@@ -77,7 +77,7 @@ def test_all_processes_pad_their_images_to_one_size(model, monkeypatch):
     batch = random_batch()
     alone = model.train().preprocess_image(batch)
     assert alone.tensor.shape[-2:] == (64, 96)
-    monkeypatch.setattr(meta_arch.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(detector.comm, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", as_if_another_process_had_larger_images)
     together = model.preprocess_image(batch)
     assert together.tensor.shape[-2:] == (160, 96)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import d2ext.modeling  # noqa: F401
-from d2ext.modeling.sampling import (
+from d2ext.modeling.regions.sampling import (
     ProposalSampler,
     best_matches,
     image_generator,

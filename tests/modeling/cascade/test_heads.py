@@ -1,22 +1,20 @@
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-import d2ext.modeling  # noqa: F401
-from d2ext.modeling import ClampedBox2BoxTransform, MultiStageROIHeads, ProposalSampler
-from d2ext.modeling.sampling import image_seeds
+from d2ext.errors import UserError
+from d2ext.modeling import MultiStageROIHeads
+from d2ext.modeling.cascade.from_config import cascade_from_config
+from d2ext.modeling.regions.sampling import image_seeds
 from d2ext.utils.testing import random_batch, tiny_config
 
-from detectron2.config import LazyCall as L
-from detectron2.config import instantiate
+from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_model, build_roi_heads
-from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.roi_heads import (
-    FastRCNNConvFCHead,
-    FastRCNNOutputLayers,
-    MaskRCNNConvUpsampleHead,
-)
+from detectron2.modeling import build_model
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.roi_heads.mask_head import build_mask_head
+from detectron2.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
@@ -31,23 +29,57 @@ def randomize(module, std=0.3):
             torch.nn.init.normal_(parameter, std=std)
 
 
-def cascade_config(name="MultiStageROIHeads"):
-    """The settings under which it has to be detectron2's Cascade Mask R-CNN."""
+@ROI_HEADS_REGISTRY.register()
+class AsDetectron2(MultiStageROIHeads):
+    """The settings under which it has to be detectron2's Cascade Mask R-CNN: sampling and masks in
+    the first stage only, no limit to shrinking, equal weights, and a third of the gradient."""
+
+    @configurable
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        arguments, shape = cascade_from_config(cfg, input_shape)
+        for sampler in arguments["samplers"][1:]:
+            sampler.batch_size_per_image, sampler.append_gt = -1, False
+        for predictor in arguments["box_predictors"]:
+            predictor.box2box_transform = Box2BoxTransform(predictor.box2box_transform.weights)
+        return {
+            **arguments,
+            "mask_head": [build_mask_head(cfg, shape), nn.Identity(), nn.Identity()],
+            "stage_loss_weights": [1.0, 1.0, 1.0],
+            "score_average": "probs",
+        }
+
+    def pool_box_features(self, features, boxes):
+        x = super().pool_box_features(features, boxes)
+        if x.requires_grad:
+            x.register_hook(lambda gradient: gradient / 3)
+        return x
+
+    def boxes_to_hand_on(self, samples, refined):
+        return [boxes[boxes.nonempty()] for boxes in refined]
+
+    def mask_losses(self, features, samples, targets, stage):
+        if stage > 0:
+            return {}
+        losses = super().mask_losses(features, samples, targets, stage)
+        return {"loss_mask": losses["loss_mask_stage0"]}
+
+    def mask_probabilities(self, x, classes, stages):
+        return super().mask_probabilities(x, classes, 1)
+
+
+def cascade_config(name):
     cfg = tiny_config()
     cfg.MODEL.ROI_HEADS.NAME = name
-    stages = cfg.MODEL.MULTI_STAGE
-    stages.STAGE_LOSS_WEIGHTS = [1.0, 1.0, 1.0]
-    stages.RESAMPLE = False
-    stages.SCORE_AVERAGE = "probs"
-    stages.CLAMP_BOTH_SIDES = False
-    stages.FEATURE_GRADIENT_SCALE = 1 / 3
-    stages.MASK_HEAD_PER_STAGE = False
     return cfg
 
 
-def build_heads(cfg, seed=0):
+def build_heads(cfg, seed=0, **arguments):
     torch.manual_seed(seed)
-    heads = build_roi_heads(cfg, SHAPES)
+    heads = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(cfg, SHAPES, **arguments)
     randomize(heads)
     return heads
 
@@ -89,8 +121,9 @@ def cascades():
     torch.manual_seed(0)
     theirs = build_model(cascade_config("CascadeROIHeads"))
     randomize(theirs.roi_heads, 0.05)
-    ours = build_model(cascade_config())
-    ours.load_state_dict(theirs.state_dict())
+    ours = build_model(cascade_config("AsDetectron2"))
+    weights = {k.replace("mask_head.", "mask_head.0."): v for k, v in theirs.state_dict().items()}
+    ours.load_state_dict(weights)
     return ours, theirs
 
 
@@ -125,78 +158,13 @@ def test_as_plain_cascade_it_detects_like_detectron2(cascades):
         assert torch.equal(ours.pred_masks, theirs.pred_masks)
 
 
-def lazy_heads(weights=((10, 10, 5, 5), (20, 20, 10, 10), (30, 30, 15, 15)), num_masks=3):
-    pooled = ShapeSpec(channels=8, height=7, width=7)
-    pooler = L(ROIPooler)(
-        output_size=7,
-        scales=[1 / 4, 1 / 8, 1 / 16, 1 / 32],
-        sampling_ratio=0,
-        pooler_type="ROIAlignV2",
-    )
-    mask_pooler = L(ROIPooler)(
-        output_size=14,
-        scales=[1 / 4, 1 / 8, 1 / 16, 1 / 32],
-        sampling_ratio=0,
-        pooler_type="ROIAlignV2",
-    )
-    return L(MultiStageROIHeads)(
-        num_classes=3,
-        box_in_features=["p2", "p3", "p4", "p5"],
-        box_pooler=pooler,
-        box_heads=[
-            L(FastRCNNConvFCHead)(input_shape=pooled, conv_dims=[], fc_dims=[16]) for _ in range(3)
-        ],
-        box_predictors=[
-            L(FastRCNNOutputLayers)(
-                input_shape=ShapeSpec(channels=16),
-                box2box_transform=L(ClampedBox2BoxTransform)(weights=list(map(float, w))),
-                num_classes=3,
-                cls_agnostic_bbox_reg=True,
-                test_score_thresh=0.05,
-                test_topk_per_image=10,
-            )
-            for w in weights
-        ],
-        samplers=[
-            L(ProposalSampler)(num_classes=3, iou_threshold=iou, batch_size_per_image=32)
-            for iou in (0.5, 0.6, 0.7)
-        ],
-        mask_in_features=["p2", "p3", "p4", "p5"],
-        mask_pooler=mask_pooler,
-        mask_head=[
-            L(MaskRCNNConvUpsampleHead)(
-                input_shape=ShapeSpec(channels=8, height=14, width=14),
-                num_classes=3,
-                conv_dims=[8, 8, 8],
-            )
-            for _ in range(num_masks)
-        ],
-        stage_loss_weights=[1.0, 0.5, 0.25],
-    )
-
-
 def default_config():
-    cfg = tiny_config()
-    cfg.MODEL.ROI_HEADS.NAME = "MultiStageROIHeads"
-    return cfg
-
-
-def test_yaml_and_lazy_build_the_same_heads():
-    yaml, lazy = build_heads(default_config()), instantiate(lazy_heads())
-    lazy.load_state_dict(yaml.state_dict())
-    a, _ = train(yaml, features(), proposals(), targets())
-    b, _ = train(lazy, features(), proposals(), targets())
-    assert {k: v.item() for k, v in a.items()} == {k: v.item() for k, v in b.items()}
-    results = [h.eval()(None, features(), proposals())[0][0] for h in (yaml, lazy)]
-    for field in ("scores", "pred_classes", "pred_masks"):
-        assert torch.equal(results[0].get(field), results[1].get(field))
+    return cascade_config("PlainCascade")
 
 
 @pytest.mark.parametrize("average", ["logits", "probs"])
 def test_scores_are_averaged_over_the_stages(average):
-    cfg = default_config()
-    cfg.MODEL.MULTI_STAGE.SCORE_AVERAGE = average
-    heads = build_heads(cfg)
+    heads = build_heads(default_config(), score_average=average)
     x = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
     if average == "logits":
         expected = F.softmax(x.mean(dim=0), dim=1)
@@ -257,9 +225,8 @@ def test_stage_results_end_with_the_full_result_and_start_with_a_one_stage_detec
 def test_stage_weights_scale_the_losses_of_their_stage():
     results = []
     for weights in ([1.0, 1.0, 1.0], [1.0, 0.5, 0.25]):
-        cfg = default_config()
-        cfg.MODEL.MULTI_STAGE.STAGE_LOSS_WEIGHTS = weights
-        results.append(train(build_heads(cfg), features(), proposals(), targets())[0])
+        heads = build_heads(default_config(), stage_loss_weights=weights)
+        results.append(train(heads, features(), proposals(), targets())[0])
     plain, weighted = results
     assert len(plain) == 9
     for name in plain:
@@ -277,37 +244,6 @@ def test_with_resampling_appended_objects_are_not_handed_on():
     for boxes, gt in zip(kept, gts):
         distance = (boxes.tensor[:, None] - gt.gt_boxes.tensor).abs().sum(dim=2)
         assert distance.min() > 0
-
-
-def test_without_resampling_only_empty_boxes_are_dropped():
-    heads = build_heads(cascade_config())
-    boxes = Boxes(torch.tensor([[0.0, 0, 5, 5], [5, 5, 5, 9]]))
-    (kept,) = heads.boxes_to_hand_on([None], [boxes])
-    assert kept.tensor.tolist() == [[0, 0, 5, 5]]
-
-
-def test_feature_gradient_scale_leaves_the_heads_alone():
-    gradients = []
-    for scale in (1.0, 0.25):
-        cfg = default_config()
-        cfg.MODEL.MULTI_STAGE.FEATURE_GRADIENT_SCALE = scale
-        cfg.MODEL.MASK_ON = False
-        heads = build_heads(cfg)
-        x = features(requires_grad=True)
-        losses, _ = train(heads, x, proposals(), targets())
-        sum(losses.values()).backward()
-        gradients.append((x["p2"].grad, heads.box_head[1].fc1.weight.grad))
-    assert torch.allclose(gradients[1][0], gradients[0][0] * 0.25, atol=1e-7)
-    assert torch.equal(gradients[1][1], gradients[0][1])
-
-
-def test_without_mask_branch_no_masks_appear():
-    cfg = default_config()
-    cfg.MODEL.MASK_ON = False
-    heads = build_heads(cfg)
-    losses, _ = train(heads, features(), proposals(), targets())
-    assert not any("mask" in name for name in losses)
-    assert not heads.eval()(None, features(), proposals())[0][0].has("pred_masks")
 
 
 def test_mask_branch_can_be_turned_off_for_a_while():
@@ -348,18 +284,27 @@ def test_statistics_of_every_stage_are_logged():
 
 
 @pytest.mark.parametrize(
-    "key, value, message",
+    "change, message",
     [
-        ("MODEL.MULTI_STAGE.SCORE_AVERAGE", "max", "neither 'logits' nor 'probs'"),
-        ("MODEL.MULTI_STAGE.STAGE_LOSS_WEIGHTS", [1.0], "3 box_heads, but 1 stage_loss_weights"),
-        ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False, "CLS_AGNOSTIC_BBOX_REG True"),
+        ({"score_average": "max"}, "neither 'logits' nor 'probs'"),
+        ({"stage_loss_weights": [1.0]}, "3 box_heads, but 1 stage_loss_weights"),
+        ({"mask_head": [nn.Identity()] * 2}, "3 box_heads, but 2 mask_head"),
     ],
 )
-def test_impossible_settings_are_refused(key, value, message):
+def test_impossible_arguments_are_refused(change, message):
+    arguments = {
+        **cascade_from_config(default_config(), SHAPES)[0],
+        "mask_head": [nn.Identity()] * 3,
+    }
+    with pytest.raises(UserError, match=message):
+        MultiStageROIHeads(**{**arguments, **change})
+
+
+def test_boxes_for_each_class_are_refused():
     cfg = default_config()
-    cfg.merge_from_list([key, value])
-    with pytest.raises(ValueError, match=message):
-        build_heads(cfg)
+    cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = False
+    with pytest.raises(UserError, match="CLS_AGNOSTIC_BBOX_REG True"):
+        cascade_from_config(cfg, SHAPES)
 
 
 def test_other_box_losses_than_smooth_l1_are_refused():
@@ -367,8 +312,3 @@ def test_other_box_losses_than_smooth_l1_are_refused():
     cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE = "giou"
     with pytest.raises(ValueError, match="BBOX_REG_LOSS_TYPE"):
         train(build_heads(cfg), features(), proposals(), targets())
-
-
-def test_number_of_mask_heads_has_to_fit():
-    with pytest.raises(ValueError, match="3 box_heads, but 2 mask_head"):
-        instantiate(lazy_heads(num_masks=2))

@@ -2,16 +2,14 @@ import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
 import d2ext.modeling  # noqa: F401
-from d2ext.modeling.losses import (
+from d2ext.modeling.regions.losses import (
     box_regression_loss,
     classification_loss,
-    crop_mask_targets,
     divide_by_count,
     global_mean_count,
     mask_bce_loss,
@@ -19,7 +17,7 @@ from d2ext.modeling.losses import (
 )
 
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.structures import Boxes, Instances
 
 UNIT = Box2BoxTransform((1.0, 1.0, 1.0, 1.0))
 
@@ -101,26 +99,6 @@ def test_mask_loss_is_the_mean_over_pixels_of_the_true_class():
 def test_pick_class_takes_the_only_channel_of_agnostic_predictions():
     x = torch.rand(3, 1, 2)
     assert torch.equal(pick_class(x, torch.tensor([2, 0, 1])), x[:, 0])
-
-
-def test_mask_targets_of_bitmaps_equal_detectron2s():
-    generator = torch.Generator().manual_seed(0)
-    masks = BitMasks(torch.rand(3, 40, 50, generator=generator) > 0.6)
-    corners = torch.rand(8, 2, generator=generator) * 20
-    boxes = torch.cat([corners, corners + 5 + 15 * torch.rand(8, 2, generator=generator)], dim=1)
-    index = torch.randint(3, (8,), generator=generator)
-    expected = masks[index].crop_and_resize(boxes, 14)
-    assert torch.equal(crop_mask_targets(masks, index, boxes, 14), expected)
-    assert 0 < expected.float().mean() < 1
-
-
-def test_mask_targets_of_polygons_equal_detectron2s():
-    masks = PolygonMasks([[np.array([0.0, 0, 10, 0, 10, 10])], [np.array([5.0, 5, 30, 5, 30, 30])]])
-    boxes = torch.tensor([[4.0, 4, 31, 31], [0.0, 0, 10, 10], [2.0, 3, 25, 30]])
-    index = torch.tensor([1, 0, 1])
-    expected = masks[index].crop_and_resize(boxes, 14)
-    assert torch.equal(crop_mask_targets(masks, index, boxes, 14), expected)
-    assert expected.any()
 
 
 CLASSES = torch.tensor([0, 3, 1, 3, 2, 0])

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from d2ext.modeling import RoundedAnchorGenerator
-from d2ext.structures import to_inclusive
+from d2ext.modeling.regions.boxes import to_inclusive
 
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import build_anchor_generator
 
-VECTORS = Path(__file__).resolve().parents[1] / "vectors" / "fcis_vectors.json"
+VECTORS = Path(__file__).resolve().parents[2] / "vectors" / "fcis_vectors.json"
 RATIOS = [0.5, 1.0, 2.0]
 
 

@@ -1,12 +1,13 @@
 """Region heads that run in stages, each on the boxes refined by the one before.
 
 The base class is a complete Cascade Mask R-CNN; papers that vary the scheme override single steps:
-``run_stage``, ``stage_losses``, ``merge_stages``, the two ``pool_*`` methods, or the mask branch.
+``region_features``, ``run_stage``, ``stage_losses``, ``merge_stages``, the two ``pool_*`` methods,
+or the mask branch.
 
 Shape shorthand: N images, R regions of all images, Ri regions of image i, K classes, T stages.
 """
 
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -14,29 +15,15 @@ from torch.nn import functional as F
 
 from d2ext.errors import UserError
 
-from detectron2.config import configurable
-from detectron2.layers import ShapeSpec
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
-from detectron2.modeling.roi_heads.mask_head import build_mask_head
-from detectron2.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 
-from ..box_refinement import refine_boxes
-from ..losses import (
-    box_regression_loss,
-    classification_loss,
-    crop_mask_targets,
-    mask_bce_loss,
-    pick_class,
-)
-from ..sampling import ProposalSampler
-from .building import (
-    box_branch_from_config,
-    mask_pooling_from_config,
-    samplers_from_config,
-)
+from ..regions.losses import box_regression_loss, classification_loss, mask_bce_loss, pick_class
+from ..regions.refinement import refine_boxes
+from ..regions.sampling import ProposalSampler
+from ..regions.targets import align_masks
 
 __all__ = ["MultiStageROIHeads"]
 
@@ -44,18 +31,16 @@ Features = Dict[str, Tensor]
 Predictions = Tuple[Tensor, Tensor]
 
 
-@ROI_HEADS_REGISTRY.register()
 class MultiStageROIHeads(nn.Module):
-    """Cascade Mask R-CNN (Cai & Vasconcelos, TPAMI 2019) with per-stage sampling and mask heads.
+    """Cascade Mask R-CNN (Cai & Vasconcelos, TPAMI 2019) with per-stage sampling and mask heads, as
+    in MMDetection.
 
     In training a stage samples its boxes, computes its losses and hands the refined boxes on.
     At test time all boxes run through all stages, so that the scores of a row can be averaged.
 
-    Losses are named ``loss_cls_stage0``, ``loss_box_reg_stage0``, ``loss_mask_stage0``, ...;
-    a single mask head gives ``loss_mask``.
+    Losses are named ``loss_cls_stage0``, ``loss_box_reg_stage0``, ``loss_mask_stage0``, ...
     """
 
-    @configurable
     def __init__(
         self,
         *,
@@ -65,13 +50,11 @@ class MultiStageROIHeads(nn.Module):
         box_heads: Sequence[nn.Module],
         box_predictors: Sequence[FastRCNNOutputLayers],
         samplers: Sequence[ProposalSampler],
-        mask_in_features: Optional[Sequence[str]] = None,
-        mask_pooler: Optional[ROIPooler] = None,
-        mask_head: Union[nn.Module, Sequence[nn.Module], None] = None,
-        stage_loss_weights: Optional[Sequence[float]] = None,
-        resample: bool = True,
+        mask_in_features: Sequence[str],
+        mask_pooler: ROIPooler,
+        mask_head: Sequence[nn.Module],
+        stage_loss_weights: Sequence[float] = (1.0, 0.5, 0.25),
         score_average: str = "logits",
-        feature_gradient_scale: float = 1.0,
     ):
         """
         Args:
@@ -80,18 +63,12 @@ class MultiStageROIHeads(nn.Module):
             box_pooler: region features of the box branch.
             box_heads, box_predictors, samplers: one per stage. The predictors are class-agnostic
                 in the boxes; the last one holds the test thresholds.
-            mask_in_features, mask_pooler: the same for the mask branch; None without masks.
-            mask_head: one module, trained on the samples of the first stage (detectron2), or one
-                per stage, trained on the samples of its stage (MMDetection). A head offers
-                ``layers(x)`` like detectron2's: R x C x S x S -> R x K x 2S x 2S logits.
-            stage_loss_weights: factor of the losses of each stage; None for 1.
-            resample (bool): ground truths that a sampler appended are not handed on, because the
-                next stage appends them again (MMDetection). False hands everything on except
-                empty boxes (detectron2); then the samplers of later stages should keep all boxes.
+            mask_in_features, mask_pooler: the same for the mask branch.
+            mask_head: one per stage. It offers ``layers(x)`` like detectron2's: R x C x S x S ->
+                R x K x 2S x 2S logits.
+            stage_loss_weights: factor of the losses of each stage.
             score_average (str): "logits" averages the class logits over the stages before the
                 softmax, "probs" the probabilities.
-            feature_gradient_scale (float): factor of the gradient into the pooled box features;
-                detectron2's CascadeROIHeads uses 1/T.
         """
         super().__init__()
         self.num_classes = num_classes
@@ -101,46 +78,24 @@ class MultiStageROIHeads(nn.Module):
         self.box_predictor = nn.ModuleList(list(box_predictors))
         self.samplers = list(samplers)
         self.num_stages = len(self.box_head)
-        self.stage_loss_weights = list(stage_loss_weights or [1.0] * self.num_stages)
-        self.resample = resample
+        self.stage_loss_weights = list(stage_loss_weights)
         if score_average not in ("logits", "probs"):
             raise UserError(f"score_average '{score_average}' is neither 'logits' nor 'probs'.")
         self.score_average = score_average
-        self.feature_gradient_scale = feature_gradient_scale
-
-        self.mask_on = mask_head is not None
-        if self.mask_on:
-            single = isinstance(mask_head, nn.Module)
-            self.mask_in_features = list(mask_in_features)
-            self.mask_pooler = mask_pooler
-            self.mask_head = mask_head if single else nn.ModuleList(list(mask_head))
+        self.mask_in_features = list(mask_in_features)
+        self.mask_pooler = mask_pooler
+        self.mask_head = nn.ModuleList(list(mask_head))
+        # detectron2's test-time augmentation turns the masks off for a while.
+        self.mask_on = True
         lengths = {
             "box_predictors": len(self.box_predictor),
             "samplers": len(self.samplers),
             "stage_loss_weights": len(self.stage_loss_weights),
+            "mask_head": len(self.mask_head),
         }
-        if self.mask_on and not single:
-            lengths["mask_head"] = len(self.mask_head)
         for name, length in lengths.items():
             if length != self.num_stages:
                 raise UserError(f"{self.num_stages} box_heads, but {length} {name}.")
-
-    @classmethod
-    def from_config(cls, cfg, input_shape: Dict[str, ShapeSpec]):
-        own = cfg.MODEL.MULTI_STAGE
-        ret = box_branch_from_config(cfg, input_shape, own.CLAMP_BOTH_SIDES)
-        ret["samplers"] = samplers_from_config(cfg, own.RESAMPLE, own.REASSIGN_LOW_QUALITY)
-        ret["stage_loss_weights"] = own.STAGE_LOSS_WEIGHTS
-        ret["resample"] = own.RESAMPLE
-        ret["score_average"] = own.SCORE_AVERAGE
-        ret["feature_gradient_scale"] = own.FEATURE_GRADIENT_SCALE
-        if cfg.MODEL.MASK_ON:
-            pooling, shape = mask_pooling_from_config(cfg, input_shape)
-            ret.update(pooling)
-            stages = len(ret["box_heads"]) if own.MASK_HEAD_PER_STAGE else 1
-            heads = [build_mask_head(cfg, shape) for _ in range(stages)]
-            ret["mask_head"] = heads if own.MASK_HEAD_PER_STAGE else heads[0]
-        return ret
 
     def forward(
         self,
@@ -154,8 +109,8 @@ class MultiStageROIHeads(nn.Module):
             images (ImageList): unused here.
             features: name -> N x C x H x W.
             proposals: per image, with ``proposal_boxes``.
-            targets: per image ground truth, in training only: ``gt_boxes``, ``gt_classes`` and,
-                with a mask branch, ``gt_masks``.
+            targets: per image ground truth, in training only: ``gt_boxes``, ``gt_classes`` and
+                ``gt_masks``.
 
         Returns:
             Training: (proposals, dict of losses). Inference: (list[Instances], {}) with
@@ -164,27 +119,30 @@ class MultiStageROIHeads(nn.Module):
         """
         del images
         if self.training:
-            return proposals, self.losses(features, proposals, targets)
+            return proposals, self.losses(self.region_features(features), proposals, targets)
         return self.predict(features, proposals), {}
+
+    def region_features(self, features: Features) -> Any:
+        """What the two ``pool_*`` methods read, made once per image from the backbone's maps."""
+        return features
 
     # ------------------------------------------------------------------------------ the stages
 
-    def pool_box_features(self, features: Features, boxes: List[Boxes]) -> Tensor:
+    def pool_box_features(self, features: Any, boxes: List[Boxes]) -> Tensor:
         """Region features (R x C x S x S) of the box branch."""
         # detectron2 rounds box coordinates to the type of the features, half a pixel at 1000 in
         # mixed precision; float() is free for single precision.
         return self.box_pooler([features[name].float() for name in self.box_in_features], boxes)
 
-    def pool_mask_features(self, features: Features, boxes: List[Boxes]) -> Tensor:
+    def pool_mask_features(self, features: Any, boxes: List[Boxes]) -> Tensor:
         """Region features (R x C x S x S) of the mask branch."""
         return self.mask_pooler([features[name].float() for name in self.mask_in_features], boxes)
 
-    def run_stage(self, features: Features, boxes: List[Boxes], stage: int) -> Predictions:
+    def run_stage(self, features: Any, boxes: List[Boxes], stage: int) -> Predictions:
         """Class logits (R x (K + 1)) and deltas (R x 4) of one stage for its boxes."""
-        x = self.pool_box_features(features, boxes)
-        if self.feature_gradient_scale != 1.0 and x.requires_grad:
-            x.register_hook(lambda gradient: gradient * self.feature_gradient_scale)
-        return self.box_predictor[stage](self.box_head[stage](x))
+        return self.box_predictor[stage](
+            self.box_head[stage](self.pool_box_features(features, boxes))
+        )
 
     def refine(
         self, boxes: List[Boxes], predictions: Predictions, sizes: List[Tuple[int, int]], stage: int
@@ -196,9 +154,13 @@ class MultiStageROIHeads(nn.Module):
     # -------------------------------------------------------------------------------- training
 
     def losses(
-        self, features: Features, proposals: List[Instances], targets: List[Instances]
+        self, features: Any, proposals: List[Instances], targets: List[Instances]
     ) -> Dict[str, Tensor]:
-        """All losses of all stages; see the class docstring for their names."""
+        """All losses of all stages; see the class for their names.
+
+        Args:
+            features: from :meth:`region_features`.
+        """
         losses = {}
         sizes = [p.image_size for p in proposals]
         boxes = [p.proposal_boxes for p in proposals]
@@ -210,16 +172,14 @@ class MultiStageROIHeads(nn.Module):
             boxes = self.boxes_to_hand_on(
                 samples, self.refine(sampled_boxes, predictions, sizes, stage)
             )
-            if self.mask_on:
-                samples = self.mask_samples(samples, boxes, targets, stage)
-                losses.update(self.mask_losses(features, samples, targets, stage))
+            samples = self.mask_samples(samples, boxes, targets, stage)
+            losses.update(self.mask_losses(features, samples, targets, stage))
         return losses
 
     def boxes_to_hand_on(self, samples: List[Instances], refined: List[Boxes]) -> List[Boxes]:
-        """Of the refined boxes of a stage, those that the next stage starts from."""
-        if self.resample:
-            return [boxes[~s.is_gt] for s, boxes in zip(samples, refined)]
-        return [boxes[boxes.nonempty()] for boxes in refined]
+        """Of the refined boxes of a stage, those that the next stage starts from: not the ground
+        truths that the sampler appended, because the next one appends them again."""
+        return [boxes[~s.is_gt] for s, boxes in zip(samples, refined)]
 
     def stage_losses(
         self, predictions: Predictions, samples: List[Instances], stage: int
@@ -277,28 +237,23 @@ class MultiStageROIHeads(nn.Module):
         return samples
 
     def mask_losses(
-        self, features: Features, samples: List[Instances], targets: List[Instances], stage: int
+        self, features: Any, samples: List[Instances], targets: List[Instances], stage: int
     ) -> Dict[str, Tensor]:
         """Weighted mask loss of one stage on the positives among the samples."""
-        per_stage = isinstance(self.mask_head, nn.ModuleList)
-        if stage > 0 and not per_stage:
-            return {}
         positives = [s[s.gt_classes < self.num_classes] for s in samples]
         x = self.pool_mask_features(features, [p.proposal_boxes for p in positives])
         logits = self.mask_logits(x, stage)
         masks = [
-            crop_mask_targets(t.gt_masks, p.gt_index, p.proposal_boxes.tensor, logits.shape[-1])
+            align_masks(t.gt_masks, p.gt_index, p.proposal_boxes.tensor, logits.shape[-1])
             for p, t in zip(positives, targets)
             if len(p)  # images without objects may lack the field gt_masks
         ]
         loss = mask_bce_loss(logits, torch.cat([p.gt_classes for p in positives]), masks)
-        name = f"loss_mask_stage{stage}" if per_stage else "loss_mask"
-        return {name: loss * self.stage_loss_weights[stage]}
+        return {f"loss_mask_stage{stage}": loss * self.stage_loss_weights[stage]}
 
     def mask_logits(self, x: Tensor, stage: int) -> Tensor:
         """Logits (R x K x M x M) with which the mask branch of a stage is trained."""
-        heads = self.mask_head
-        return (heads[stage] if isinstance(heads, nn.ModuleList) else heads).layers(x)
+        return self.mask_head[stage].layers(x)
 
     # ------------------------------------------------------------------------------- inference
 
@@ -310,65 +265,67 @@ class MultiStageROIHeads(nn.Module):
 
     def mask_probabilities(self, x: Tensor, classes: Tensor, stages: int) -> Tensor:
         """Mask probabilities (R x M x M) of the given classes, merged over the first stages."""
-        heads = self.mask_head
-        heads = list(heads)[:stages] if isinstance(heads, nn.ModuleList) else [heads]
-        return sum(pick_class(head.layers(x), classes).sigmoid() for head in heads) / len(heads)
+        masks = [pick_class(self.mask_logits(x, i), classes).sigmoid() for i in range(stages)]
+        return sum(masks) / len(masks)
 
     def predict(self, features: Features, proposals: List[Instances]) -> List[Instances]:
         """Detections of the whole cascade; fields as described at :meth:`forward`."""
+        features = self.region_features(features)
         *_, last = self._run_cascade(features, proposals)
-        return self._detect(features, *last)
+        return self._detect(features, proposals, *last)
 
     def predict_stages(
         self, features: Features, proposals: List[Instances]
     ) -> List[List[Instances]]:
         """Detections as if the cascade ended after stage 1, 2, ..., T; one list per stage."""
-        return [self._detect(features, *out) for out in self._run_cascade(features, proposals)]
+        features = self.region_features(features)
+        stages = self._run_cascade(features, proposals)
+        return [self._detect(features, proposals, *stage) for stage in stages]
 
     def forward_with_given_boxes(
-        self, features: Features, instances: List[Instances], stages: Optional[int] = None
+        self, features: Features, instances: List[Instances]
     ) -> List[Instances]:
         """Add ``pred_masks`` (Ri x 1 x M x M probabilities) to instances with known boxes.
 
         Args:
             instances: per image, with ``pred_boxes`` and ``pred_classes``.
-            stages (int): use the mask heads of the first stages only; None for all.
         """
-        if not self.mask_on:
-            return instances
-        x = self.pool_mask_features(features, [i.pred_boxes for i in instances])
-        classes = torch.cat([i.pred_classes for i in instances])
-        masks = self.mask_probabilities(x, classes, stages or self.num_stages)
-        for image, image_masks in zip(instances, masks[:, None].split([len(i) for i in instances])):
-            image.pred_masks = image_masks
-        return instances
+        return self._add_masks(self.region_features(features), instances, self.num_stages)
 
-    def _run_cascade(self, features: Features, proposals: List[Instances]):
-        """Yields after every stage: merged probabilities, refined boxes, image sizes, #stages."""
+    def _run_cascade(
+        self, features: Any, proposals: List[Instances]
+    ) -> Iterator[Tuple[List[Tensor], List[Boxes]]]:
+        """Yields after every stage the class logits of all stages so far, and the refined boxes."""
         sizes = [p.image_size for p in proposals]
         boxes = [p.proposal_boxes for p in proposals]
-        logits = []
+        logits: List[Tensor] = []
         for stage in range(self.num_stages):
             predictions = self.run_stage(features, boxes, stage)
             boxes = self.refine(boxes, predictions, sizes, stage)
-            logits.append(predictions[0].float())
-            yield self.merge_stages(logits), boxes, sizes, stage + 1
+            logits = [*logits, predictions[0].float()]
+            yield logits, boxes
 
     def _detect(
-        self,
-        features: Features,
-        scores: Tensor,
-        boxes: List[Boxes],
-        sizes: List[Tuple[int, int]],
-        stages: int,
+        self, features: Any, proposals: List[Instances], logits: List[Tensor], boxes: List[Boxes]
     ) -> List[Instances]:
+        """What the stages that gave the logits, and at last the boxes, detect."""
         predictor = self.box_predictor[-1]
         instances, _ = fast_rcnn_inference(
             [b.tensor for b in boxes],
-            list(scores.split([len(b) for b in boxes])),
-            sizes,
+            list(self.merge_stages(logits).split([len(b) for b in boxes])),
+            [p.image_size for p in proposals],
             predictor.test_score_thresh,
             predictor.test_nms_thresh,
             predictor.test_topk_per_image,
         )
-        return self.forward_with_given_boxes(features, instances, stages)
+        return self._add_masks(features, instances, len(logits))
+
+    def _add_masks(self, features: Any, instances: List[Instances], stages: int) -> List[Instances]:
+        if not self.mask_on:
+            return instances
+        x = self.pool_mask_features(features, [i.pred_boxes for i in instances])
+        classes = torch.cat([i.pred_classes for i in instances])
+        masks = self.mask_probabilities(x, classes, stages)
+        for image, image_masks in zip(instances, masks[:, None].split([len(i) for i in instances])):
+            image.pred_masks = image_masks
+        return instances

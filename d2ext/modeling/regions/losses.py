@@ -11,16 +11,14 @@ from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 from torch.nn import functional as F
 
-from detectron2.layers import ROIAlign
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 
 __all__ = [
     "box_regression_loss",
     "classification_loss",
     "connect_features",
-    "crop_mask_targets",
     "divide_by_count",
     "global_mean_count",
     "mask_bce_loss",
@@ -117,30 +115,6 @@ def box_regression_loss(
     # Only positives have boxes that are certain to be encodable.
     targets = transform.get_deltas(boxes[positive], gt_boxes[positive])
     return divide_by_count(smooth_l1_loss(predicted, targets, beta, reduction="sum"), len(classes))
-
-
-def crop_mask_targets(
-    gt_masks: Union[BitMasks, PolygonMasks], gt_index: Tensor, boxes: Tensor, size: int
-) -> Tensor:
-    """The part of each region's ground-truth mask inside its box, as a bitmap.
-
-    Equal to ``gt_masks[gt_index].crop_and_resize(boxes, size)``, but bitmaps are not copied per
-    region (128 regions of an 800 x 1333 image would take half a gigabyte).
-
-    Args:
-        gt_masks: M masks at network-input resolution.
-        gt_index (Tensor): (Q,) int64 row of each region's mask.
-        boxes (Tensor): Q x 4 in pixels.
-        size (int): S.
-
-    Returns:
-        Tensor: Q x S x S, bool.
-    """
-    if not isinstance(gt_masks, BitMasks):
-        return gt_masks[gt_index].crop_and_resize(boxes, size).to(boxes.device)
-    rows = gt_index[:, None].to(boxes.dtype)
-    align = ROIAlign((size, size), 1.0, 0, aligned=True)
-    return align(gt_masks.tensor[:, None].float(), torch.cat([rows, boxes], dim=1))[:, 0] >= 0.5
 
 
 def mask_bce_loss(logits: Tensor, classes: Tensor, targets: List[Tensor]) -> Tensor:

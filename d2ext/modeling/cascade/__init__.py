@@ -1,0 +1,1 @@
+"""Region heads that run in stages, and their parts from yaml configs."""
