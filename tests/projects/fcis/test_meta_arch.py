@@ -163,3 +163,31 @@ def test_proposals_may_come_with_the_input(make_model):
 
 def test_it_is_a_generalized_rcnn(make_model):
     assert isinstance(make_model(), GeneralizedRCNN)
+
+
+def test_only_regions_above_the_merge_iou_vote(make_model):
+    batch = random_batch(1, SIZE)
+    merged = predict(make_model(), batch)[0].pred_masks
+    alone = predict(make_model("FCIS.MERGE_IOU", 1.0), batch)[0].pred_masks
+    assert merged.shape == alone.shape and not torch.equal(merged, alone)
+    # With a threshold that only the region itself reaches, one candidate less changes no other.
+    model = make_model("FCIS.MERGE_IOU", 1.0).eval()
+    pool = model.candidates(batch)[0]
+    vote = model.roi_heads.voting
+    arguments = (pool.pixel_boxes, pool.pred_masks[:, 0])
+    first = vote(*arguments, pool.class_probs, SIZE)
+    seed = int(first.seeds[0])
+    single = vote(*(x[seed : seed + 1] for x in (*arguments, pool.class_probs)), SIZE)
+    torch.testing.assert_close(single.masks[0], first.masks[0])
+
+
+def test_the_binary_threshold_decides_how_large_masks_are(make_model):
+    batch = random_batch(1, SIZE)
+    areas = [
+        predict(make_model("FCIS.VOTE", False, "FCIS.BINARY_THRESH", threshold), batch)[0]
+        .pred_masks.sum(dim=(1, 2))
+        .float()
+        for threshold in (0.2, 0.4, 0.8)
+    ]
+    assert (areas[0] >= areas[1]).all() and (areas[1] >= areas[2]).all()
+    assert areas[0].sum() > areas[1].sum() > areas[2].sum()

@@ -355,3 +355,24 @@ def test_registration_needs_no_more_than_the_import():
     assert META_ARCH_REGISTRY.get("HybridTaskCascade") is HybridTaskCascade
     assert ROI_HEADS_REGISTRY.get("HTCROIHeads") is HTCROIHeads
     assert ROI_MASK_HEAD_REGISTRY.get("HTCMaskHead") is HTCMaskHead
+
+
+def test_semantic_loss_can_be_divided_by_ignored_pixels_too(make_model, training_losses):
+    batch = random_batch()
+    for x in batch:
+        x["sem_seg"][:, :48] = 255  # half of every image
+    name = "loss_semantic_seg"
+    plain = training_losses(make_model(), batch)[name]
+    halved = training_losses(make_model("HTC.SEMANTIC.MEAN_OVER_ALL_PIXELS", True), batch)[name]
+    assert halved.item() == pytest.approx(plain.item() / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("reassign, row", [(True, 1), (False, 0)])
+def test_low_quality_matches_can_be_left_to_the_better_object(make_model, reassign, row):
+    boxes, objects = (
+        torch.tensor([[0.0, 0, 20, 20]]),
+        torch.tensor([[0.0, 0, 20, 18], [0, 0, 20, 15]]),
+    )
+    heads = make_model("HTC.REASSIGN_LOW_QUALITY", reassign).roi_heads
+    for sampler in heads.samplers:
+        assert sampler.assign(boxes, objects)[0].tolist() == [row]
