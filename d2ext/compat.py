@@ -255,37 +255,6 @@ def _video_visualizer() -> bool:
     return _restore_numpy_aliases("detectron2.utils.video_visualizer", "bool")
 
 
-# What detectron2.export offers without caffe2, by the module that defines it.
-_EXPORT_NAMES = {
-    "flatten": ("TracingAdapter",),
-    "torchscript": ("dump_torchscript_IR", "scripting_with_instances"),
-}
-
-
-@_adaptation
-def _export_without_caffe2() -> bool:
-    """``ModuleNotFoundError: No module named 'caffe2'`` from ``export`` and ``utils.analysis``."""
-    try:
-        importlib.import_module("detectron2.export")
-        return False
-    except ImportError as error:
-        if "caffe2" not in str(error):
-            raise
-    folder = _detectron2_folder() / "export"
-    package = types.ModuleType("detectron2.export")
-    package.__path__ = [str(folder)]
-    package.__file__ = str(folder / "__init__.py")
-    package.__spec__ = importlib.machinery.ModuleSpec("detectron2.export", None, is_package=True)
-    package.__all__ = [name for names in _EXPORT_NAMES.values() for name in names]
-    sys.modules["detectron2.export"] = package
-    for module_name, names in _EXPORT_NAMES.items():
-        module = importlib.import_module(f"detectron2.export.{module_name}")
-        for name in names:
-            setattr(package, name, getattr(module, name))
-    importlib.import_module("detectron2").export = package
-    return True
-
-
 def patch_data() -> None:
     """For users of ``detectron2.data``."""
     require_detectron2()
@@ -313,9 +282,3 @@ def patch_visualization() -> None:
     require_detectron2()
     _visualizer()
     _video_visualizer()
-
-
-def patch_export() -> None:
-    """For users of ``detectron2.export`` or ``detectron2.utils.analysis``."""
-    require_detectron2()
-    _export_without_caffe2()

@@ -7,7 +7,6 @@ import sys
 import warnings
 from typing import Callable, List, Optional
 
-from d2ext.config import register_config
 from d2ext.engine import launch
 from d2ext.engine.experiment import Experiment
 from d2ext.engine.loop import evaluate_checkpoint, train
@@ -82,15 +81,12 @@ def run_guarded(function: Callable[[], Optional[int]]) -> int:
         return 1
 
 
-def main(*config_functions: Callable, argv: Optional[List[str]] = None) -> None:
+def main(argv: Optional[List[str]] = None) -> None:
     """Train or evaluate as the command line says; exits with status 1 on a user's mistake.
 
     Args:
-        config_functions: ``add_*_config`` functions of the calling project.
         argv: arguments, default ``sys.argv[1:]``.
     """
-    for function in config_functions:
-        register_config(function)
     args = argument_parser().parse_intermixed_args(argv)
     warnings.filterwarnings("ignore", "torch.meshgrid")  # of detectron2's anchors, harmless
     sys.exit(run_guarded(lambda: _main(args)))

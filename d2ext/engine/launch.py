@@ -72,9 +72,8 @@ def _run_torchrun_worker(function: Callable, args) -> None:
 def _forget_process_groups() -> None:
     """Drop what detectron2 keeps of the groups.
 
-    Workers were seen to abort at their exit now and then ("terminate called without an active
-    exception"); the likely cause is a group whose threads are torn down only while the interpreter
-    ends, because something still refers to it.
+    A group that something still refers to is torn down only while the interpreter ends; its threads
+    may then abort the process ("terminate called without an active exception").
     """
     comm._LOCAL_PROCESS_GROUP = None
     cached = getattr(comm, "_get_global_gloo_group", None)

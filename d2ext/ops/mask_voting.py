@@ -83,8 +83,6 @@ class MaskVoting(nn.Module):
         binary_threshold: threshold of the vote.
         max_per_image: seeds per class and results per image (ties may exceed it).
         score_threshold: seeds need at least this score.
-        drop_degenerate: drop results whose box is one pixel wide or high. None: in mode "fcis"
-            only, as its release does.
     """
 
     def __init__(
@@ -96,7 +94,6 @@ class MaskVoting(nn.Module):
         binary_threshold: float = 0.4,
         max_per_image: int = 100,
         score_threshold: float = 0.0,
-        drop_degenerate: bool | None = None,
     ) -> None:
         super().__init__()
         self.mode = mode
@@ -105,7 +102,6 @@ class MaskVoting(nn.Module):
         self.binary_threshold = binary_threshold
         self.max_per_image = max_per_image
         self.score_threshold = score_threshold
-        self.drop_degenerate = mode == "fcis" if drop_degenerate is None else drop_degenerate
 
     def choose_seeds(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Box rows and score columns of the seeds, class by class, best first."""
@@ -150,7 +146,7 @@ class MaskVoting(nn.Module):
             binary_thresh=self.binary_threshold, mode=self.mode,
         )  # fmt: skip
         result = VotedInstances(tight, voted, scores[seeds, classes], classes, seeds)
-        if self.drop_degenerate:
+        if self.mode == "fcis":  # its release drops results one pixel wide or high
             solid = (tight[:, 2] > tight[:, 0]) & (tight[:, 3] > tight[:, 1])
             result = VotedInstances(*(value[solid] for value in result))
         return result
@@ -158,6 +154,6 @@ class MaskVoting(nn.Module):
     def extra_repr(self) -> str:
         names = (
             "mode", "nms_threshold", "merge_threshold", "binary_threshold", "max_per_image",
-            "score_threshold", "drop_degenerate",
+            "score_threshold",
         )  # fmt: skip
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

@@ -34,7 +34,6 @@ HEALTHY = {
     "utils/__init__.py": "",
     "utils/visualizer.py": "import numpy as np",
     "utils/video_visualizer.py": "import numpy as np",
-    "export/__init__.py": "class TracingAdapter: pass",
 }
 PATCH_ALL = """
     import json, random, sys
@@ -43,16 +42,15 @@ PATCH_ALL = """
     before = set(vars(PIL.Image)) | {"numpy." + name for name in vars(numpy)}
     import d2ext
     from d2ext import compat
-    for patch in ("data", "structures", "evaluation", "visualization", "export"):
+    for patch in ("data", "structures", "evaluation", "visualization"):
         getattr(compat, "patch_" + patch)()
     after = set(vars(PIL.Image)) | {"numpy." + name for name in vars(numpy)}
-    import detectron2.export, detectron2.structures.masks
+    import detectron2.structures.masks
     print(json.dumps({
         "applied": compat.applied(),
         "new names": sorted(after - before),
         "stub": "detectron2._C" in sys.modules,
         "own numpy": detectron2.structures.masks.np is not numpy,
-        "export": detectron2.export.__file__,
         "compiled": compat.has_compiled_detectron2(),
     }))
 """
@@ -80,7 +78,6 @@ def test_nothing_is_touched_where_detectron2_has_no_fault(run_python, healthy):
         "new names": [],
         "stub": False,
         "own numpy": False,
-        "export": str(healthy / "detectron2/export/__init__.py"),
         "compiled": False,
     }
 
@@ -96,16 +93,9 @@ def test_a_compiled_extension_is_left_alone(run_python, healthy):
     assert report(run_python, code, path=[healthy]) == [True, [], True]
 
 
-def test_an_export_that_fails_for_another_reason_is_reported_as_it_is(run_python, healthy):
-    (healthy / "detectron2/export/__init__.py").write_text("import module_that_is_missing")
-    process = run_python("-c", "import d2ext; d2ext.compat.patch_export()", path=[healthy])
-    last = process.stderr.splitlines()[-1]
-    assert last == "ModuleNotFoundError: No module named 'module_that_is_missing'"
-
-
 def packages_on_detectron2():
     names = [m.name for m in pkgutil.iter_modules(d2ext.__path__) if m.ispkg]
-    return [f"d2ext.{name}" for name in names if name not in ("ops", "structures", "utils")]
+    return [f"d2ext.{name}" for name in names if name not in ("ops", "utils")]
 
 
 @pytest.mark.parametrize("installed", ["nothing", "a folder of that name"])

@@ -24,8 +24,6 @@ SYMPTOMS = {
     "panoptic_masks": NO_BOOL,
     "video_colors": NO_BOOL,
     "pascal_voc_evaluation": NO_BOOL,
-    "tracing_export": r"ModuleNotFoundError: No module named 'caffe2'",
-    "parameter_count": r"ModuleNotFoundError: No module named 'caffe2'",
 }
 ADAPTATIONS = {
     "stub_extension",
@@ -38,7 +36,6 @@ ADAPTATIONS = {
     "mask_structures",
     "visualizer",
     "video_visualizer",
-    "export_without_caffe2",
 }
 if sys.version_info < (3, 11):  # random.sample still takes sets
     del SYMPTOMS["mapper_returns_none"]

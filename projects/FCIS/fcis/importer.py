@@ -17,7 +17,7 @@ from d2ext.checkpoint.registry import Importer, register_importer
 
 from .roi_heads import FCISROIHeads
 
-__all__ = ["background_last", "fcis_rules", "foreground_deltas"]
+__all__ = ["background_maps_last", "fcis_rules", "foreground_deltas"]
 
 
 def foreground_deltas(x: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def foreground_deltas(x: Tensor) -> Tensor:
     return x.chunk(2)[1]
 
 
-def background_last(parts: int):
+def background_maps_last(parts: int):
     """Score maps of the background first -> last.
 
     Args:
@@ -39,7 +39,7 @@ def fcis_rules(model: nn.Module) -> List[Rule]:
     rpn, heads = "proposal_generator.rpn_head.", "roi_heads."
     if not isinstance(getattr(model, "roi_heads", None), FCISROIHeads):
         return []
-    last = background_last(model.roi_heads.group_size**2)
+    last = background_maps_last(model.roi_heads.group_size**2)
     return [
         *mxnet_resnet_rules("backbone."),
         Rule(f"{rpn}conv.{{p:w}}", "rpn_conv_3x3_{p}"),

@@ -22,13 +22,13 @@ from d2ext.checkpoint.registry import Importer, register_importer
 
 from .roi_heads import MNCROIHeads
 
-__all__ = ["background_last", "mnc_rules", "scaled_deltas"]
+__all__ = ["background_row_last", "mnc_rules", "scaled_deltas"]
 
 _BLOBS = {"weight": 0, "bias": 1}
 _FC = {"box_fc6": "fc6", "box_fc7": "fc7", "mask_fc6": "fc6_mask", "mask_fc7": "fc7_mask"}
 
 
-def background_last(x: Tensor) -> Tensor:
+def background_row_last(x: Tensor) -> Tensor:
     """Rows of the classes with the background first -> last."""
     return x.roll(-1, dims=0)
 
@@ -78,7 +78,7 @@ def mnc_rules(model: nn.Module) -> List[Rule]:
                 Rule(
                     f"{category}{name}.{part}",
                     f"{name}.{blob}",
-                    background_last,
+                    background_row_last,
                     per_class=True,
                     label="background last",
                 )
