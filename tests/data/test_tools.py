@@ -33,8 +33,8 @@ def visualize_data():
 
 @pytest.fixture
 def make_shapes(monkeypatch):
-    small = {name: shapes.Split(3, s.seed) for name, s in shapes.SPLITS.items()}
-    monkeypatch.setattr(shapes, "SPLITS", small)
+    for name, split in list(shapes.SPLITS.items()):
+        monkeypatch.setitem(shapes.SPLITS, name, shapes.Split(3, split.seed))
     return _load("make_shapes_dataset")
 
 

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from d2ext.errors import UserError
 
-from . import check_cache
-from .check_cache import fingerprint
-from .masks_check import Finding, mask_findings
+from . import cache
+from .cache import fingerprint
+from .masks import Finding, mask_findings
 from .problems import Problem
 
 _REQUIRED_KEYS = {
@@ -256,7 +256,7 @@ def coco_summary(json_file: str, with_images: bool = False) -> CocoSummary:
     key = fingerprint([json_file])
     known = _summaries.get(str(key))
     if known is None and not with_images:
-        stored = check_cache.load(["coco_file", key])
+        stored = cache.load(["coco_file", key])
         if stored is not None:
             problems = [Problem(*p) for p in stored["problems"]]
             known = CocoSummary(stored["categories"], problems, stored["folders"], None)
@@ -271,8 +271,8 @@ def coco_summary(json_file: str, with_images: bool = False) -> CocoSummary:
         ]
         folders = sorted({os.path.dirname(name) for name, _, _ in images})
         known = CocoSummary(data["categories"], problems, folders, images)
-        if time.perf_counter() - started > check_cache.SLOW:
+        if time.perf_counter() - started > cache.SLOW:
             parts = {"categories": known.categories, "problems": problems, "folders": folders}
-            check_cache.store(["coco_file", key], parts)
+            cache.store(["coco_file", key], parts)
     _summaries[str(key)] = known
     return known

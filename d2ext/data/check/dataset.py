@@ -14,11 +14,11 @@ from d2ext.errors import UserError
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from . import check_cache
+from ..catalog import check_registered, semantic_map_path
+from . import cache
 from .coco_file import coco_summary
-from .images_check import ImageFile, file_findings
+from .images import ImageFile, file_findings
 from .problems import Problem, Report
-from .register import check_registered, semantic_map_path
 
 logger = logging.getLogger(__name__)
 
@@ -62,16 +62,16 @@ def check_files(
             sem_seg_root = None
     folders = [os.path.join(image_root, folder) for folder in summary.folders]
     folders += [sem_seg_root] if sem_seg_root else []
-    key = ["images", check_cache.fingerprint([json_file, *folders]), bool(sem_seg_root)]
-    stored = None if thorough else check_cache.load(key)
+    key = ["images", cache.fingerprint([json_file, *folders]), bool(sem_seg_root)]
+    stored = None if thorough else cache.load(key)
     if stored is not None:
         report.add([Problem(*p) for p in stored], evaluated)
         return report
     started = time.perf_counter()
     problems = _check_images(json_file, image_root, sem_seg_root, thorough)
     report.add(problems, evaluated)
-    if time.perf_counter() - started > check_cache.SLOW and not thorough:
-        check_cache.store(key, problems)
+    if time.perf_counter() - started > cache.SLOW and not thorough:
+        cache.store(key, problems)
     return report
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from detectron2.utils.file_io import PathManager
 
-from .masks_check import Finding
+from .masks import Finding
 
 _EXIF_ORIENTATION = 274
 # What Pillow raises for damaged files of one format or another.

@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from d2ext.errors import UserError
 
-from .shapes_draw import STUFF_CLASSES, THING_CLASSES
-from .shapes_scene import make_scene
+from ..catalog import datasets_root
+from .draw import STUFF_CLASSES, THING_CLASSES
+from .scene import make_scene
 
 FORMAT_VERSION = 1
 logger = logging.getLogger(__name__)
@@ -43,11 +44,6 @@ SPLITS = {
     "big_train": Split(4000, 3),
     "big_val": Split(500, 4),
 }
-
-
-def datasets_root():
-    """Folder of all data sets: $DETECTRON2_DATASETS, or `datasets` as in detectron2."""
-    return os.environ.get("DETECTRON2_DATASETS") or "datasets"
 
 
 def split_folder(split, root=None):

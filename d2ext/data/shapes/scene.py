@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from .shapes_draw import (
+from .draw import (
     FILLS,
     STUFF_CLASSES,
     THING_CLASSES,

@@ -22,8 +22,15 @@ from d2ext.errors import UserError
 
 from detectron2.utils import comm
 
-from .voc_sds import CLASSES, SPLITS
-from .voc_sds_files import find_folder, image_file, mat_file, read_instances, read_list
+from .files import (
+    CLASSES,
+    SPLITS,
+    find_folder,
+    image_file,
+    mat_file,
+    read_instances,
+    read_list,
+)
 
 _FORMAT = 1  # part of the key: raise it when the content of the file changes
 _VOC_NAME = re.compile(r"(\d{4})_(\d{6})")

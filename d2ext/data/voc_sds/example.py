@@ -9,7 +9,7 @@ import scipy.io
 import scipy.sparse
 from PIL import Image
 
-from .voc_sds_files import NUM_CLASSES
+from .files import CLASSES
 
 LAYOUTS = {"mnc": "VOCdevkitSDS", "fcis": "VOCdevkit/VOCSDS"}
 
@@ -48,7 +48,7 @@ def write_annotation(folder: str, name: str, labels: np.ndarray, classes: Sequen
         },
         "GTcls": {
             "Segmentation": semantic,
-            "Boundaries": _cell([_boundary(semantic == c) for c in range(1, NUM_CLASSES + 1)]),
+            "Boundaries": _cell([_boundary(semantic == c) for c in range(1, len(CLASSES) + 1)]),
             "CategoriesPresent": np.unique(np.asarray(classes, np.float64)).reshape(-1, 1),
         },
     }

@@ -10,7 +10,6 @@ import os
 from typing import List, NamedTuple, Optional
 
 import numpy as np
-import scipy.io
 from PIL import Image
 
 from d2ext.errors import UserError
@@ -19,7 +18,13 @@ FOLDERS = ("VOCdevkitSDS", "VOCdevkit/VOCSDS", "VOCSDS", "benchmark_RELEASE/data
 LISTS = ("ImageSets/Main/{}.txt", "{}.txt")
 IMAGES = ("JPEGImages", "img")
 IGNORED = 255  # label of no instance and no class
-NUM_CLASSES = 20
+CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+    *("train", "tvmonitor"),
+)
+# Images of the released lists: SBD outside and inside of VOC 2012 val. Not the lists of SBD itself.
+SPLITS = {"train": 5623, "val": 5732}
 SBD_SPLITS = {"train": 8498, "val": 2857}
 
 
@@ -99,6 +104,8 @@ def _read_struct(path: str, struct: str) -> np.ndarray:
     """The fields of a one-element MATLAB struct."""
     if not os.path.isfile(path):
         raise UserError(f"{path} does not exist")
+    import scipy.io  # here, because importing it takes a while and few programs read these files
+
     try:
         content = scipy.io.loadmat(path, variable_names=[struct])
     except Exception as e:  # scipy raises whatever a broken file leads to
@@ -145,8 +152,10 @@ def _class_of(inst_path, cls_path, number, classes, categories):
     found = np.unique(classes).tolist()
     if len(found) != 1:
         raise UserError(f"{cls_path}: instance {number} of {inst_path} covers classes {found}")
-    if not 1 <= found[0] <= NUM_CLASSES:
-        raise UserError(f"{cls_path}: instance {number} has class {found[0]}, not 1..{NUM_CLASSES}")
+    if not 1 <= found[0] <= len(CLASSES):
+        raise UserError(
+            f"{cls_path}: instance {number} has class {found[0]}, not 1..{len(CLASSES)}"
+        )
     if categories is not None:
         if number > len(categories):
             raise UserError(f"{inst_path}: GTinst.Categories has no entry for instance {number}")

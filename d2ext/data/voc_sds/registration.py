@@ -10,15 +10,9 @@ import tempfile
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from .register import load_coco_records
-
-CLASSES = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
-    *("train", "tvmonitor"),
-)
-# Images of the released lists: SBD outside and inside of VOC 2012 val. Not the lists of SBD itself.
-SPLITS = {"train": 5623, "val": 5732}
+from ..register import load_coco_records
+from .coco import update_cache
+from .files import CLASSES
 
 
 def cache_file(split, root):
@@ -45,14 +39,12 @@ def register(name, split, root):
 
     Args:
         name (str): new data set name.
-        split (str): a key of `SPLITS`.
+        split (str): a key of `files.SPLITS`.
         root (str): folder of all data sets.
     """
     files = paths(split, root)
 
     def load():
-        from .voc_sds_coco import update_cache
-
         update_cache(split, root, files["json_file"])
         return load_coco_records(name, **files)
 

@@ -14,14 +14,13 @@ from PIL import Image
 
 from d2ext.data import InstanceSegMapper, dataset_classes, get_dataset_records, register_all
 from d2ext.data import voc_sds as sds
-from d2ext.data import voc_sds_coco as coco
-from d2ext.data import voc_sds_files as files
-from d2ext.data.voc_sds_example import LAYOUTS, make_example, write_annotation
+from d2ext.data.voc_sds import coco, files
+from d2ext.data.voc_sds.example import LAYOUTS, make_example, write_annotation
 from d2ext.errors import UserError
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "voc_sds.py"
+TOOL = Path(__file__).resolve().parents[3] / "tools" / "voc_sds.py"
 
 
 @pytest.fixture(scope="module")

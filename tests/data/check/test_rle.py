@@ -4,7 +4,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
-from d2ext.data.rle import compressed_run_sums, list_run_sums
+from d2ext.data.check.rle import compressed_run_sums, list_run_sums
 
 
 def _random_masks(count):

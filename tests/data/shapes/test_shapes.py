@@ -12,8 +12,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from d2ext.data import register_all, register_shapes, shapes
-from d2ext.data.shapes_draw import polygon_area, rasterize
-from d2ext.data.shapes_scene import make_scene
+from d2ext.data.shapes.draw import polygon_area, rasterize
+from d2ext.data.shapes.scene import make_scene
 from d2ext.errors import UserError
 
 from detectron2.data import DatasetCatalog, MetadataCatalog

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from d2ext.data import check_before_training, check_cache, check_dataset, coco_file, images_check
-from d2ext.data.problems import Problem, Report
+from d2ext.data import check_before_training, check_dataset
+from d2ext.data.check import cache as check_cache
+from d2ext.data.check import coco_file, images
+from d2ext.data.check.problems import Problem, Report
 from d2ext.engine import main
 from d2ext.errors import UserError
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -35,9 +37,9 @@ def check_tool():
 def opened(monkeypatch):
     """Paths of the images whose header was read."""
     paths = []
-    read = images_check.read_header
+    read = images.read_header
     monkeypatch.setattr(
-        images_check, "read_header", lambda p, *rest: (paths.append(p), read(p, *rest))[1]
+        images, "read_header", lambda p, *rest: (paths.append(p), read(p, *rest))[1]
     )
     return paths
 
