@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Time the evaluation beside plain pycocotools on the same random detections, and compare results.
 
-    python tools/benchmark_eval.py                              500 images, 100 detections each
-    python tools/benchmark_eval.py --images 5732 --classes 20 --only voc_sds        all of SDS val
+    python dev/benchmark_eval.py                              500 images, 100 detections each
+    python dev/benchmark_eval.py --images 5732 --classes 20 --only voc_sds        all of SDS val
 
 Objects are ellipses, a fifth of them crowd regions; a third of the detections are objects that were
 moved and stretched a little. Exit status 1 when a table differs from pycocotools by more than 1e-6.

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Time the operators of d2ext.ops beside what users run today, with checks and gates.
 
-    python tools/benchmark_ops.py --allocator retained,default    # the tables of docs/benchmarks
-    python tools/benchmark_ops.py --quick                         # small sizes, a few seconds
-    python tools/benchmark_ops.py --device cuda
+    python dev/benchmark_ops.py --allocator retained,default    # the tables of docs/benchmarks
+    python dev/benchmark_ops.py --quick                         # small sizes, a few seconds
+    python dev/benchmark_ops.py --device cuda
 
 Ours and its peers run interleaved (A B C A B C ...) in one process on fresh random inputs. Before
 any timing each operator is compared with a float64 reference. On one CPU thread ratios are those of

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Build the extension with CUDA, run the operator tests on the GPU and benchmark it, in one go.
 #
-#   tools/check_cuda.sh [--python PYTHON] [--wheels FOLDER] [--no-benchmark]
+#   dev/check_cuda.sh [--python PYTHON] [--wheels FOLDER] [--no-benchmark]
 #
 # Needs nvcc, a GPU and a Python with torch for CUDA. What else is missing (pytest, torchvision, ...) is
 # installed from FOLDER alone, into build/cuda/site; nothing is fetched from a network.
@@ -39,11 +39,11 @@ for module in pytest numpy torchvision cv2 setuptools; do
 done
 
 # a copy, so that the checkout keeps the extension it has
-rm -rf "$work/d2ext" "$work/tests" "$work/tools"
+rm -rf "$work/d2ext" "$work/tests" "$work/dev"
 cp -r d2ext setup.py pyproject.toml "$work/"
 mkdir -p "$work/tests"
 cp -r tests/ops tests/vectors "$work/tests/"
-cp -r tools "$work/"
+cp -r dev "$work/"
 rm -f "$work"/d2ext/_C*.so
 arch=$("$python" -c 'import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))')
 cd "$work"
@@ -56,7 +56,7 @@ if grep -E "[1-9][0-9]* bytes spill" build.log; then fail "kernels spill registe
 if [ "$benchmark" = 1 ]; then
   gpu=$("$python" -c 'import re, torch; print(re.sub(r"[^a-z0-9]+", "_", torch.cuda.get_device_name().lower()))')
   mkdir -p "$root/docs/benchmarks"
-  "$python" tools/benchmark_ops.py --device cuda --allocator default --output "$root/docs/benchmarks/ops_$gpu.md"
+  "$python" dev/benchmark_ops.py --device cuda --allocator default --output "$root/docs/benchmarks/ops_$gpu.md"
   echo "check_cuda: wrote docs/benchmarks/ops_$gpu.md"
 fi
 echo "check_cuda: passed"

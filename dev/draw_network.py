@@ -7,10 +7,7 @@ import sys
 
 import matplotlib
 from matplotlib.figure import Figure
-
-from d2ext.engine.cli import run_guarded
-from d2ext.errors import UserError
-from d2ext.visualization.network_drawing import (
+from network_drawing import (
     BOXES,
     INK,
     MASKS,
@@ -19,6 +16,9 @@ from d2ext.visualization.network_drawing import (
     SOFT,
     Drawing,
 )
+
+from d2ext.engine.cli import run_guarded
+from d2ext.errors import UserError
 
 # Heights of the rows, and left edges of the stages.
 BOX_ROW, BUS_ROW, MASK_ROW = 5.75, 3.85, 1.95

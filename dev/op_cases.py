@@ -1,4 +1,4 @@
-"""What tools/benchmark_ops.py times: every operator at the sizes of real networks, what one would
+"""What dev/benchmark_ops.py times: every operator at the sizes of real networks, what one would
 use instead, a float64 reference, and the gates."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Inputs and peers of tools/benchmark_ops.py: what users run today in place of d2ext.ops."""
+"""Inputs and peers of dev/benchmark_ops.py: what users run today in place of d2ext.ops."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
 Trains `configs/mask_rcnn_tiny_pretrain.py` (a Mask R-CNN with batch norm, from random weights, on
 `shapes_big_train`) and keeps the backbone in half precision. About 50 minutes on one CPU core.
 
-    python tools/pretrain_tiny_backbone.py
+    python dev/pretrain_tiny_backbone.py
 """
 
 import argparse

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Build the CPU kernels with AddressSanitizer and UBSan in build/sanitize and run the operator tests on
-# them. Usage: tools/sanitize.sh [python] [pytest arguments]. Any finding ends the run with an error.
+# them. Usage: dev/sanitize.sh [python] [pytest arguments]. Any finding ends the run with an error.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(command -v "${1:-python}") || { echo "sanitize: no such python: ${1:-python}" >&2; exit 1; }

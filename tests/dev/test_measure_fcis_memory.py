@@ -1,29 +1,22 @@
-"""tools/measure_fcis_memory.py on a network that takes no time."""
+"""dev/measure_fcis_memory.py on a network that takes no time."""
 
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--config-file", str(ROOT / "projects/FCIS/configs/fcis_tiny.yaml"), "--size", "64", "96"]
 
 
 @pytest.fixture
-def measure(monkeypatch, capsys):
+def measure(script, capsys):
     """What a part of the tool prints, read from its JSON."""
-    path = ROOT / "tools" / "measure_fcis_memory.py"
-    spec = importlib.util.spec_from_file_location("measure_fcis_memory", path)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
 
     def run(part):
-        arguments = [*TINY, "--regions", "20", "--objects", "3", "--part", part]
-        monkeypatch.setattr(sys, "argv", [str(path), *arguments])
-        tool.main()
+        script.main([*TINY, "--regions", "20", "--objects", "3", "--part", part])
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
     return run
@@ -40,3 +33,17 @@ def test_a_training_step_has_the_regions_asked_for(measure):
 def test_the_head_is_measured_alone(measure, part):
     found = measure(part)
     assert 0 < found["before"] <= found["peak"] and found["seconds"] > 0
+
+
+def test_memory_that_is_given_back_counts_for_the_peak(script):
+    mebibytes = 64  # more than any allocator keeps in its heap
+    found = script.peak_of(lambda: {"sum": np.ones(mebibytes * 2**17).sum()})
+    assert found["sum"] == mebibytes * 2**17
+    assert found["peak"] - found["before"] == pytest.approx(mebibytes / 1024, rel=0.1)
+
+
+def test_the_peak_of_a_step_that_only_frees_memory_is_its_start(script):
+    for size in range(1000, 200_000, 5000):
+        held = [np.ones(size) for _ in range(8)]
+        found = script.peak_of(held.clear)
+        assert found["before"] <= found["peak"] < found["before"] + 1 / 1024

@@ -11,11 +11,6 @@ from detectron2.data.detection_utils import annotations_to_instances
 from detectron2.structures import Instances
 
 
-@pytest.fixture(scope="module")
-def tool(script):
-    return script("tools/evaluate_stages.py")
-
-
 class KnownModel:
     """First stage: nothing. Second: boxes right, masks empty. Third: the ground truth."""
 
@@ -43,19 +38,19 @@ class KnownModel:
         return stages
 
 
-def test_each_stage_gets_its_own_numbers(tool, register_few):
+def test_each_stage_gets_its_own_numbers(script, register_few):
     register_coco_dataset(*parse_register(register_few))
     records = get_dataset_records("demo_few")
-    results = tool.evaluate_stages(KnownModel(records), [[r] for r in records], "demo_few")
+    results = script.evaluate_stages(KnownModel(records), [[r] for r in records], "demo_few")
     assert [round(r["bbox/AP"], 3) for r in results] == [0, 100, 100]
     assert [round(r["segm/AP"], 3) for r in results] == [0, 0, 100]
     assert results[2]["segm/AP50"] == pytest.approx(100)
 
 
 def test_command_prints_a_table_and_writes_the_same_numbers(
-    tool, htc_weights, register_few, tmp_path, capsys
+    script, htc_weights, register_few, tmp_path, capsys
 ):
-    status = tool.main(
+    status = script.main(
         ["--config-file", "projects/HTC/configs/htc_tiny.py", "--weights", htc_weights]
         + ["--register", register_few, "--output", str(tmp_path / "new/stages.json")]
         + ["DATASETS.TEST=demo_few", "model.backbone.norm=GN"]
@@ -68,8 +63,8 @@ def test_command_prints_a_table_and_writes_the_same_numbers(
         assert float(row.split()[1]) == pytest.approx(stage["bbox/AP"], abs=0.051)
 
 
-def test_model_without_stages_is_an_error(tool, mask_rcnn_weights, capsys):
-    status = tool.main(
+def test_model_without_stages_is_an_error(script, mask_rcnn_weights, capsys):
+    status = script.main(
         ["--config-file", "configs/mask_rcnn_tiny.yaml", "--weights", mask_rcnn_weights]
         + ["MODEL.RESNETS.NORM=GN"]
     )

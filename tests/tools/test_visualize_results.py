@@ -1,6 +1,5 @@
 """tools/visualize_results.py: COCO results become instances again, and mistakes are named."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -17,15 +16,6 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Boxes, Instances
 
 
-@pytest.fixture(scope="module")
-def tool(request):
-    path = request.config.rootpath / "tools/visualize_results.py"
-    spec = importlib.util.spec_from_file_location("visualize_results", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def instances():
     masks = torch.zeros(2, 20, 30, dtype=torch.bool)
@@ -40,23 +30,23 @@ def instances():
     )
 
 
-def test_results_written_by_the_evaluation_are_read_back_as_they_were(tool, instances):
+def test_results_written_by_the_evaluation_are_read_back_as_they_were(script, instances):
     results = instances_to_coco_json(instances, 5)
     category_ids = [30, 70]  # of classes 0 and 1
     for result in results:
         result["category_id"] = category_ids[result["category_id"]]
-    read = tool.to_instances(json.loads(json.dumps(results)), (20, 30), {30: 0, 70: 1})
+    read = script.to_instances(json.loads(json.dumps(results)), (20, 30), {30: 0, 70: 1})
     torch.testing.assert_close(read.pred_boxes.tensor, instances.pred_boxes.tensor)
     torch.testing.assert_close(read.scores, instances.scores)
     assert read.pred_classes.tolist() == [1, 0]
     assert torch.equal(read.pred_masks, instances.pred_masks)
 
 
-def test_boxes_without_masks_and_images_without_results_are_fine(tool):
+def test_boxes_without_masks_and_images_without_results_are_fine(script):
     results = [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]
-    read = tool.to_instances(results, (20, 30), {1: 0})
+    read = script.to_instances(results, (20, 30), {1: 0})
     assert read.pred_boxes.tensor.tolist() == [[1, 2, 4, 6]] and not read.has("pred_masks")
-    assert len(tool.to_instances([], (20, 30), {1: 0})) == 0
+    assert len(script.to_instances([], (20, 30), {1: 0})) == 0
 
 
 @pytest.fixture
@@ -65,19 +55,19 @@ def few(shapes_few):
     return records, MetadataCatalog.get(shapes_few)
 
 
-def run(tool, path, metadata, output, *more):
+def run(script, path, metadata, output, *more):
     command = ["--results", str(path), "--output-dir", str(output)]
     spec = f"results_few={metadata.json_file},{metadata.image_root}"
-    return tool.main([*command, "--register", spec, *more])
+    return script.main([*command, "--register", spec, *more])
 
 
-def test_pictures_show_ground_truth_left_and_predictions_right(tool, few, tmp_path, capsys):
+def test_pictures_show_ground_truth_left_and_predictions_right(script, few, tmp_path, capsys):
     records, metadata = few
     (tmp_path / "results.json").write_text("[]")
-    assert run(tool, tmp_path / "results.json", metadata, tmp_path, "--num-images", "2") == 0
+    assert run(script, tmp_path / "results.json", metadata, tmp_path, "--num-images", "2") == 0
     assert "2 pictures" in capsys.readouterr().out
     rgb = np.asarray(Image.open(records[0]["file_name"]))
-    nothing = tool.to_instances([], rgb.shape[:2], {})
+    nothing = script.to_instances([], rgb.shape[:2], {})
     truth = draw_ground_truth(records[0], metadata)
     plain = draw_predictions(rgb, nothing, metadata)
     picture = np.asarray(Image.open(tmp_path / Path(records[0]["file_name"]).name))
@@ -118,10 +108,10 @@ def stands_in(picture, panel, right):
         ),
     ],
 )
-def test_unusable_results_are_one_line(tool, few, tmp_path, capsys, text, message):
+def test_unusable_results_are_one_line(script, few, tmp_path, capsys, text, message):
     path = tmp_path / "results.json"
     if text is not None:
         path.write_text(text)
-    assert run(tool, path, few[1], tmp_path) == 1
+    assert run(script, path, few[1], tmp_path) == 1
     err = capsys.readouterr().err
     assert message in err and len(err.strip().splitlines()) == 1

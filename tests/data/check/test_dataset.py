@@ -1,6 +1,5 @@
 """The data check as a whole: what it reports, when it looks again, and how it stops a training."""
 
-import importlib.util
 import logging
 import os
 from pathlib import Path
@@ -23,14 +22,6 @@ ROOT = Path(__file__).resolve().parents[3]
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache/d2ext/data_check"
-
-
-@pytest.fixture
-def check_tool():
-    spec = importlib.util.spec_from_file_location("check_data", ROOT / "tools/check_data.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -239,48 +230,3 @@ def test_train_script_checks_the_data_unless_told_not_to(
     with pytest.raises(SystemExit) as info:
         main(argv=[*argv, "--no-data-check"])
     assert info.value.code == 0 and started
-
-
-def test_tool_prints_the_table_of_files_that_cannot_be_registered(
-    small_dataset, check_tool, capsys
-):
-    small_dataset.first["bbox"] = [1, 2, 3]
-    small_dataset.second["image_id"] = 99
-    small_dataset.write()
-    spec = f"mine={small_dataset.json_file},{small_dataset.images}"
-    assert check_tool.main(["--register", spec]) == 1
-    printed = capsys.readouterr().out
-    assert "mine" in printed and "2 errors" in printed
-    assert "has a bbox" in printed and "unknown image_id 99" in printed
-
-
-def test_tool_finds_truncated_images_when_thorough(small_dataset, check_tool, capsys):
-    small_dataset.write()
-    path = small_dataset.images / "a.png"
-    path.write_bytes(path.read_bytes()[:-60])
-    spec = f"mine={small_dataset.json_file},{small_dataset.images}"
-    assert check_tool.main(["--register", spec]) == 0
-    assert capsys.readouterr().out == "mine: no problem found\n"
-    assert check_tool.main(["--register", spec, "--thorough"]) == 1
-    assert "cannot be read" in capsys.readouterr().out
-
-
-def test_tool_checks_registered_sets(check_tool, shapes_few, capsys):
-    assert check_tool.main(["--dataset", shapes_few, "--evaluated", "--rows", "0"]) == 0
-    assert capsys.readouterr().out == f"{shapes_few}: no problem found\n"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], "nothing to check"),
-        (["--dataset", "shapes_vall"], "did you mean shapes_val"),
-        (["--register", "mine"], "write NAME=annotations.json"),
-        (["--register", "mine=no.json,images"], "annotation file no.json does not exist"),
-        (["--dataset", "shapes_val", "--rows", "-1"], "--rows must not be negative"),
-    ],
-)
-def test_mistakes_in_the_tools_arguments_end_in_one_line(check_tool, arguments, words, capsys):
-    assert check_tool.main(arguments) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and words in error and error.count("\n") == 1

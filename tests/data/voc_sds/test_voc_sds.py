@@ -1,6 +1,5 @@
 """VOC SDS from real `.mat` files: both layouts, the conversion, its cache, every broken file."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -18,9 +17,7 @@ from d2ext.data.voc_sds import coco, files
 from d2ext.data.voc_sds.example import LAYOUTS, make_example, write_annotation
 from d2ext.errors import UserError
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
-TOOL = Path(__file__).resolve().parents[3] / "tools" / "voc_sds.py"
+from detectron2.data import MetadataCatalog
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +35,6 @@ def tree(trees, tmp_path):
     skip = shutil.ignore_patterns("voc_sds_cache")
     shutil.copytree(trees / "mnc", tmp_path / "data", ignore=skip)
     return tmp_path / "data", tmp_path / "data" / "VOCdevkitSDS"
-
-
-@pytest.fixture
-def tool():
-    spec = importlib.util.spec_from_file_location("voc_sds_tool", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 def mat(folder, kind, name):
@@ -328,70 +317,3 @@ def test_unusable_lists_are_named(tree, content, message):
     register_all(str(tree[0]))
     with pytest.raises(UserError, match=message):
         get_dataset_records("voc_sds_train")
-
-
-# -------------------------------------------------------------------------------------------------
-# The tool
-
-
-def test_checking_a_folder_names_what_is_missing_and_broken(tree, tool, capsys, monkeypatch):
-    root, folder = tree
-    monkeypatch.setitem(sds.SPLITS, "train", 6)
-    monkeypatch.setitem(sds.SPLITS, "val", 4)
-    assert tool(["check", "--root", str(root)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "complete"
-    (folder / "img" / "2008_000001.jpg").unlink()
-    (folder / "inst" / "2008_000002.mat").unlink()
-    os.truncate(folder / "img" / "2008_000008.jpg", 900)
-    scipy.io.savemat(folder / "cls" / "2008_000009.mat", {"GTcls": {"Other": 1}})
-    with open(folder / "val.txt", "a") as f:
-        f.write("2008_000003\n")
-    assert tool(["check", "--root", str(root)]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert any("1 of 6 images (img/ or JPEGImages/) are missing: 2008_000001" in x for x in lines)
-    assert any("1 of 6 inst/*.mat are missing: 2008_000002" in x for x in lines)
-    assert any("cannot read image" in x and "2008_000008.jpg" in x for x in lines)
-    assert any("2008_000009.mat has no field GTcls.Segmentation" in x for x in lines)
-    assert any("val: 5 images" in x and "not the 4 of the released list" in x for x in lines)
-    assert "1 images are in both lists: 2008_000003" in lines
-    assert lines[-1] == "not complete, see above"
-    assert tool(["check", "--root", str(root), "--fast"]) == 1
-    assert "2008_000008" not in capsys.readouterr().out
-
-
-def test_checking_nothing_is_an_error(tool, tmp_path, capsys):
-    assert tool(["check", "--root", str(tmp_path)]) == 1
-    assert capsys.readouterr().err.startswith("error: VOC SDS is not in ")
-
-
-def test_conversion_gives_a_file_that_can_be_registered(tree, tool, tmp_path, capsys):
-    from d2ext.data import register_coco_dataset
-
-    root, output = str(tree[0]), str(tmp_path / "new" / "val.json")
-    assert tool(["convert", "val", "--root", root, "--output", output]) == 0
-    assert "4 images" in capsys.readouterr().out
-    register_coco_dataset("converted", output, root)
-    register_all(root)
-    assert DatasetCatalog.get("converted") == get_dataset_records("voc_sds_val")
-
-
-def test_the_lists_are_those_of_voc_2012(tree, tool, tmp_path, capsys, monkeypatch):
-    root, folder = tree
-    names = [Path(x).stem for x in sorted(os.listdir(folder / "inst"))]
-    (tmp_path / "voc_val.txt").write_text("".join(f"{x}\n" for x in [*names[::2], "2007_000001"]))
-    arguments = ["lists", "--root", str(root), "--voc-val", str(tmp_path / "voc_val.txt")]
-    assert tool(arguments) == 1
-    assert "give {'train': 5, 'val': 5}, not {'train': 5623" in capsys.readouterr().err
-    for split in ("train", "val"):
-        monkeypatch.setitem(sds.SPLITS, split, 5)
-    assert tool(arguments) == 0
-    assert files.read_list(str(folder), "val") == names[::2]
-    assert files.read_list(str(folder), "train") == names[1::2]
-    assert (folder / "val.txt").read_text().split() == names[6:]  # as it was
-
-
-def test_the_miniature_is_made_by_the_tool(tool, tmp_path, capsys):
-    assert tool(["example", str(tmp_path), "--layout", "fcis"]) == 0
-    assert f"DETECTRON2_DATASETS={tmp_path}" in capsys.readouterr().out
-    register_all(str(tmp_path))
-    assert len(get_dataset_records("voc_sds_val")) == 4
