@@ -1,11 +1,17 @@
-// Argument checks, see common.h.
-#include "common.h"
+// Argument checks, the same on every device. The messages are those of d2ext/ops/_checks.py and the
+// reference modules.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
 
 #include <limits>
 
+#include "common.h"
+
 namespace d2ext {
 
-void check_floating(const char* op, const char* name, const at::Tensor& tensor, int64_t dim) {
+inline void check_floating(const char* op, const char* name, const at::Tensor& tensor, int64_t dim) {
   TORCH_CHECK(
       tensor.dim() == dim, op, ": ", name, " must have ", dim, " dimensions, got ", tensor.dim());
   const auto type = tensor.scalar_type();
@@ -18,7 +24,7 @@ void check_floating(const char* op, const char* name, const at::Tensor& tensor, 
   }
 }
 
-void check_coordinates(
+inline void check_coordinates(
     const char* op, const char* name, const at::Tensor& boxes, int64_t columns,
     const at::Tensor& like) {
   TORCH_CHECK(
@@ -34,13 +40,13 @@ void check_coordinates(
       " half precision cannot hold pixel coordinates");
 }
 
-void check_scale(const char* op, double scale) {
+inline void check_scale(const char* op, double scale) {
   TORCH_CHECK(
       scale > 0 && scale < std::numeric_limits<double>::infinity(), op,
       ": spatial_scale must be positive and finite");
 }
 
-WarpRule warp_rule(
+inline WarpRule warp_rule(
     const char* op, bool aligned, bool legacy, c10::string_view border,
     c10::string_view bin_reduce) {
   TORCH_CHECK(
@@ -52,7 +58,7 @@ WarpRule warp_rule(
   return WarpRule{aligned, legacy, border == "zeros", bin_reduce == "edge_max"};
 }
 
-void check_warp(
+inline void check_warp(
     const char* op, const at::Tensor& input, const at::Tensor& rois, double scale, int64_t out_h,
     int64_t out_w) {
   check_floating(op, "input", input, 4);
@@ -66,7 +72,7 @@ void check_warp(
       ": input is too large");
 }
 
-void check_warp_gradient(
+inline void check_warp_gradient(
     const char* op, const at::Tensor& grad, const at::Tensor& input, const at::Tensor& rois,
     int64_t out_h, int64_t out_w) {
   TORCH_CHECK(
@@ -76,7 +82,7 @@ void check_warp_gradient(
       op, ": grad must have shape, dtype and device of the output");
 }
 
-void check_ps(
+inline void check_ps(
     const char* op, const char* name, const at::Tensor& input, const at::Tensor& rois,
     double scale, int64_t group_size, int64_t out_size, int64_t sides) {
   check_floating(op, name, input, 4);
@@ -94,7 +100,7 @@ void check_ps(
       " is too large");
 }
 
-void check_ps_gradient(
+inline void check_ps_gradient(
     const char* op, const at::Tensor& grad, const at::Tensor& rois, double scale,
     int64_t group_size, int64_t out_size, at::IntArrayRef input_size) {
   TORCH_CHECK(
@@ -115,14 +121,14 @@ void check_ps_gradient(
       op, ": input_size is too large");
 }
 
-void check_pick(const char* op, const at::Tensor& pick, const at::Tensor& score, int64_t count) {
+inline void check_pick(const char* op, const at::Tensor& pick, const at::Tensor& score, int64_t count) {
   TORCH_CHECK(
       pick.scalar_type() == at::kLong && pick.dim() == 1 && pick.size(0) == count &&
           pick.device() == score.device(),
       op, ": pick must be int64 of shape (N,) on the device of score");
 }
 
-void check_head_gradient(
+inline void check_head_gradient(
     const char* op, const std::optional<at::Tensor>& grad_cls,
     const std::optional<at::Tensor>& grad_seg, const at::Tensor& score, int64_t count,
     int64_t classes, int64_t out_size) {
@@ -141,7 +147,7 @@ void check_head_gradient(
       op, ": grad_seg must have the shape of seg_logit");
 }
 
-void check_resize(const char* op, const at::Tensor& masks, int64_t out_h, int64_t out_w) {
+inline void check_resize(const char* op, const at::Tensor& masks, int64_t out_h, int64_t out_w) {
   check_floating(op, "masks", masks, 4);
   const int64_t limit = int64_t(1) << 24;  // positions are exact in float32
   TORCH_CHECK(
@@ -152,7 +158,7 @@ void check_resize(const char* op, const at::Tensor& masks, int64_t out_h, int64_
       ": sizes are too large");
 }
 
-void check_gate(const char* op, const at::Tensor& features, const at::Tensor& masks) {
+inline void check_gate(const char* op, const at::Tensor& features, const at::Tensor& masks) {
   check_floating(op, "features", features, 4);
   check_resize(op, masks, 1, 1);
   TORCH_CHECK(
@@ -161,7 +167,7 @@ void check_gate(const char* op, const at::Tensor& features, const at::Tensor& ma
       op, ": masks must be (N, 1, M, M) with N, dtype and device of features");
 }
 
-void check_paste(
+inline void check_paste(
     const char* op, const at::Tensor& masks, const at::Tensor& boxes, int64_t img_h,
     int64_t img_w) {
   check_floating(op, "masks", masks, 3);
@@ -175,7 +181,7 @@ void check_paste(
       img_h < (int64_t(1) << 24) && img_w < (int64_t(1) << 24), op, ": image is too large");
 }
 
-VoteMode check_vote(
+inline VoteMode check_vote(
     const char* op, const at::Tensor& masks, const at::Tensor& boxes, const at::Tensor& index,
     const at::Tensor& offset, const at::Tensor& weight, int64_t img_h, int64_t img_w,
     c10::string_view mode) {
