@@ -43,7 +43,7 @@ def draw(rows: list) -> Figure:
 
 
 def write(table: Path, picture: Path) -> None:
-    """Draw a table. The picture's metadata hold it too, for the test that asks which one it shows."""
+    """Draw a table; the picture's metadata hold it too, so that a test sees which one it is."""
     try:
         rows = json.loads(table.read_text(encoding="utf-8"))["rows"]
         metadata = {"Date": None, "Description": json.dumps(rows)}
