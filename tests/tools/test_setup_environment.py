@@ -55,3 +55,45 @@ def test_make_help_lists_the_targets():
     text = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     for target in ("install", "demo", "test", "lint", "clean"):
         assert f"\n{target} " in "\n" + text.stdout
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder that looks like detectron2's sources, with a commit."""
+    for name in ("setup.py", "detectron2/__init__.py", ".git/HEAD"):
+        (tmp_path / "d2" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d2" / name).write_text(name)
+    return tmp_path / "d2"
+
+
+def test_a_checkout_of_detectron2_is_installed_from_a_copy(script, checkout, monkeypatch, tmp_path):
+    installed = []
+
+    def run(*command, **environment):
+        (copy,) = (part for part in command if isinstance(part, Path) and part.name == "detectron2")
+        installed.append(sorted(p.relative_to(copy).as_posix() for p in copy.rglob("*.*")))
+        (copy / "written").touch()
+        assert "--no-deps" in command and environment["DIST_EXTRA_CONFIG"]
+
+    monkeypatch.setattr(script, "run", run)
+    script.install_detectron2(Path(sys.executable), checkout)  # which has detectron2 already
+    assert installed == [["detectron2/__init__.py", "setup.py"]]
+    assert not (checkout / "written").exists()
+    script.install_detectron2(Path(sys.executable), None)
+    assert len(installed) == 1
+
+
+def test_another_state_of_the_checkout_is_another_installation(script, checkout):
+    before = script.fingerprint(checkout)
+    assert before == script.fingerprint(checkout) != script.fingerprint()
+    (checkout / "detectron2/__init__.py").write_text("changed")
+    assert script.fingerprint(checkout) != before
+
+
+def test_a_folder_without_detectron2_is_refused(script, checkout, monkeypatch, capsys, tmp_path):
+    (checkout / "setup.py").unlink()
+    arguments = ["--venv", str(tmp_path / "venv"), "--detectron2", str(checkout)]
+    monkeypatch.setattr(sys, "argv", ["setup_environment.py", *arguments])
+    assert script.main() == 1
+    assert "is no checkout of detectron2: it has no setup.py" in capsys.readouterr().err
+    assert not (tmp_path / "venv").exists()
