@@ -11,7 +11,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from d2ext.data import register_all, register_shapes, shapes
+from d2ext.data import register_shapes, shapes
 from d2ext.data.shapes.draw import polygon_area, rasterize
 from d2ext.data.shapes.scene import make_scene
 from d2ext.errors import UserError
@@ -220,16 +220,3 @@ def test_registered_set_is_generated_on_first_use(tmp_path):
     assert len(records) == 4 and os.path.isfile(metadata.json_file)
     assert all(os.path.isfile(r["sem_seg_file_name"]) for r in records)
     assert {a["category_id"] for r in records for a in r["annotations"]} <= set(range(8))
-
-
-def test_register_all_is_idempotent_and_follows_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "a"))
-    register_all()
-    register_all()
-    assert MetadataCatalog.get("shapes_train").json_file.startswith(str(tmp_path / "a"))
-    stuff = MetadataCatalog.get("coco_2017_val_stuff")
-    assert stuff.sem_seg_root == str(tmp_path / "a/coco/stuffthingmaps/val2017")
-    assert stuff.num_semantic_labels == 183 and len(stuff.thing_classes) == 80
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "b"))
-    register_all()
-    assert MetadataCatalog.get("shapes_train").json_file.startswith(str(tmp_path / "b"))
