@@ -33,7 +33,7 @@ lint: install  ## style check (fix with: .venv/bin/ruff check --fix . && .venv/b
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 sanitize: install  ## C++ operators under AddressSanitizer and UBSan (some ten minutes)
-	@tools/sanitize.sh $(abspath $(BIN)/python)
+	@dev/sanitize.sh $(abspath $(BIN)/python)
 
 clean:  ## remove build products and outputs; keeps the environment and the data sets
 	rm -rf build dist output *.egg-info .pytest_cache .ruff_cache

@@ -114,7 +114,6 @@ def extension():
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
     sources = glob.glob("d2ext/csrc/*.cpp") + glob.glob("d2ext/csrc/cpu/*.cpp")
-    define = []
     cxx = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-Wall", "-fopenmp", "-g0"]
     if os.name == "nt":
         cxx = ["/O2", "/openmp"]
@@ -125,7 +124,6 @@ def extension():
     if with_cuda(torch):
         kind = CUDAExtension
         sources += glob.glob("d2ext/csrc/cuda/*.cu")
-        define.append(("D2EXT_WITH_CUDA", None))
         folders = cudart_folder()
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "9.0+PTX")
         arguments["nvcc"] = ["-O3", "--expt-relaxed-constexpr"]
@@ -133,7 +131,6 @@ def extension():
     module = kind(
         "d2ext._C",
         sorted(sources),
-        define_macros=define,
         library_dirs=folders,
         extra_compile_args=arguments,
         extra_link_args=link + os.environ.get("D2EXT_LDFLAGS", "").split(),

@@ -1,4 +1,4 @@
-"""Train the backbone that the tiny configs start from; see tools/pretrain_tiny_backbone.py.
+"""Train the backbone that the tiny configs start from; see dev/pretrain_tiny_backbone.py.
 
 The same tiny Mask R-CNN with batch norm, from random weights, on the larger `shapes_big_train`,
 which shares no image with the sets that the tiny configs are trained and tested on.

@@ -1,5 +1,7 @@
 """Fixtures of all tests: d2ext before detectron2, one thread, generated data, fixed seeds."""
 
+import importlib.util
+import json
 import logging
 import os
 import random
@@ -19,6 +21,7 @@ import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_IMAGES = 27  # of split "train": image 6 is empty, image 27 holds a crowd region
+SCRIPTS = ("tools", "dev", "demo")
 
 torch.set_num_threads(1)
 
@@ -112,3 +115,73 @@ def run_python(tmp_path_factory):
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def script(request):
+    """The script that a test file mirrors, as a module: `tests/tools/test_x.py` has `tools/x.py`.
+
+    Files beside the script can be imported, as when Python runs it.
+    """
+    folder, file = request.path.relative_to(ROOT / "tests").parts
+    assert folder in SCRIPTS, f"{request.path} mirrors no script"
+    path = ROOT / folder / file.removeprefix("test_")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path.parent)
+        spec.loader.exec_module(module)
+        yield module
+
+
+@pytest.fixture(scope="session")
+def few_images(tmp_path_factory):
+    """Folder of a generated data set of four images, none of them empty."""
+    from d2ext.data import shapes
+
+    folder = Path(shapes.generate("val", str(tmp_path_factory.mktemp("datasets")), 5))
+    data = json.loads((folder / "annotations.json").read_text())
+    annotated = {a["image_id"] for a in data["annotations"]}
+    data["images"] = [i for i in data["images"] if i["id"] in annotated][:4]
+    kept = {i["id"] for i in data["images"]}
+    data["annotations"] = [a for a in data["annotations"] if a["image_id"] in kept]
+    assert len(kept) == 4
+    (folder / "few.json").write_text(json.dumps(data))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def register_few(few_images):
+    """The same data set as a `--register` text."""
+    return f"demo_few={few_images / 'few.json'},{few_images / 'images'}"
+
+
+def _save_random_weights(config, options, folder):
+    """A checkpoint as training would leave it, with class names and random weights; its options ask
+    for group norm, because nothing is known about the statistics of such weights."""
+    from d2ext.checkpoint import Checkpointer
+    from d2ext.config import load_projects
+    from d2ext.engine import build_experiment
+
+    load_projects()
+    torch.manual_seed(0)
+    experiment = build_experiment(str(ROOT / config), options)
+    model, metadata = experiment.build_model(), experiment.metadata()
+    Checkpointer(model, str(folder), metadata=metadata).save("weights")
+    return str(folder / "weights.pth")
+
+
+@pytest.fixture(scope="session")
+def mask_rcnn_weights(tmp_path_factory):
+    """Path of a checkpoint of an untrained `mask_rcnn_tiny.yaml` with group norm."""
+    options = ["MODEL.RESNETS.NORM=GN", "MODEL.WEIGHTS=none"]
+    folder = tmp_path_factory.mktemp("mask_rcnn")
+    return _save_random_weights("configs/mask_rcnn_tiny.yaml", options, folder)
+
+
+@pytest.fixture(scope="session")
+def htc_weights(tmp_path_factory):
+    """Path of a checkpoint of an untrained `htc_tiny.py` with group norm."""
+    options = ["model.backbone.norm=GN", "train.init_checkpoint=none"]
+    folder = tmp_path_factory.mktemp("htc")
+    return _save_random_weights("projects/HTC/configs/htc_tiny.py", options, folder)

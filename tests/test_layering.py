@@ -1,6 +1,9 @@
-"""Who may import whom, read from the sources, and that every module can be imported first."""
+"""Who may import whom, read from the sources and compared with docs/layers.json: no import goes up
+or in a circle, and every module can be imported first."""
 
 import ast
+import graphlib
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -8,29 +11,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# A package may import those of lower levels only.
-LEVELS = {
-    "compat": 0,
-    "errors": 0,
-    "version": 0,
-    "ops": 1,
-    "structures": 2,
-    "modeling": 3,
-    "solver": 3,
-    "config": 3,
-    "data": 4,
-    "checkpoint": 4,
-    "visualization": 4,
-    "utils": 4,
-    "evaluation": 5,
-    "model_zoo": 5,
-    "engine": 6,
-}
+# Rows of names, the users of all others first; drawn in docs/architecture.md.
+TABLE = json.loads((ROOT / "docs/layers.json").read_text(encoding="utf-8"))["rows"]
+LEVELS = {name: level for level, row in enumerate(reversed(TABLE)) for name in row}
 PROJECTS = {path.parent.name: path.parent for path in ROOT.glob("projects/*/*/__init__.py")}
 PROJECTS = {name: path for name, path in PROJECTS.items() if name != "configs"}
 SHIPPED = sorted(
     path
-    for folder in ("d2ext", "projects", "configs", "tools", "demo")
+    for folder in ("d2ext", "projects", "configs", "tools", "demo", "dev")
     for path in ROOT.glob(f"{folder}/**/*.py")
 )
 
@@ -49,55 +37,147 @@ def module_name(path):
     return None
 
 
+def package_of(path):
+    """The package that relative imports of a file start from."""
+    name = module_name(path) or ""
+    return name if path.name == "__init__.py" else name.rpartition(".")[0]
+
+
+def names_in(node, package):
+    """Absolute names of what one import statement, or call of `import_module`, imports."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.Call):
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        texts = [x.value for x in node.args if isinstance(x, ast.Constant)]
+        return texts[:1] if name == "import_module" else []
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    base = "." * node.level + (node.module or "")
+    if node.level:
+        if not package:
+            return []  # a config that builds on the file beside it
+        base = importlib.util.resolve_name(base, package)
+    return [f"{base}.{alias.name}" for alias in node.names]
+
+
 def imports(path):
     """Absolute names of everything that a file imports, also inside functions."""
-    name = module_name(path)
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                if name is None:
-                    continue  # a config that builds on the file beside it
-                package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
-                package = package[: len(package) - node.level + 1]
-                base = ".".join(package + ([node.module] if node.module else []))
-            found += [f"{base}.{alias.name}" for alias in node.names]
-    return found
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [x for node in ast.walk(tree) for x in names_in(node, package_of(path))]
 
 
-def layer(module):
-    """Second part of a name below d2ext, and its level."""
-    part = (module.split(".") + [""])[1]
-    return part, LEVELS.get(part)
+def runs_at_import(node):
+    """Everything below a node but functions and what only type checkers see."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from runs_at_import(child)
+
+
+def block(module):
+    """The name in the table that a module belongs to; None for what lies outside."""
+    parts = module.split(".")
+    if parts[0] in (*PROJECTS, "projects"):
+        return "projects"
+    name = ".".join(parts[:2]) if parts[0] == "d2ext" else parts[0]
+    return name if name in LEVELS else None
 
 
 def modules():
     return [path for path in SHIPPED if module_name(path)]
 
 
-def test_every_package_has_a_level():
+def test_the_table_has_what_is_there_and_nothing_else():
     folders = [p.parent.name for p in ROOT.glob("d2ext/*/__init__.py")]
     files = [p.stem for p in ROOT.glob("d2ext/*.py") if p.stem != "__init__"]
     assert len(folders) > 5
-    assert set(folders + files) <= set(LEVELS)
+    assert {f"d2ext.{name}" for name in folders + files} == {x for x in LEVELS if "." in x}
+    assert all((ROOT / name).is_dir() for name in LEVELS if "." not in name)
+    assert len(LEVELS) == sum(map(len, TABLE))
 
 
-def test_packages_import_from_lower_levels_only():
+def test_modules_import_from_lower_rows_only():
     wrong = []
     for path in modules():
-        own, level = layer(module_name(path))
-        if not module_name(path).startswith("d2ext."):
-            continue
+        own = block(module_name(path))
+        if own is None:
+            continue  # d2ext/__init__.py
         for imported in imports(path):
-            other, other_level = layer(imported)
-            if imported.split(".")[0] != "d2ext" or other == own or other_level is None:
-                continue
-            if other_level >= level:
+            other = block(imported)
+            if other not in (None, own) and LEVELS[other] >= LEVELS[own]:
                 wrong.append(f"{relative(path)} imports {imported}")
     assert wrong == []
+
+
+def sources():
+    """Module -> (its package, its text)."""
+    return {module_name(p): (package_of(p), p.read_text(encoding="utf-8")) for p in modules()}
+
+
+def import_graph(sources, nodes_of):
+    """Module -> modules that have to be imported before it, as far as they are ours.
+
+    Importing a.b.c imports a and a.b too; the packages that hold a module are under way already.
+    """
+    graph = {}
+    for name, (package, text) in sources.items():
+        wanted = graph[name] = set()
+        nodes = nodes_of(ast.parse(text))
+        for target in (x for node in nodes for x in names_in(node, package)):
+            target = target if target in sources else target.rpartition(".")[0]
+            if target in sources and target != name:
+                wanted.add(target)
+            while target := target.rpartition(".")[0]:
+                if target in sources and not name.startswith(f"{target}.") and target != name:
+                    wanted.add(target)
+    return graph
+
+
+def circle(graph):
+    """One circle of a graph, or []."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_module_needs_itself_to_be_imported():
+    graph = import_graph(sources(), runs_at_import)
+    assert len(graph) > 40 and "d2ext.errors" in graph["d2ext.data.register"]
+    assert circle(graph) == []
+
+
+def test_no_import_inside_a_function_hides_a_circle():
+    assert circle(import_graph(sources(), ast.walk)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "needed", "hidden"),
+    [
+        ("import p.a", True, True),
+        ("from p import a", True, True),
+        ("from . import a", True, True),
+        ("from .a import x", True, True),
+        ("from p.c.d import x", True, True),  # runs p/c/__init__.py, which imports p.a
+        ("if x:\n    import p.a", True, True),
+        ("class A:\n    import p.a", True, True),
+        ("def f():\n    import p.a", False, True),
+        ("def f():\n    importlib.import_module('p.a')", False, True),
+        ("if TYPE_CHECKING:\n    import p.a", False, True),
+        ("import os, p", False, False),
+        ("from .b import x", False, False),
+    ],
+)
+def test_circles_would_be_noticed(text, needed, hidden):
+    tree = {"p": ("p", ""), "p.a": ("p", "from . import b"), "p.b": ("p", text)}
+    tree |= {"p.c": ("p.c", "from ..a import y"), "p.c.d": ("p.c", "")}
+    assert bool(circle(import_graph(tree, runs_at_import))) == needed
+    assert bool(circle(import_graph(tree, ast.walk))) == hidden
 
 
 def test_the_shared_package_knows_no_project():
@@ -129,7 +209,7 @@ def test_operators_do_without_detectron2():
     wrong = [
         f"{relative(path)} imports {imported}"
         for path in modules()
-        if layer(module_name(path))[0] == "ops"
+        if block(module_name(path)) == "d2ext.ops"
         for imported in imports(path)
         if imported.split(".")[0] == "detectron2"
     ]

@@ -23,7 +23,7 @@ PAGES = sorted(
     str(p.relative_to(ROOT))
     for p in (
         *ROOT.glob("*.md"),
-        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("docs/**/*.md"),
         *ROOT.glob("projects/*.md"),
         *ROOT.glob("projects/*/README.md"),
     )
@@ -215,6 +215,19 @@ def test_local_links_resolve(page, link):
     if anchor:
         headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
         assert anchor in [slug(h) for h in headings]
+
+
+def named_paths(page):
+    """Paths of the repository in running text; those of a made-up `x` are left out."""
+    folders = "configs|d2ext|demo|dev|docs|projects|requirements|tests|tools"
+    words = re.findall(r"`([^`\n]+)`", _FENCE.sub("", read(page)))
+    found = [x for w in words for x in re.findall(rf"(?<![\w/.-])(?:{folders})/[\w./<-]+", w)]
+    return [x for x in dict.fromkeys(found) if not re.search(r"\b(test_)?[xX]\b|<", x)]
+
+
+@pytest.mark.parametrize(("page", "path"), cases(named_paths))
+def test_paths_in_running_text_exist(page, path):
+    assert (ROOT / path).exists(), f"{page} names {path}, which does not exist"
 
 
 def rows(page):

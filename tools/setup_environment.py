@@ -12,7 +12,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Optional
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIREMENTS = ROOT / "requirements"
@@ -58,15 +60,24 @@ def check_machine(venv: Path) -> None:
         )
 
 
-def fingerprint() -> str:
+def check_checkout(folder: Path) -> None:
+    """Raise `CannotInstall` unless a folder holds the sources of detectron2."""
+    for name in ("setup.py", "detectron2/__init__.py"):
+        if not (folder / name).is_file():
+            raise CannotInstall(f"{folder} is no checkout of detectron2: it has no {name}")
+
+
+def fingerprint(detectron2: Optional[Path] = None) -> str:
     """Hash of everything an installation depends on."""
     files = [ROOT / "setup.py", ROOT / "pyproject.toml", Path(__file__)]
     files += sorted(REQUIREMENTS.iterdir())
     files += sorted(p for p in (ROOT / "d2ext" / "csrc").rglob("*") if p.is_file())
     files += sorted(ROOT.glob("projects/*/*/__init__.py"))
+    files += sorted(detectron2.glob("detectron2/**/*.py")) if detectron2 else []
     digest = hashlib.sha256()
     for path in files:
-        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
+        name = os.path.relpath(path, ROOT)
+        digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     for name in ("D2EXT_BUILD_EXT", "FORCE_CUDA", "CXX", "TORCH_CUDA_ARCH_LIST"):
         digest.update(f"{name}={os.environ.get(name, '')}\0".encode())
     return digest.hexdigest() + f" {ROOT}"
@@ -110,7 +121,26 @@ def torch_works(python: Path) -> bool:
     )
 
 
-def install(venv: Path, development: bool) -> None:
+def install_detectron2(python: Path, checkout: Optional[Path]) -> None:
+    """The Python files of v0.6, or of a checkout; an installed one is kept unless one is given."""
+    pip = (python, "-m", "pip", "install", "--no-cache-dir", "--use-pep517")
+    pip += ("--no-build-isolation", "--no-deps")
+    extra = str(REQUIREMENTS / "detectron2-build.cfg")
+    if checkout:
+        print(f"* detectron2 of {checkout}, Python files only")
+        with tempfile.TemporaryDirectory() as folder:  # its setup.py writes into its own folder
+            copy = Path(folder) / "detectron2"
+            shutil.copytree(checkout, copy, symlinks=True, ignore=shutil.ignore_patterns(".git"))
+            run(*pip, "--force-reinstall", copy, DIST_EXTRA_CONFIG=extra)
+    elif has(python, "detectron2"):
+        print("* detectron2 is there and is used as it is")
+    else:
+        print("* detectron2 v0.6, Python files only")
+        pinned = ("--require-hashes", "-r", REQUIREMENTS / "detectron2.txt")
+        run(*pip, *pinned, DIST_EXTRA_CONFIG=extra)
+
+
+def install(venv: Path, development: bool, detectron2: Optional[Path] = None) -> None:
     """Create or complete the environment."""
     python = venv / "bin" / "python"
     if not python.exists():
@@ -133,16 +163,7 @@ def install(venv: Path, development: bool) -> None:
     else:
         print("* torch and dependencies (a minute or more: about 3 GB with the CUDA libraries)")
     run(*pip, "--no-build-isolation", "-r", base)
-    if has(python, "detectron2"):
-        print("* detectron2 is there and is used as it is")
-    else:
-        print("* detectron2 v0.6, Python files only")
-        run(
-            *pip,
-            *("--no-cache-dir", "--require-hashes", "--use-pep517", "--no-build-isolation"),
-            *("--no-deps", "-r", REQUIREMENTS / "detectron2.txt"),
-            DIST_EXTRA_CONFIG=str(REQUIREMENTS / "detectron2-build.cfg"),
-        )
+    install_detectron2(python, detectron2)
     if development:
         print("* pytest and ruff")
         run(*pip, "-r", REQUIREMENTS / "dev.txt")
@@ -157,19 +178,23 @@ def main() -> int:
         "--venv", default=ROOT / ".venv", type=Path, help="folder of the environment"
     )
     parser.add_argument("--no-dev", action="store_true", help="leave out pytest and ruff")
+    parser.add_argument("--detectron2", type=Path, help="checkout to install in place of v0.6")
     args = parser.parse_args()
     venv = Path(os.path.abspath(args.venv))
     stamp = venv / ".d2ext-installed"
-    wanted = fingerprint()
+    checkout = args.detectron2 and args.detectron2.resolve()
+    wanted = fingerprint(checkout)
     if stamp.is_file() and stamp.read_text() == wanted and (venv / "bin" / "python").exists():
         return 0
     try:
         check_machine(venv)
-        install(venv, development=not args.no_dev)
+        if checkout:
+            check_checkout(checkout)
+        install(venv, development=not args.no_dev, detectron2=checkout)
     except CannotInstall as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    stamp.write_text(fingerprint())
+    stamp.write_text(fingerprint(checkout))
     print(f"* done; `source {venv}/bin/activate` to use it")
     return 0
 

@@ -15,11 +15,11 @@ from typing import List
 from PIL import Image
 from tqdm import tqdm
 
-from d2ext.data.shapes import datasets_root
+from d2ext.data.catalog import datasets_root
 from d2ext.data.voc_sds import SPLITS
-from d2ext.data.voc_sds_coco import to_coco, write_json
-from d2ext.data.voc_sds_example import LAYOUTS, make_example
-from d2ext.data.voc_sds_files import (
+from d2ext.data.voc_sds.coco import to_coco, write_json
+from d2ext.data.voc_sds.example import LAYOUTS, make_example
+from d2ext.data.voc_sds.files import (
     find_folder,
     image_file,
     list_file,

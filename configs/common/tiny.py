@@ -7,7 +7,7 @@ from .train import train
 
 optimizer.lr = 1e-3
 train.max_iter = 400
-# Made by tools/pretrain_tiny_backbone.py.
+# Made by dev/pretrain_tiny_backbone.py.
 train.init_checkpoint = "d2ext://weights/slim_resnet_fpn_shapes.pth"
 train.checkpointer.period = 200
 train.test_aug.min_sizes = [96, 128, 160]

@@ -22,7 +22,7 @@ from detectron2.data.build import (
 )
 from detectron2.utils import comm
 
-from .register import check_registered
+from .catalog import check_registered
 
 
 def get_dataset_records(names: Union[str, Sequence[str]], filter_empty: bool = False) -> List[dict]:

@@ -7,50 +7,13 @@ Registering reads and writes nothing; a shapes set is generated when its records
 
 import functools
 import logging
-import os
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from . import coco_stuff, shapes, voc_sds
-from .register import is_registered_as, load_coco_records
+from .catalog import datasets_root, is_registered_as
 
 logger = logging.getLogger(__name__)
-
-
-def _shapes_paths(split, root):
-    folder = shapes.split_folder(split, root)
-    return {
-        "json_file": os.path.join(folder, "annotations.json"),
-        "image_root": os.path.join(folder, "images"),
-        "sem_seg_root": os.path.join(folder, "semantic"),
-    }
-
-
-def register_shapes(name, split, root=None, num_images=None):
-    """Register a generated shapes split, or its first images only, under a name.
-
-    Args:
-        name (str): new data set name.
-        split (str): a key of `shapes.SPLITS`.
-        root (str): folder of all data sets, default `shapes.datasets_root()`.
-        num_images (int): keep only the first images. Use a root of its own then: the folder of a
-            split holds one number of images at a time.
-    """
-    root = root or shapes.datasets_root()
-    paths = _shapes_paths(split, root)
-
-    def load():
-        shapes.generate(split, root, num_images)
-        return load_coco_records(name, **paths)
-
-    DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(
-        thing_classes=list(shapes.THING_CLASSES),
-        stuff_classes=shapes.stuff_classes(),
-        ignore_label=255,
-        evaluator_type="coco",
-        **paths,
-    )
 
 
 def register_all(root=None):
@@ -61,9 +24,9 @@ def register_all(root=None):
             When it differs from that of an earlier call, the sets move to the new folder with a
             warning.
     """
-    root = root or shapes.datasets_root()
+    root = root or datasets_root()
     builders = [
-        (f"shapes_{split}", split, _shapes_paths, register_shapes) for split in shapes.SPLITS
+        (f"shapes_{split}", split, shapes.paths, shapes.register_shapes) for split in shapes.SPLITS
     ]
     for split in ("train", "val"):
         for layout in coco_stuff.LAYOUTS:

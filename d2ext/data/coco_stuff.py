@@ -21,7 +21,7 @@ from d2ext.errors import UserError
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from .images_check import DECODE_ERRORS
+from .check.images import DECODE_ERRORS
 from .register import load_coco_records
 from .semantic import IGNORE_LABEL
 

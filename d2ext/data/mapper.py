@@ -16,8 +16,8 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, PolygonMasks, polygons_to_bitmask
 
-from .images_check import DECODE_ERRORS, map_finding, read_header, unsupported_mode
-from .masks_check import mask_findings
+from .check.images import DECODE_ERRORS, map_finding, read_header, unsupported_mode
+from .check.masks import mask_findings
 from .random_state import seeded_generators
 from .semantic import IGNORE_LABEL, check_semantic_mode, semantic_from_instances
 

@@ -4,18 +4,18 @@ The annotation file is read and checked when it is registered, so that a mistake
 line before any model is built, and the class names are known at once.
 """
 
-import difflib
 import logging
 import os
-from typing import List, NamedTuple, Optional, Sequence, Union
+from typing import List, NamedTuple, Optional
 
 from d2ext.errors import UserError
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from .coco_file import coco_summary
-from .problems import Report
+from .catalog import is_registered_as, semantic_map_path
+from .check.coco_file import coco_summary
+from .check.problems import Report
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +42,6 @@ def parse_register(text: str) -> RegisterSpec:
             f"cannot read data set {text!r}; write NAME=annotations.json,image_dir[,semantic_dir]"
         )
     return RegisterSpec(name.strip(), *parts)
-
-
-def semantic_map_path(sem_seg_root: str, file_name: str) -> str:
-    """The PNG map of an image: it is named by the stem of the image."""
-    stem = os.path.splitext(os.path.basename(file_name))[0]
-    return os.path.join(sem_seg_root, stem + ".png")
 
 
 def load_coco_records(name, json_file, image_root, sem_seg_root=None):
@@ -148,62 +142,3 @@ def register_coco_dataset(
     )
     if num_semantic_labels is not None:
         metadata.set(num_semantic_labels=num_semantic_labels)
-
-
-def is_registered_as(name, json_file, image_root, sem_seg_root=None) -> bool:
-    """Whether a name is registered, and for exactly these paths (compared as absolute paths)."""
-    if name not in DatasetCatalog.list():
-        return False
-    metadata = MetadataCatalog.get(name)
-    wanted = {"json_file": json_file, "image_root": image_root, "sem_seg_root": sem_seg_root}
-
-    def absolute(path):
-        return os.path.abspath(path) if path else None
-
-    return all(absolute(metadata.get(k)) == absolute(v) for k, v in wanted.items())
-
-
-def check_registered(names: Union[str, Sequence[str]]) -> List[str]:
-    """Names as a list, all of them registered.
-
-    Raises:
-        UserError: no name, or an unknown one; the text has the nearest known names.
-    """
-    names = [names] if isinstance(names, str) else list(names)
-    if not names:
-        raise UserError("no data set given; name at least one")
-    known = DatasetCatalog.list()
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else "register it first"
-            raise UserError(f"unknown data set {name!r}; {hint}")
-    return names
-
-
-def dataset_classes(names: Union[str, Sequence[str]]) -> List[str]:
-    """Class names shared by one or several registered data sets.
-
-    Raises:
-        UserError: an unknown name, a set without class names, or two sets that disagree.
-    """
-    names = check_registered(names)
-    classes = []
-    for name in names:
-        current = MetadataCatalog.get(name).get("thing_classes")
-        if not current:
-            raise UserError(f"data set {name!r} has no class names in its metadata")
-        classes.append(list(current))
-        if classes[-1] != classes[0]:
-            raise UserError(
-                f"data sets {names[0]!r} and {name!r} have different classes "
-                f"({_difference(classes[0], classes[-1])}); they cannot be used together"
-            )
-    return classes[0]
-
-
-def _difference(first, second):
-    for index, (a, b) in enumerate(zip(first, second)):
-        if a != b:
-            return f"class {index} is {a!r} and {b!r}"
-    return f"{len(first)} and {len(second)} classes"

@@ -12,7 +12,7 @@ from d2ext.errors import UserError
 
 from detectron2.data import MetadataCatalog
 
-from .register import check_registered, dataset_classes
+from .catalog import check_registered, dataset_classes
 
 IGNORE_LABEL = 255
 SEMANTIC_MODES = ("auto", "none", "dataset", "instances")

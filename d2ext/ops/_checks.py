@@ -1,6 +1,6 @@
 """Argument rules of the operators, used by the PyTorch implementations and the shape functions.
 
-The compiled kernels check the same rules with the same words (``csrc/common.h``).
+The compiled kernels check the same rules with the same words (``csrc/checks.h``).
 """
 
 from __future__ import annotations

@@ -44,9 +44,9 @@ def small_data(tmp_path_factory):
     """Few images in the generated sets, and a made-up record instead of COCO's."""
     load_projects()
     root = str(tmp_path_factory.mktemp("datasets"))
-    small = {name: shapes.Split(8, split.seed) for name, split in shapes.SPLITS.items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shapes, "SPLITS", small)
+        for name, split in list(shapes.SPLITS.items()):
+            patch.setitem(shapes.SPLITS, name, shapes.Split(8, split.seed))
         patch.setenv("DETECTRON2_DATASETS", root)
         yield
 

@@ -1,6 +1,5 @@
 """COCO with semantic maps: real small files in each layout, from conversion to training input."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from d2ext.data import (
     semantic_num_labels,
 )
 from d2ext.data.coco_stuff import (
+    convert_panoptic,
+    convert_pixelmaps,
     panoptic_stuff_labels,
     stuff_from_panoptic,
     stuff_from_pixelmap,
@@ -27,22 +28,12 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
 THINGS = [c for c in COCO_CATEGORIES if c["isthing"]]
-ROOT = Path(__file__).resolve().parents[2]
 CATEGORIES = [
     {"id": 1, "name": "person", "isthing": 1},
     {"id": 18, "name": "dog", "isthing": 1},
     {"id": 92, "name": "banner", "isthing": 0},
     {"id": 200, "name": "rug-merged", "isthing": 0},
 ]
-
-
-@pytest.fixture
-def tool():
-    path = ROOT / "tools/make_stuff_maps.py"
-    spec = importlib.util.spec_from_file_location("make_stuff_maps", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -65,7 +56,7 @@ def coco(tmp_path):
 
 @pytest.fixture
 def write_panoptic(coco):
-    """Function that writes panoptic files for rows of segment ids; returns the tool's arguments."""
+    """Function that writes panoptic files for rows of segment ids; returns what to convert."""
 
     def write(ids, segments):
         ids = np.array(ids)
@@ -78,7 +69,7 @@ def write_panoptic(coco):
         path = coco / "annotations/panoptic_val2017.json"
         path.write_text(json.dumps(data))
         folders = (coco / "panoptic_val2017", coco / "panoptic_stuff_val2017")
-        return ["panoptic", *map(str, (path, *folders))]
+        return [str(p) for p in (path, *folders)]
 
     return write
 
@@ -102,11 +93,11 @@ def test_maps_of_coco_stuff_serve_as_they_are(coco, tmp_path):
     check_before_training(["coco_2017_val_stuff"])
 
 
-def test_maps_of_the_panoptic_annotations_are_made_and_read(coco, write_panoptic, tool, tmp_path):
+def test_maps_of_the_panoptic_annotations_are_made_and_read(coco, write_panoptic, tmp_path):
     dog, person, rug, banner = 70000, 300, 5, 65536
     rows = [[dog, dog, person, rug, rug, banner, 0, 0]] * 6
     segments = [(dog, 18), (person, 1), (rug, 200), (banner, 92)]
-    assert tool.main(write_panoptic(rows, segments)) == 0
+    assert convert_panoptic(*write_panoptic(rows, segments)) == 1
     register_all(str(tmp_path))
     name = "coco_2017_val_panoptic_stuff"
     np.testing.assert_array_equal(semantic(name), [[0, 0, 0, 2, 2, 1, 255, 255]] * 6)
@@ -125,13 +116,13 @@ def test_labels_of_the_panoptic_maps_are_those_of_detectron2():
     }
 
 
-def test_pixel_maps_get_the_numbers_of_coco_stuff(coco, tool, tmp_path):
+def test_pixel_maps_get_the_numbers_of_coco_stuff(coco, tmp_path):
     palette = Image.fromarray(np.array([[0, 92, 182, 183] * 2] * 6, np.uint8)).convert("P")
     palette.putdata([0, 92, 182, 183] * 12)
     (tmp_path / "pixelmaps").mkdir()
     palette.save(tmp_path / "pixelmaps/000000000009.png")
     out = coco / "stuffthingmaps/val2017"
-    assert tool.main(["pixelmaps", str(tmp_path / "pixelmaps"), str(out)]) == 0
+    assert convert_pixelmaps(str(tmp_path / "pixelmaps"), str(out)) == 1
     register_all(str(tmp_path))
     expected = np.array([[255, 91, 181, 182] * 2] * 6)
     np.testing.assert_array_equal(semantic("coco_2017_val_stuff"), expected)
@@ -157,23 +148,22 @@ def test_missing_maps_are_named_with_the_mend(coco, tmp_path, name, words):
     check_before_training([name], semantic=False)  # nobody reads them
 
 
-def test_unknown_segments_and_damaged_files_are_refused(write_panoptic, tool, capsys, tmp_path):
-    arguments = write_panoptic([[7] * 8] * 6, [(8, 1)])
-    assert tool.main(arguments) == 1
-    assert "segment 7 is not in the annotations" in capsys.readouterr().err
+def test_unknown_segments_and_damaged_files_are_refused(write_panoptic, tmp_path):
+    json_file, pictures, out = write_panoptic([[7] * 8] * 6, [(8, 1)])
+    with pytest.raises(UserError, match="segment 7 is not in the annotations"):
+        convert_panoptic(json_file, pictures, out)
     with pytest.raises(ValueError, match="segment 7"):
         stuff_from_panoptic(np.full((1, 1, 3), (7, 0, 0), np.uint8), [], {})
-    Path(arguments[2], "000000000009.png").write_text("no image")
-    assert tool.main(arguments) == 1
-    assert "cannot convert" in capsys.readouterr().err
-    Path(arguments[1]).write_text("[]")
-    assert tool.main(arguments) == 1
-    assert "is not a COCO panoptic file" in capsys.readouterr().err
-    assert tool.main([*arguments[:2], str(tmp_path / "no"), "out"]) == 1
-    assert "no does not exist" in capsys.readouterr().err
-    (tmp_path / "empty").mkdir()
-    assert tool.main(["pixelmaps", str(tmp_path / "empty"), str(tmp_path / "out")]) == 1
-    assert "holds no pixel maps" in capsys.readouterr().err
-    Image.new("RGB", (2, 2)).save(tmp_path / "empty/a.png")
-    assert tool.main(["pixelmaps", str(tmp_path / "empty"), str(tmp_path / "out")]) == 1
-    assert "has mode RGB" in capsys.readouterr().err
+    Path(pictures, "000000000009.png").write_text("no image")
+    with pytest.raises(UserError, match="cannot convert"):
+        convert_panoptic(json_file, pictures, out)
+    Path(json_file).write_text("[]")
+    with pytest.raises(UserError, match="is not a COCO panoptic file"):
+        convert_panoptic(json_file, pictures, out)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match="holds no pixel maps"):
+        convert_pixelmaps(str(empty), out)
+    Image.new("RGB", (2, 2)).save(empty / "a.png")
+    with pytest.raises(UserError, match="has mode RGB"):
+        convert_pixelmaps(str(empty), out)

@@ -6,7 +6,7 @@ import json
 import pytest
 from PIL import Image
 
-from d2ext.data import dataset_classes, parse_register, register_coco_dataset, shapes
+from d2ext.data import parse_register, register_coco_dataset
 from d2ext.errors import UserError
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -162,22 +162,3 @@ def test_file_deleted_after_registration_is_named(folder):
     (folder / "annotations.json").unlink()
     with pytest.raises(UserError, match="data set 'mine': .*annotations.json does not exist"):
         DatasetCatalog.get("mine")
-
-
-def test_classes_of_several_sets_must_agree(folder, shapes_few):
-    images = str(folder / "images")
-    register_coco_dataset("mine", _write(folder, VALID), images)
-    renamed = _changed(categories__name="lion")
-    register_coco_dataset("renamed", _write(folder, renamed, "renamed.json"), images)
-    assert dataset_classes([shapes_few]) == list(shapes.THING_CLASSES)
-    assert dataset_classes("mine") == dataset_classes(["mine", "mine"]) == ["dog", "cat"]
-    with pytest.raises(UserError, match="'mine' and 'renamed' .*class 1 is 'cat' and 'lion'"):
-        dataset_classes(["mine", "renamed"])
-    DatasetCatalog.register("short", list)
-    MetadataCatalog.get("short").thing_classes = ["dog"]
-    with pytest.raises(UserError, match="2 and 1 classes"):
-        dataset_classes(["mine", "short"])
-    with pytest.raises(UserError, match="unknown data set 'mina'; did you mean mine"):
-        dataset_classes("mina")
-    with pytest.raises(UserError, match="no data set given"):
-        dataset_classes([])

@@ -21,11 +21,6 @@ MASK_RCNN = [
 ]
 
 
-@pytest.fixture(scope="module")
-def demo(script):
-    return script("demo/demo.py")
-
-
 @pytest.fixture(autouse=True)
 def in_repository(monkeypatch, request):
     monkeypatch.chdir(request.config.rootpath)
@@ -37,51 +32,51 @@ def touch(folder, *names):
         (folder / name).touch()
 
 
-def test_files_folders_and_patterns_stand_for_images_in_order(demo, tmp_path):
+def test_files_folders_and_patterns_stand_for_images_in_order(script, tmp_path):
     touch(tmp_path, "b.png", "d/2.JPG", "d/1.jpg", "d/notes.txt", "e/x.jpg", "e/y.jpg")
     inputs = [str(tmp_path / x) for x in ("b.png", "d", "e/*.jpg", "b.png")]
     expected = ["b.png", "d/1.jpg", "d/2.JPG", "e/x.jpg", "e/y.jpg"]
-    assert demo.expand_inputs(inputs) == [str(tmp_path / x) for x in expected]
+    assert script.expand_inputs(inputs) == [str(tmp_path / x) for x in expected]
 
 
-def test_file_whose_name_looks_like_a_pattern_is_taken_literally(demo, tmp_path):
+def test_file_whose_name_looks_like_a_pattern_is_taken_literally(script, tmp_path):
     touch(tmp_path, "a[1].png")
-    assert demo.expand_inputs([str(tmp_path / "a[1].png")]) == [str(tmp_path / "a[1].png")]
+    assert script.expand_inputs([str(tmp_path / "a[1].png")]) == [str(tmp_path / "a[1].png")]
 
 
 @pytest.mark.parametrize("name", ["absent.jpg", "*.jpg", "."])
-def test_input_that_stands_for_nothing_is_an_error(demo, tmp_path, name):
+def test_input_that_stands_for_nothing_is_an_error(script, tmp_path, name):
     with pytest.raises(UserError, match="--input .*(no such image|no images)"):
-        demo.expand_inputs([str(tmp_path / name)])
+        script.expand_inputs([str(tmp_path / name)])
 
 
-def test_images_of_one_name_get_pictures_of_different_names(demo):
-    stems = demo.name_outputs(["a/x.jpg", "b/x.jpg", "x_2.png", "x.png"], "out")
+def test_images_of_one_name_get_pictures_of_different_names(script):
+    stems = script.name_outputs(["a/x.jpg", "b/x.jpg", "x_2.png", "x.png"], "out")
     assert stems == ["out/x", "out/x_2", "out/x_2_2", "out/x_3"]
 
 
-def test_pictures_never_replace_the_images(demo, tmp_path):
+def test_pictures_never_replace_the_images(script, tmp_path):
     touch(tmp_path, "x.png")
     with pytest.raises(UserError, match="would overwrite"):
-        demo.name_outputs([str(tmp_path / "x.png")], str(tmp_path))
+        script.name_outputs([str(tmp_path / "x.png")], str(tmp_path))
 
 
-def test_exif_orientation_is_respected(demo, tmp_path):
+def test_exif_orientation_is_respected(script, tmp_path):
     pixels = np.zeros((20, 30, 3), np.uint8)
     pixels[:, :15, 0] = 200  # the left half is red
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: show it rotated clockwise
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    bgr = demo.read_bgr(str(tmp_path / "turned.png"))
+    bgr = script.read_bgr(str(tmp_path / "turned.png"))
     assert bgr.shape == (30, 20, 3)
     assert (bgr[:15, :, 2] == 200).all() and (bgr[15:] == 0).all()
 
 
-def test_grey_and_transparent_images_become_three_channels(demo, tmp_path):
+def test_grey_and_transparent_images_become_three_channels(script, tmp_path):
     Image.new("L", (8, 6), 7).save(tmp_path / "grey.png")
     Image.new("RGBA", (8, 6), (1, 2, 3, 4)).save(tmp_path / "clear.png")
-    assert (demo.read_bgr(str(tmp_path / "grey.png")) == 7).all()
-    assert (demo.read_bgr(str(tmp_path / "clear.png")) == (3, 2, 1)).all()
+    assert (script.read_bgr(str(tmp_path / "grey.png")) == 7).all()
+    assert (script.read_bgr(str(tmp_path / "clear.png")) == (3, 2, 1)).all()
 
 
 @pytest.fixture
@@ -95,20 +90,20 @@ def instances():
     return found
 
 
-def test_table_lists_the_best_first_with_names_boxes_and_areas(demo, instances):
-    lines = demo.found_table(instances, ["disk", "ring"]).splitlines()
+def test_table_lists_the_best_first_with_names_boxes_and_areas(script, instances):
+    lines = script.found_table(instances, ["disk", "ring"]).splitlines()
     assert lines[2].split() == "disk 0.900 0 0 3 3 0".split()
     assert lines[3].split() == "ring 0.750 2 1 12 5 40".split()
 
 
-def test_long_table_is_cut_and_says_so(demo, instances):
+def test_long_table_is_cut_and_says_so(script, instances):
     many = Instances.cat([instances] * 20)
-    lines = demo.found_table(many, ["disk", "ring"]).splitlines()
+    lines = script.found_table(many, ["disk", "ring"]).splitlines()
     assert len(lines) == 2 + 25 + 1 and lines[-1] == "... and 15 more"
 
 
-def test_results_are_coco_results_with_file_and_class_name(demo, instances):
-    first = demo.coco_results(instances, 7, "a/b.jpg", ["disk", "ring"])[0]
+def test_results_are_coco_results_with_file_and_class_name(script, instances):
+    first = script.coco_results(instances, 7, "a/b.jpg", ["disk", "ring"])[0]
     assert first["file_name"] == "a/b.jpg" and first["category"] == "ring"
     assert first["image_id"] == 7 and first["category_id"] == 1
     assert first["bbox"] == [2, 1, 10, 4] and first["score"] == 0.75
@@ -117,13 +112,13 @@ def test_results_are_coco_results_with_file_and_class_name(demo, instances):
 
 
 def test_pictures_and_predictions_are_written_for_readable_images_and_others_named(
-    demo, mask_rcnn_weights, few_images, tmp_path, capsys
+    script, mask_rcnn_weights, few_images, tmp_path, capsys
 ):
     good = sorted((few_images / "images").iterdir())[0]
     shutil.copy(good, tmp_path / "good.png")
     (tmp_path / "broken.png").write_bytes(good.read_bytes()[:300])
     (tmp_path / "text.jpg").write_text("not an image")
-    status = demo.main(
+    status = script.main(
         [*MASK_RCNN, "--weights", mask_rcnn_weights, "--output", str(tmp_path / "out")]
         + ["--confidence-threshold", "0.01", "--input", str(tmp_path)]
     )
@@ -140,15 +135,15 @@ def test_pictures_and_predictions_are_written_for_readable_images_and_others_nam
 
 
 def test_stages_are_drawn_and_the_last_one_is_the_result(
-    demo, htc_weights, few_images, tmp_path, capsys
+    script, htc_weights, few_images, tmp_path, capsys
 ):
     image = sorted((few_images / "images").iterdir())[0]
     command = ["--config-file", "projects/HTC/configs/htc_tiny.py", "--weights", htc_weights]
     command += ["--confidence-threshold", "0.05", "--device", "cpu"]
     # Overrides may follow the images directly.
     command += ["--input", str(image), "model.backbone.norm=GN"]
-    assert demo.main([*command, "--stages", "--output", str(tmp_path / "a")]) == 0
-    assert demo.main([*command, "--output", str(tmp_path / "b")]) == 0
+    assert script.main([*command, "--stages", "--output", str(tmp_path / "a")]) == 0
+    assert script.main([*command, "--output", str(tmp_path / "b")]) == 0
     assert "1 of 1 images" in capsys.readouterr().out
     assert (tmp_path / f"a/{image.stem}_stages.png").is_file()
     staged, plain = (
@@ -157,8 +152,10 @@ def test_stages_are_drawn_and_the_last_one_is_the_result(
     assert staged and staged == plain
 
 
-def test_stages_of_a_model_without_stages_are_an_error(demo, mask_rcnn_weights, few_images, capsys):
-    status = demo.main(
+def test_stages_of_a_model_without_stages_are_an_error(
+    script, mask_rcnn_weights, few_images, capsys
+):
+    status = script.main(
         [*MASK_RCNN, "--weights", mask_rcnn_weights, "--output", "unused", "--stages"]
         + ["--input", str(few_images / "images")]
     )

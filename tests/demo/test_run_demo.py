@@ -7,11 +7,6 @@ import pytest
 from d2ext.errors import UserError
 
 
-@pytest.fixture(scope="module")
-def run_demo(script, walkthrough_importable):
-    return script("demo/run_demo.py")
-
-
 def options(register):
     """Two data sets of a few images, and backbones that train without weights."""
     texts = ["DATASETS.TRAIN=demo_few", "DATASETS.TEST=demo_few"]
@@ -24,10 +19,10 @@ def options(register):
 
 @pytest.mark.slow
 def test_demo_trains_evaluates_predicts_and_reports(
-    run_demo, register_few, tmp_path, monkeypatch, capsys
+    script, register_few, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    status = run_demo.main(
+    status = script.main(
         ["--output", str(tmp_path), "--max-iter", "2", "--models", "mask_rcnn_tiny", "htc_tiny"]
         + options(register_few)
     )
@@ -50,12 +45,12 @@ def test_demo_trains_evaluates_predicts_and_reports(
 
 @pytest.mark.slow
 def test_failed_training_ends_the_demo_with_one_line_that_names_the_log(
-    run_demo, register_few, tmp_path, monkeypatch, capsys
+    script, register_few, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "report.html").write_text("of an earlier demo")
     # Frozen batch norm on random weights is refused by the training, not before.
-    status = run_demo.main(
+    status = script.main(
         ["--output", str(tmp_path), "--max-iter", "2", "--models", "htc_tiny"]
         + options(register_few)
         + ["--override", "htc_tiny:model.backbone.norm=FrozenBN"]
@@ -68,24 +63,24 @@ def test_failed_training_ends_the_demo_with_one_line_that_names_the_log(
     assert not (tmp_path / "report.html").exists()
 
 
-def test_mistakes_are_found_before_anything_is_trained(run_demo, tmp_path, capsys):
+def test_mistakes_are_found_before_anything_is_trained(script, tmp_path, capsys):
     command = ["--output", str(tmp_path), "--models", "htc_tiny", "--override"]
-    assert run_demo.main([*command, "model.no_such_key=1"]) == 1
+    assert script.main([*command, "model.no_such_key=1"]) == 1
     assert "no such key" in capsys.readouterr().err
 
 
-def test_models_that_learn_from_different_data_are_not_compared(run_demo, register_few):
-    args = run_demo.argument_parser().parse_args(
+def test_models_that_learn_from_different_data_are_not_compared(script, register_few):
+    args = script.argument_parser().parse_args(
         ["--override", f"htc_tiny:dataloader.register=['{register_few}']"]
         + ["--override", "htc_tiny:DATASETS.TEST=demo_few"]
     )
     with pytest.raises(UserError, match="all the same"):
-        run_demo.data_sets(run_demo.models.MODELS, args)
+        script.data_sets(script.models.MODELS, args)
 
 
-def test_command_in_the_report_can_be_typed_in_the_repository(run_demo):
-    model = run_demo.models.MODELS[-1]
-    command = run_demo.typed(run_demo.training_command(model, ["train.max_iter=5"]))
+def test_command_in_the_report_can_be_typed_in_the_repository(script):
+    model = script.models.MODELS[-1]
+    command = script.typed(script.training_command(model, ["train.max_iter=5"]))
     assert command == (
         "python projects/HTC/train_net.py --config-file projects/HTC/configs/htc_tiny.py "
         "train.max_iter=5"

@@ -1,6 +1,5 @@
 """Short runs of real configs on a few small images."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -17,18 +16,6 @@ def configs():
         "mask_rcnn": ROOT / "configs/mask_rcnn_tiny",
         "htc": ROOT / "projects/HTC/configs/htc_tiny",
     }
-
-
-@pytest.fixture
-def losses():
-    """Function: output folder -> {iteration: total loss}; the last entry of an iteration counts."""
-
-    def read(output_dir):
-        lines = (Path(output_dir) / "metrics.json").read_text().splitlines()
-        records = [json.loads(line) for line in lines]
-        return {r["iteration"]: r["total_loss"] for r in records if "total_loss" in r}
-
-    return read
 
 
 def short_overrides(name, kind, output_dir, dataset):

@@ -8,8 +8,10 @@ import pytest
 from d2ext.engine import train
 from d2ext.engine.hooks import StopRequested
 
+from tests.engine.helpers import losses
 
-def test_interrupt_saves_a_checkpoint_from_which_the_run_continues(short_run, losses, tmp_path):
+
+def test_interrupt_saves_a_checkpoint_from_which_the_run_continues(short_run, tmp_path):
     handler = signal.getsignal(signal.SIGINT)
     train(short_run("mask_rcnn", "yaml", "straight"))
     experiment = short_run("mask_rcnn", "yaml", "stopped", "train.checkpointer.period=100")

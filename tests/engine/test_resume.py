@@ -7,6 +7,8 @@ import torch
 
 from d2ext.engine import train
 
+from tests.engine.helpers import losses
+
 
 class PowerFailure(Exception):
     """Stands for a crash at any point of an iteration."""
@@ -27,7 +29,7 @@ def failing_after(experiment, batches):
 @pytest.mark.parametrize("kind", ["yaml", "py"])
 @pytest.mark.parametrize("name", ["mask_rcnn", "htc"])
 def test_resumed_losses_and_weights_equal_those_of_an_uninterrupted_run(
-    short_run, losses, tmp_path, name, kind
+    short_run, tmp_path, name, kind
 ):
     train(short_run(name, kind, "straight"))
     with pytest.raises(PowerFailure):

@@ -52,7 +52,7 @@ SCRIPT = """
 
 
 def test_two_processes_measure_what_one_measures(run_python, tmp_path):
-    from d2ext.data.voc_sds_example import make_example
+    from d2ext.data.voc_sds.example import make_example
 
     make_example(str(tmp_path), num_images=(7, 1))
     script = tmp_path / "measure.py"

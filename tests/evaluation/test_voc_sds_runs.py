@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from d2ext.data.voc_sds_example import make_example
+from d2ext.data.voc_sds.example import make_example
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,6 +6,8 @@ import torch
 from d2ext.ops import _library
 from d2ext.ops import has_native as extension_loaded
 
+from tests.ops.test_library import samples
+
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
@@ -19,19 +21,6 @@ def on_gpu(value):
     return value
 
 
-@pytest.fixture(scope="module")
-def samples():
-    """The argument lists of test_library, loaded by path: test folders are no packages."""
-    import importlib.util
-    from pathlib import Path
-
-    path = Path(__file__).with_name("test_library.py")
-    spec = importlib.util.spec_from_file_location("d2ext_test_library", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.samples
-
-
 def test_extension_has_cuda_kernels():
     assert extension_loaded()
     for name in _library.operators():
@@ -41,7 +30,7 @@ def test_extension_has_cuda_kernels():
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("name", _library.operators())
-def test_equals_the_cpu(samples, name, double, deterministic):
+def test_equals_the_cpu(name, double, deterministic):
     op = getattr(torch.ops.d2ext, name)
     torch.use_deterministic_algorithms(deterministic)
     try:

@@ -8,6 +8,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from d2ext.ops import fcis_joint_head, has_native, ps_roi_assemble
 
+from tests.ops.helpers import ops, reference, relative_error
+
 
 def unfused(score, rois, scale, group, size, pick=None, **options):
     """The head from the assembled tensor, with one winner per pixel."""
@@ -49,7 +51,7 @@ def test_equals_assembly_maximum_and_mean(impl, generator, make_rois, classes, l
         torch.testing.assert_close(by_score, wanted)
 
 
-def test_a_thousand_random_cases_agree_with_float64(ops, reference, make_rois, relative_error):
+def test_a_thousand_random_cases_agree_with_float64(make_rois):
     torch.manual_seed(0)
     for seed in range(1000):
         pick = random.Random(seed)
@@ -92,9 +94,7 @@ def test_gradcheck(make_rois, use):
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
-def test_half_precision_rounds_once(
-    impl, reference, generator, make_rois, relative_error, dtype, limit
-):
+def test_half_precision_rounds_once(impl, generator, make_rois, dtype, limit):
     score = torch.randn(2, 2 * 5 * 4, 7, 9, generator=generator).to(dtype)
     rois, pick = make_rois(8, 2, 7 * 16, 9 * 16), torch.arange(8) % 5
     found = impl.fcis_joint_head(score, rois, 1 / 16, 2, 5, pick)

@@ -1,6 +1,7 @@
 """What every operator owes PyTorch: opcheck, compile, determinism, fallback, the printed table."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -208,6 +209,17 @@ def test_table_names_every_operator_and_device():
     assert kinds == ({"native"} if d2ops.has_native() else {"pytorch"})
     for name in _library.operators():
         assert [row[1] for row in rows if row[0] == name] == ["cpu", "cuda"]
+
+
+@pytest.mark.parametrize(("files", "key"), [("cpu/*.cpp", "CPU"), ("cuda/*.cu", "CUDA")])
+def test_sources_register_a_kernel_for_every_operator(files, key):
+    registered = []
+    for path in (ROOT / "d2ext/csrc").glob(files):
+        _, *parts = path.read_text().split(f"TORCH_LIBRARY_IMPL(d2ext, {key}, library) {{")
+        names = [re.findall(r'library\.impl\("(\w+)"', part.partition("}")[0]) for part in parts]
+        assert len(names) == 1 and names[0], f"{path} registers nothing"
+        registered += names[0]
+    assert sorted(registered) == sorted(_library.operators())
 
 
 def run_python(*arguments, **environment):

@@ -13,6 +13,8 @@ from d2ext.ops import mask_gate, mask_resize, mask_vote, paste_masks
 
 from detectron2.layers.mask_ops import paste_masks_in_image
 
+from tests.ops.helpers import ops, reference
+
 
 def random_masks(generator, count, size, dtype=torch.float32):
     """Smooth random probabilities."""
@@ -54,7 +56,7 @@ def test_pastes_bytes_like_detectron2(impl, generator, make_boxes):
     assert int(difference.max()) <= 1 and float((difference > 0).float().mean()) < 1e-3
 
 
-def test_a_thousand_random_pastes_agree_with_float64(ops, reference, make_boxes):
+def test_a_thousand_random_pastes_agree_with_float64(make_boxes):
     torch.manual_seed(0)
     differing = total = 0
     for seed in range(250):
@@ -223,7 +225,7 @@ def test_votes_like_the_published_loops(impl, generator, make_boxes, mode):
             np.testing.assert_allclose(mask.numpy(), oracle_mask, atol=limit)
 
 
-def test_a_thousand_random_votes_agree_with_float64(ops, reference, generator, make_boxes):
+def test_a_thousand_random_votes_agree_with_float64(generator, make_boxes):
     for seed in range(334):
         pick = random.Random(seed)
         mode = ("fcis", "crop", "mnc")[seed % 3]

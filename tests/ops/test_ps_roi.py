@@ -9,6 +9,8 @@ import torch
 
 from d2ext.ops import PSRoIAssemble, PSRoIMean, ps_roi_assemble, ps_roi_mean
 
+from tests.ops.helpers import ops, reference, relative_error
+
 
 def naive(feature, rois, scale, group, size, copy, legacy):
     """The assembly as loops over numpy float32 bounds."""
@@ -62,9 +64,7 @@ def test_equals_naive_loops(impl, generator, make_rois, copy, legacy, group, siz
 
 
 @pytest.mark.parametrize("mean", [False, True])
-def test_a_thousand_random_cases_agree_with_float64(
-    ops, reference, make_rois, relative_error, mean
-):
+def test_a_thousand_random_cases_agree_with_float64(make_rois, mean):
     torch.manual_seed(0)
     name = "ps_roi_mean" if mean else "ps_roi_assemble"
     for seed in range(1000):
@@ -92,9 +92,7 @@ def test_a_thousand_random_cases_agree_with_float64(
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
-def test_half_precision_rounds_once(
-    impl, reference, generator, make_rois, relative_error, dtype, limit
-):
+def test_half_precision_rounds_once(impl, generator, make_rois, dtype, limit):
     feature = torch.randn(2, 5 * 4, 7, 9, generator=generator).to(dtype)
     rois = make_rois(12, 2, 7 * 16, 9 * 16)
     out = impl.ps_roi_assemble(feature, rois, 1 / 16, 2, 5)

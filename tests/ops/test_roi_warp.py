@@ -9,6 +9,8 @@ from torchvision.ops import roi_align
 
 from d2ext.ops import roi_warp, roi_warp_max_pool
 
+from tests.ops.helpers import ops, reference, relative_error
+
 OPTIONS = [
     {},
     {"aligned": False},
@@ -113,9 +115,7 @@ def random_case(seed, make_rois):
 
 
 @pytest.mark.parametrize("name", ["point", "edge_max", "max_pool"])
-def test_a_thousand_random_cases_agree_with_float64(
-    ops, reference, make_rois, relative_error, name
-):
+def test_a_thousand_random_cases_agree_with_float64(make_rois, name):
     torch.manual_seed(0)
     forward, backward = {
         "max_pool": ("roi_warp_max_pool", "roi_warp_max_pool_backward"),
@@ -151,7 +151,7 @@ def test_a_thousand_random_cases_agree_with_float64(
     assert errors[torch.float32] < (1e-5 if name == "point" else 5e-3)
 
 
-def test_float32_gradients_agree_as_a_whole(ops, reference, generator, make_rois, relative_error):
+def test_float32_gradients_agree_as_a_whole(generator, make_rois):
     feature = torch.randn(2, 32, 24, 30, generator=generator)
     rois = make_rois(64, 2, 24 * 16, 30 * 16)
     grad = torch.randn(64, 32, 7, 7, generator=generator)
@@ -164,9 +164,7 @@ def test_float32_gradients_agree_as_a_whole(ops, reference, generator, make_rois
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
 @pytest.mark.parametrize("pool", [False, True])
-def test_half_precision_rounds_once(
-    impl, reference, generator, make_rois, relative_error, dtype, limit, pool
-):
+def test_half_precision_rounds_once(impl, generator, make_rois, dtype, limit, pool):
     feature = torch.randn(2, 17, 9, 13, generator=generator).to(dtype)
     rois = make_rois(9, 2, 9 * 16, 13 * 16)
     name = "roi_warp_max_pool" if pool else "roi_warp"
@@ -316,7 +314,7 @@ def test_unneeded_gradients_have_no_elements(impl):
         assert [bool(value.numel()) for value in found] == list(need)
 
 
-def test_every_output_element_is_written(ops, make_rois):
+def test_every_output_element_is_written(make_rois):
     feature = torch.ones(2, 17, 9, 13)
     rois = make_rois(50, 2, 9 * 16, 13 * 16, margin=0.5)
     for _ in range(3):

@@ -4,7 +4,9 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <torch/library.h>
 
+#include "../checks.h"
 #include "head_masks.h"
 #include "pack.h"
 
@@ -388,6 +390,11 @@ at::Tensor fcis_joint_head_backward_cpu(
     }
   }
   return score_grad.to(score.scalar_type()).contiguous(layout_of(score));
+}
+
+TORCH_LIBRARY_IMPL(d2ext, CPU, library) {
+  library.impl("fcis_joint_head", &fcis_joint_head_cpu);
+  library.impl("fcis_joint_head_backward", &fcis_joint_head_backward_cpu);
 }
 
 }  // namespace d2ext

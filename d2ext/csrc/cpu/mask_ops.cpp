@@ -2,10 +2,11 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <torch/library.h>
 
 #include <cmath>
 
-#include "../common.h"
+#include "../checks.h"
 #include "pack.h"
 
 namespace d2ext {
@@ -325,6 +326,14 @@ at::Tensor paste_masks_cpu(
   type == at::kDouble ? paste_all<double>(data, corners, threshold, output)
                       : paste_all<float>(data, corners, threshold, output);
   return output;
+}
+
+TORCH_LIBRARY_IMPL(d2ext, CPU, library) {
+  library.impl("mask_resize", &mask_resize_cpu);
+  library.impl("mask_resize_backward", &mask_resize_backward_cpu);
+  library.impl("mask_gate", &mask_gate_cpu);
+  library.impl("mask_gate_backward", &mask_gate_backward_cpu);
+  library.impl("paste_masks", &paste_masks_cpu);
 }
 
 }  // namespace d2ext

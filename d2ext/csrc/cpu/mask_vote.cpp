@@ -2,10 +2,11 @@
 // in a buffer as large as the union of their boxes.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <torch/library.h>
 
 #include <cmath>
 
-#include "../common.h"
+#include "../checks.h"
 #include "pack.h"
 
 namespace d2ext {
@@ -277,6 +278,10 @@ std::tuple<at::Tensor, at::Tensor> mask_vote_cpu(
         out_boxes);
   }
   return {out_masks.to(masks.scalar_type()), out_boxes};
+}
+
+TORCH_LIBRARY_IMPL(d2ext, CPU, library) {
+  library.impl("mask_vote", &mask_vote_cpu);
 }
 
 }  // namespace d2ext

@@ -4,7 +4,9 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <torch/library.h>
 
+#include "../checks.h"
 #include "pack.h"
 #include "ps_bins.h"
 
@@ -253,6 +255,13 @@ at::Tensor ps_roi_mean_backward_cpu(
   return run_backward(
       "ps_roi_mean", grad, rois, spatial_scale, group_size, out_size, input_size, copy, legacy,
       true);
+}
+
+TORCH_LIBRARY_IMPL(d2ext, CPU, library) {
+  library.impl("ps_roi_assemble", &ps_roi_assemble_cpu);
+  library.impl("ps_roi_assemble_backward", &ps_roi_assemble_backward_cpu);
+  library.impl("ps_roi_mean", &ps_roi_mean_cpu);
+  library.impl("ps_roi_mean_backward", &ps_roi_mean_backward_cpu);
 }
 
 }  // namespace d2ext

@@ -4,8 +4,9 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <torch/library.h>
 
-#include "../common.h"
+#include "../checks.h"
 #include "warp_core.h"
 
 namespace d2ext {
@@ -335,6 +336,13 @@ std::tuple<at::Tensor, at::Tensor> roi_warp_max_pool_backward_cpu(
       grad, input, rois,
       pool_geometry(input, rois, spatial_scale, out_h, out_w, aligned, legacy, border),
       need_input, need_rois);
+}
+
+TORCH_LIBRARY_IMPL(d2ext, CPU, library) {
+  library.impl("roi_warp", &roi_warp_cpu);
+  library.impl("roi_warp_backward", &roi_warp_backward_cpu);
+  library.impl("roi_warp_max_pool", &roi_warp_max_pool_cpu);
+  library.impl("roi_warp_max_pool_backward", &roi_warp_max_pool_backward_cpu);
 }
 
 }  // namespace d2ext

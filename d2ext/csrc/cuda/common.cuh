@@ -10,7 +10,7 @@
 
 #include <algorithm>
 
-#include "../common.h"
+#include "../checks.h"
 
 namespace d2ext {
 

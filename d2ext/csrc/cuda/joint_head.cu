@@ -3,6 +3,7 @@
 // winners of some RoIs at a time in shared memory, then every thread gathers for the cells it owns.
 // Neither uses atomics, both are deterministic, and the assembled tensor is never held.
 #include <ATen/ops/zeros.h>
+#include <torch/library.h>
 
 #include "ps_bins.cuh"
 
@@ -329,6 +330,11 @@ at::Tensor fcis_joint_head_backward_cuda(
     });
   }
   return score_grad.to(score.scalar_type()).contiguous(layout_of(score));
+}
+
+TORCH_LIBRARY_IMPL(d2ext, CUDA, library) {
+  library.impl("fcis_joint_head", &fcis_joint_head_cuda);
+  library.impl("fcis_joint_head_backward", &fcis_joint_head_backward_cuda);
 }
 
 }  // namespace d2ext

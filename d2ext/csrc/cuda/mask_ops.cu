@@ -1,6 +1,7 @@
 // Mask operators on CUDA: corner-anchored resize, gate, paste. All are deterministic.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <torch/library.h>
 
 #include "common.cuh"
 
@@ -314,6 +315,14 @@ at::Tensor paste_masks_cuda(
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return output;
+}
+
+TORCH_LIBRARY_IMPL(d2ext, CUDA, library) {
+  library.impl("mask_resize", &mask_resize_cuda);
+  library.impl("mask_resize_backward", &mask_resize_backward_cuda);
+  library.impl("mask_gate", &mask_gate_cuda);
+  library.impl("mask_gate_backward", &mask_gate_backward_cuda);
+  library.impl("paste_masks", &paste_masks_cuda);
 }
 
 }  // namespace d2ext

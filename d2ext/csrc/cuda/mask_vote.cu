@@ -1,6 +1,7 @@
 // Mask voting on CUDA: a block per result walks the candidates of each pixel in list order. Nothing of the
 // image's size is allocated, and the result does not depend on timing.
 #include <ATen/ops/empty.h>
+#include <torch/library.h>
 
 #include "common.cuh"
 
@@ -186,6 +187,10 @@ std::tuple<at::Tensor, at::Tensor> mask_vote_cuda(
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return {out_masks, out_boxes};
+}
+
+TORCH_LIBRARY_IMPL(d2ext, CUDA, library) {
+  library.impl("mask_vote", &mask_vote_cuda);
 }
 
 }  // namespace d2ext

@@ -1,6 +1,7 @@
 // Position-sensitive assembly and its mean on CUDA. The backward pass gathers: a block owns one channel
 // of one image and walks the RoIs in order, so it is deterministic and needs no atomics.
 #include <ATen/ops/zeros.h>
+#include <torch/library.h>
 
 #include "ps_bins.cuh"
 
@@ -180,6 +181,13 @@ at::Tensor ps_roi_mean_backward_cuda(
   return run_backward(
       "ps_roi_mean", grad, rois, spatial_scale, group_size, out_size, input_size, copy, legacy,
       true);
+}
+
+TORCH_LIBRARY_IMPL(d2ext, CUDA, library) {
+  library.impl("ps_roi_assemble", &ps_roi_assemble_cuda);
+  library.impl("ps_roi_assemble_backward", &ps_roi_assemble_backward_cuda);
+  library.impl("ps_roi_mean", &ps_roi_mean_cuda);
+  library.impl("ps_roi_mean_backward", &ps_roi_mean_backward_cuda);
 }
 
 }  // namespace d2ext

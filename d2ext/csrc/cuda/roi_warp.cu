@@ -3,6 +3,7 @@
 #include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <torch/library.h>
 
 #include "roi_warp_kernels.cuh"
 
@@ -199,6 +200,13 @@ std::tuple<at::Tensor, at::Tensor> roi_warp_max_pool_backward_cuda(
       grad, input, rois,
       pool_geometry(input, rois, spatial_scale, out_h, out_w, aligned, legacy, border),
       need_input, need_rois);
+}
+
+TORCH_LIBRARY_IMPL(d2ext, CUDA, library) {
+  library.impl("roi_warp", &roi_warp_cuda);
+  library.impl("roi_warp_backward", &roi_warp_backward_cuda);
+  library.impl("roi_warp_max_pool", &roi_warp_max_pool_cuda);
+  library.impl("roi_warp_max_pool_backward", &roi_warp_max_pool_backward_cuda);
 }
 
 }  // namespace d2ext

@@ -1,0 +1,176 @@
+"""The data check: annotations, image files and semantic maps of a data set, in one report.
+
+Before a training it reads image headers only and recalls its last result while the files are
+unchanged (a picture that is replaced under its name goes unnoticed; the mapper still refuses it).
+"""
+
+import logging
+import os
+import time
+from typing import List, Optional, Sequence
+
+from d2ext.errors import UserError
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+
+from ..catalog import check_registered, semantic_map_path
+from . import cache
+from .coco_file import coco_summary
+from .images import ImageFile, file_findings
+from .problems import Problem, Report
+
+logger = logging.getLogger(__name__)
+
+TABLE_FILE = "data_check.txt"
+# Data sets of these kinds are made of a COCO instances file; others (LVIS, ...) have another form.
+_COCO_KINDS = ("coco", "coco_panoptic_seg", "voc_sds")
+
+
+def check_files(
+    name: str,
+    json_file: str,
+    image_root: str,
+    sem_seg_root: Optional[str] = None,
+    *,
+    evaluated: bool = False,
+    thorough: bool = False,
+    map_hint: str = "",
+) -> Report:
+    """Check a COCO instances file with its images and maps.
+
+    Args:
+        name: shown in the report.
+        json_file, image_root, sem_seg_root: as for `register_coco_dataset`.
+        evaluated: whether the set is evaluated on, which needs more of the annotations.
+        thorough: decode every image and map, without looking for an earlier result.
+        map_hint: where to get missing maps from.
+
+    Raises:
+        UserError: the file is no COCO instances file at all.
+    """
+    report = Report(name, json_file)
+    summary = coco_summary(PathManager.get_local_path(json_file), with_images=thorough)
+    report.add(summary.problems, evaluated)
+    for folder, what in ((image_root, "image"), (sem_seg_root, "semantic map")):
+        if folder and not os.path.isdir(folder):
+            text = f"{what} folder {folder} does not exist"
+            text += f"; {map_hint}" if map_hint and what != "image" else ""
+            report.add([Problem("error", "folder", text)], evaluated)
+            if what == "image":
+                return report
+            sem_seg_root = None
+    folders = [os.path.join(image_root, folder) for folder in summary.folders]
+    folders += [sem_seg_root] if sem_seg_root else []
+    key = ["images", cache.fingerprint([json_file, *folders]), bool(sem_seg_root)]
+    stored = None if thorough else cache.load(key)
+    if stored is not None:
+        report.add([Problem(*p) for p in stored], evaluated)
+        return report
+    started = time.perf_counter()
+    problems = _check_images(json_file, image_root, sem_seg_root, thorough)
+    report.add(problems, evaluated)
+    if time.perf_counter() - started > cache.SLOW and not thorough:
+        cache.store(key, problems)
+    return report
+
+
+def _check_images(json_file, image_root, sem_seg_root, thorough) -> List[Problem]:
+    images = coco_summary(PathManager.get_local_path(json_file), with_images=True).images
+    files = [
+        ImageFile(
+            os.path.join(image_root, name),
+            width,
+            height,
+            semantic_map_path(sem_seg_root, name) if sem_seg_root else None,
+        )
+        for name, width, height in images
+    ]
+    return [Problem(*f, images[i][0]) for i, f in file_findings(files, thorough)]
+
+
+def check_dataset(
+    name: str, *, evaluated: bool = False, semantic: bool = True, thorough: bool = False
+) -> Report:
+    """Check a registered data set; see `check_files`.
+
+    Args:
+        semantic: look at its semantic maps, if it has any.
+
+    Returns:
+        Report: empty for a data set that is not made of a COCO instances file.
+
+    Raises:
+        UserError: unknown name, files missing.
+    """
+    check_registered(name)
+    metadata = MetadataCatalog.get(name)
+    json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
+    if not json_file or not image_root or metadata.get("evaluator_type") not in _COCO_KINDS:
+        logger.info("Data set %s is not checked: it has no COCO instances file", name)
+        return Report(name, "no COCO instances file")
+    if "://" not in json_file and not os.path.isfile(json_file):
+        try:
+            DatasetCatalog.get(name)  # generates it, or says what is missing
+        except FileNotFoundError as e:
+            raise UserError(
+                f"data set {name!r}: {e.filename} does not exist; "
+                "put it there or set DETECTRON2_DATASETS"
+            ) from e
+    return check_files(
+        name,
+        json_file,
+        image_root,
+        metadata.get("sem_seg_root") if semantic else None,
+        evaluated=evaluated,
+        thorough=thorough,
+        map_hint=metadata.get("sem_seg_hint", ""),
+    )
+
+
+def check_before_training(
+    train_sets: Sequence[str],
+    test_sets: Sequence[str] = (),
+    *,
+    semantic: bool = True,
+    output_dir: Optional[str] = None,
+) -> None:
+    """Check all data sets of a training. Problems are logged as a table, shortened; the whole table
+    goes to `data_check.txt` in the output folder.
+
+    Args:
+        train_sets, test_sets: registered names.
+        semantic: whether the training reads semantic maps.
+        output_dir: an existing folder, or None.
+
+    Raises:
+        UserError: there is an error in one of them.
+    """
+    reports = []
+    for name in dict.fromkeys([*train_sets, *test_sets]):
+        started = time.perf_counter()
+        use_maps = semantic and name in train_sets
+        report = check_dataset(name, evaluated=name in test_sets, semantic=use_maps)
+        spent = time.perf_counter() - started
+        logger.info("Data check of %s: %s (%.1f s)", name, report.summary(), spent)
+        if report.problems:
+            level = logging.ERROR if report.of("error") else logging.WARNING
+            logger.log(level, "%s", report.table())
+            reports.append(report)
+    place = _write_tables(reports, output_dir)
+    for report in reports:
+        report.raise_errors(f"{place}mend the data or add --no-data-check")
+
+
+def _write_tables(reports, output_dir) -> str:
+    """Words that say where the whole tables are; removes those of an earlier run."""
+    if not output_dir:
+        return ""
+    path = os.path.join(output_dir, TABLE_FILE)
+    if not reports:
+        if os.path.isfile(path):
+            os.unlink(path)
+        return ""
+    with open(path, "w", encoding="utf-8") as f:
+        f.write("\n\n".join(report.table(rows_per_kind=0) for report in reports) + "\n")
+    return f"all of them are in {path}; "

@@ -1,0 +1,31 @@
+"""The built-in shapes data set: small generated images with instance masks and semantic maps."""
+
+from .draw import STUFF_CLASSES, THING_CLASSES
+from .files import (
+    FORMAT_VERSION,
+    SPLITS,
+    Split,
+    content_hash,
+    find_damage,
+    generate,
+    read_manifest,
+    split_folder,
+    stuff_classes,
+)
+from .registration import paths, register_shapes
+
+__all__ = [
+    "FORMAT_VERSION",
+    "SPLITS",
+    "STUFF_CLASSES",
+    "THING_CLASSES",
+    "Split",
+    "content_hash",
+    "find_damage",
+    "generate",
+    "paths",
+    "read_manifest",
+    "register_shapes",
+    "split_folder",
+    "stuff_classes",
+]

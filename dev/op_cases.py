@@ -1,0 +1,309 @@
+"""What dev/benchmark_ops.py times: every operator at the sizes of real networks, what one would
+use instead, a float64 reference, and the gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import op_peers as peers_of
+import torch
+import torch.nn.functional as F
+import torchvision
+
+from d2ext import ops
+from d2ext.ops.reference import joint_head as head_reference
+from d2ext.ops.reference import mask_ops as mask_reference
+from d2ext.ops.reference import roi_warp as warp_reference
+
+SCALE = peers_of.SCALE
+
+
+@dataclass
+class Case:
+    """One operator at one size; ``runs`` maps names of implementations to functions of inputs."""
+
+    op: str
+    size: str
+    direction: str
+    inputs: Callable[[], tuple]
+    runs: dict[str, Callable]
+    error: Callable[[tuple], float]
+    floor_mb: float
+    gates: list[tuple[str, float]] = field(default_factory=list)
+    floor_gate: float | None = None
+    dtype: str = "float32"
+    layout: str = "NCHW"
+
+
+def both(function: Callable, wrt: tuple[int, ...]) -> Callable:
+    """Forward and backward of ``function`` with a gradient of ones-like noise."""
+
+    def run(*inputs):
+        *tensors, grad = inputs
+        out = function(*tensors)
+        torch.autograd.grad(out, [tensors[i] for i in wrt], grad)
+
+    return run
+
+
+def relative(found: torch.Tensor, oracle: torch.Tensor) -> float:
+    oracle = oracle.double()
+    return float((found.double() - oracle).norm() / oracle.norm().clamp(min=1e-30))
+
+
+class Cases:
+    """Makes the cases for one device; with ``quick`` at sizes that take seconds."""
+
+    def __init__(self, device: torch.device, quick: bool):
+        self.device, self.quick = device, quick
+
+    def random_rois(self, count: int, batch: int, height: int, width: int) -> torch.Tensor:
+        return peers_of.random_rois(count, batch, height, width).to(self.device)
+
+    def smooth_masks(self, count: int, size: int) -> torch.Tensor:
+        return peers_of.smooth_masks(count, size).to(self.device)
+
+    def warp_cases(
+        self, channels, size, count=300, batch=1, pool=False, dtype=torch.float32, last=False
+    ):
+        height, width = (12, 15) if self.quick else (38, 63)
+        channels, count = (min(channels, 32), min(count, 20)) if self.quick else (channels, count)
+        options = {"aligned": False}
+
+        def inputs(grad):
+            feature = torch.randn(batch, channels, height, width, device=self.device).to(dtype)
+            if last:
+                feature = feature.to(memory_format=torch.channels_last)
+            rois = self.random_rois(count, batch, height * 16, width * 16)
+            if not grad:
+                return feature, rois
+            out = torch.randn(count, channels, size, size, device=self.device).to(dtype)
+            return feature.requires_grad_(), rois.requires_grad_(), out
+
+        def ours(feature, rois):
+            op = ops.roi_warp_max_pool if pool else ops.roi_warp
+            return op(feature, rois, size, SCALE, **options)
+
+        fine = 2 * size if pool else size
+        finish = (lambda x: F.max_pool2d(x, 2)) if pool else (lambda x: x)
+        peers = {"grid_sample folded": lambda f, r: finish(peers_of.grid_sample_folded(f, r, fine))}
+        if not pool:
+            peers["grid_sample expand"] = lambda f, r: peers_of.grid_sample_expand(f, r, fine)
+            peers["roi_align sr=1"] = lambda f, r: torchvision.ops.roi_align(
+                f, r, size, SCALE, 1, True
+            )
+        if batch > 1 or dtype != torch.float32:
+            peers = {}
+
+        def error(tensors):
+            reference = warp_reference.roi_warp_max_pool if pool else warp_reference.roi_warp
+            with torch.no_grad():
+                few = tensors[1][:16]
+                oracle = reference(tensors[0].double(), few, SCALE, size, size, **options)
+                return relative(ours(tensors[0], few), oracle)
+
+        item = torch.finfo(dtype).bits // 8
+        feature_mb = batch * channels * height * width * item / 1e6
+        out_mb = count * channels * size * size * item / 1e6
+        name = "roi_warp_max_pool" if pool else "roi_warp"
+        text = f"B{batch} C{channels} {size}x{size} N{count}"
+        common = {"dtype": str(dtype)[6:], "layout": "NHWC" if last else "NCHW"}
+        gated = batch == 1 and not last and count == 300 and dtype == torch.float32
+        gates_f = [("grid_sample folded", 15.0)] if pool else [
+            ("grid_sample folded", 5.0), ("grid_sample expand", 4.0),
+        ]  # fmt: skip
+        gates_b = [("grid_sample folded", 9.0)] if pool else [
+            ("grid_sample folded", 5.0), ("roi_align sr=1", 12.0),
+        ]  # fmt: skip
+        yield Case(
+            name, text, "fwd", lambda: inputs(False), {"ours": ours, **peers}, error,
+            feature_mb + out_mb, gates_f if gated else [], 5.0 if gated and not pool else None,
+            **common,
+        )  # fmt: skip
+        grads = {
+            key: both(run, (0,) if key.startswith("roi_align") else (0, 1))
+            for key, run in {"ours": ours, **peers}.items()
+        }
+        yield Case(
+            name, text, "f+b", lambda: inputs(True), grads, error,
+            2 * (feature_mb + out_mb) + feature_mb, gates_b if gated else [],
+            5.0 if gated and not pool else None, **common,
+        )  # fmt: skip
+
+    def head_cases(self, classes, count=300, batch=1, dtype=torch.float32):
+        height, width = (12, 15) if self.quick else (38, 63)
+        classes, count = (min(classes, 9), min(count, 20)) if self.quick else (classes, count)
+        group, size = 7, 21
+        channels = 2 * classes * group**2
+
+        def inputs(grad):
+            score = torch.randn(batch, channels, height, width, device=self.device).to(dtype)
+            rois = self.random_rois(count, batch, height * 16, width * 16)
+            if not grad:
+                return score, rois
+            return (
+                score.requires_grad_(),
+                rois,
+                torch.randn(count, classes, device=self.device).to(dtype),
+            )
+
+        # The peers compute class scores only; so does "ours", where no class is picked for a mask.
+        nothing = torch.full((count,), -1, device=self.device)
+
+        def ours(score, rois):
+            pick = nothing[: len(rois)]
+            return ops.fcis_joint_head(score, rois, SCALE, group, size, pick, legacy=True)[0]
+
+        def with_masks(score, rois):
+            return ops.fcis_joint_head(score, rois, SCALE, group, size, legacy=True)[0]
+
+        peers = {
+            "integral image": lambda s, r: peers_of.head_of(
+                peers_of.assembly_by_integral(s, r, group, size)
+            ),
+            "copy by index": lambda s, r: peers_of.head_of(
+                peers_of.assembly_by_copy(s, r, group, size)
+            ),
+            "torchvision ps_roi_pool 7x7": lambda s, r: peers_of.head_by_torchvision_7x7(
+                s, r, group
+            ),
+        }
+        if batch > 1 or dtype != torch.float32:
+            peers = {}
+
+        def error(tensors):
+            with torch.no_grad():
+                few = tensors[1][:16]
+                oracle = head_reference.fcis_joint_head(
+                    tensors[0].double(), few, SCALE, group, size, legacy=True
+                )[0]
+                return relative(ours(tensors[0], few), oracle)
+
+        mb = batch * channels * height * width * (torch.finfo(dtype).bits // 8) / 1e6
+        text, gated = f"B{batch} K{classes} 21x21 N{count}", bool(peers) and count == 300
+        names = list(peers)
+        yield Case(
+            "fcis_joint_head", text, "fwd", lambda: inputs(False),
+            {"ours": ours, "ours and masks": with_masks, **peers}, error, mb,
+            list(zip(names, (25.0, 6.0, 8.0), strict=False)) if gated else [],
+            6.0 if gated else None, str(dtype)[6:],
+        )  # fmt: skip
+        yield Case(
+            "fcis_joint_head", text, "f+b", lambda: inputs(True),
+            {
+                key: both(run, (0,))
+                for key, run in {"ours": ours, "ours and masks": with_masks, **peers}.items()
+            },
+            error, 3 * mb,
+            list(zip(names, (20.0, 6.0, 5.0), strict=False)) if gated else [],
+            6.0 if gated else None, str(dtype)[6:],
+        )  # fmt: skip
+
+    def assemble_case(self, classes, count=300):
+        height, width = (12, 15) if self.quick else (38, 63)
+        classes, count = (min(classes, 5), min(count, 20)) if self.quick else (classes, count)
+        channels = 2 * classes * 49
+
+        def inputs():
+            score = torch.randn(1, channels, height, width, device=self.device)
+            return score, self.random_rois(count, 1, height * 16, width * 16)
+
+        def ours(score, rois):
+            return ops.ps_roi_assemble(score, rois, SCALE, 7, 21, legacy=True)
+
+        def error(tensors):
+            oracle = head_reference.Assembly(
+                tensors[0].shape, tensors[1], SCALE, 7, 21, False, True
+            ).mean(head_reference.integral(tensors[0], 49))
+            return relative(ours(*tensors), oracle.permute(0, 3, 1, 2))
+
+        mb = (channels * height * width + count * 2 * classes * 441) * 4 / 1e6
+        peers = {"integral image": lambda s, r: peers_of.assembly_by_integral(s, r, 7, 21)}
+        yield Case(
+            "ps_roi_assemble", f"K{classes} 21x21 N{count}", "fwd", inputs, {"ours": ours, **peers},
+            error, mb,
+        )  # fmt: skip
+
+    def paste_case(self, height, width, count=100):
+        from torchvision.models.detection.roi_heads import paste_masks_in_image as torchvision_paste
+
+        from detectron2.layers.mask_ops import paste_masks_in_image
+
+        if self.quick:
+            height, width, count = 60, 80, 10
+
+        def inputs():
+            return self.smooth_masks(count, 28), self.random_rois(count, 1, height, width)[:, 1:]
+
+        runs = {
+            "ours": lambda m, b: ops.paste_masks(m, b, (height, width)),
+            "detectron2": lambda m, b: paste_masks_in_image(m, b, (height, width)),
+            "torchvision": lambda m, b: torchvision_paste(m[:, None], b, (height, width)) >= 0.5,
+        }
+
+        def error(tensors):
+            oracle = mask_reference.paste_masks(tensors[0].double(), tensors[1], height, width)
+            return float((runs["ours"](*tensors) != oracle).float().mean())
+
+        yield Case(
+            "paste_masks", f"{count} x {height}x{width}", "fwd", inputs, runs, error,
+            count * height * width / 1e6, [("detectron2", 5.0), ("torchvision", 10.0)], 3.0,
+        )  # fmt: skip
+
+    def vote_case(self):
+        height, width, count, results = (60, 80, 20, 5) if self.quick else (600, 1000, 300, 100)
+
+        def inputs():
+            # neighbours of a few true boxes, so that voters overlap
+            seeds = self.random_rois(max(count // 17, 1), 1, height, width)[:, 1:]
+            boxes = seeds[torch.randint(len(seeds), (count,))]
+            size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+            boxes = boxes + (torch.rand(count, 4, device=self.device) - 0.5) * 0.15 * size
+            limit = torch.tensor([width, height, width, height], device=self.device) - 1
+            boxes = torch.minimum(boxes.clamp(min=0), limit)
+            scores = torch.rand(count, 1, device=self.device)
+            chosen = torch.arange(results, device=self.device)
+            lists = ops.vote_candidates(boxes, scores, chosen, torch.zeros_like(chosen))
+            return self.smooth_masks(count, 21), boxes, *lists
+
+        def published(masks, boxes, index, offset, weight):
+            index, offset, weight = (x.tolist() for x in (index, offset, weight))
+            lists = [(index[a:b], weight[a:b]) for a, b in zip(offset, offset[1:], strict=False)]
+            return peers_of.published_vote(masks.cpu(), boxes.cpu(), lists, height, width)
+
+        runs = {"ours": lambda *x: ops.mask_vote(*x, (height, width)), "numpy + OpenCV": published}
+
+        def error(tensors):
+            masks, boxes = mask_reference.mask_vote(
+                tensors[0].double(), *tensors[1:], height, width
+            )
+            found, found_boxes = runs["ours"](*tensors)
+            same = (found_boxes == boxes).all(1)
+            return relative(found[same], masks[same]) + float((~same).float().mean())
+
+        yield Case(
+            "mask_vote", f"{count} -> {results} at {height}x{width}", "fwd", inputs, runs, error,
+            0.7, [("numpy + OpenCV", 8.0)],
+        )  # fmt: skip
+
+    def all_cases(self, extra):
+        for channels, size in ((256, 14), (512, 14), (256, 28), (512, 28)):
+            yield from self.warp_cases(channels, size)
+        for channels in (256, 512):
+            yield from self.warp_cases(channels, 14, pool=True)
+        for classes in (21, 81):
+            yield from self.head_cases(classes)
+            yield from self.assemble_case(classes)
+        yield from self.paste_case(600, 1000)
+        yield from self.paste_case(800, 1333)
+        yield from self.vote_case()
+        if extra:
+            for count in (1, 64, 1000):
+                yield from self.warp_cases(256, 14, count=count)
+                yield from self.head_cases(21, count=count)
+            yield from self.warp_cases(256, 14, batch=2)
+            yield from self.head_cases(21, batch=2)
+            yield from self.warp_cases(256, 14, dtype=torch.bfloat16)
+            yield from self.head_cases(21, dtype=torch.bfloat16)
+            yield from self.warp_cases(256, 14, last=True)

@@ -1,0 +1,59 @@
+"""tools/check_data.py: what it prints of sound and broken data, and its exit status."""
+
+import json
+import shutil
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_it_prints_the_table_of_files_that_cannot_be_registered(
+    few_images, script, tmp_path, capsys
+):
+    data = json.loads((few_images / "few.json").read_text())
+    data["annotations"][0]["bbox"] = [1, 2, 3]
+    data["annotations"][1]["image_id"] = 99
+    (tmp_path / "broken.json").write_text(json.dumps(data))
+    spec = f"mine={tmp_path / 'broken.json'},{few_images / 'images'}"
+    assert script.main(["--register", spec]) == 1
+    printed = capsys.readouterr().out
+    assert "mine" in printed and "2 errors" in printed
+    assert "has a bbox" in printed and "unknown image_id 99" in printed
+
+
+def test_it_finds_truncated_images_when_thorough(few_images, script, tmp_path, capsys):
+    shutil.copytree(few_images / "images", tmp_path / "images")
+    name = json.loads((few_images / "few.json").read_text())["images"][0]["file_name"]
+    path = tmp_path / "images" / name
+    path.write_bytes(path.read_bytes()[:-60])
+    spec = f"mine={few_images / 'few.json'},{tmp_path / 'images'}"
+    assert script.main(["--register", spec]) == 0
+    assert name not in capsys.readouterr().out
+    assert script.main(["--register", spec, "--thorough"]) == 1
+    printed = capsys.readouterr().out
+    assert name in printed and "cannot be read" in printed
+
+
+def test_it_checks_registered_sets(script, shapes_few, capsys):
+    assert script.main(["--dataset", shapes_few, "--evaluated", "--rows", "0"]) == 0
+    assert capsys.readouterr().out == f"{shapes_few}: no problem found\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "nothing to check"),
+        (["--dataset", "shapes_vall"], "did you mean shapes_val"),
+        (["--register", "mine"], "write NAME=annotations.json"),
+        (["--register", "mine=no.json,images"], "annotation file no.json does not exist"),
+        (["--dataset", "shapes_val", "--rows", "-1"], "--rows must not be negative"),
+    ],
+)
+def test_mistakes_in_the_arguments_end_in_one_line(script, arguments, words, capsys):
+    assert script.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and words in error and error.count("\n") == 1

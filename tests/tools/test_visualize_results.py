@@ -1,0 +1,117 @@
+"""tools/visualize_results.py: COCO results become instances again, and mistakes are named."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from d2ext.data import get_dataset_records
+from d2ext.visualization import draw_ground_truth, draw_predictions
+
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Boxes, Instances
+
+
+@pytest.fixture
+def instances():
+    masks = torch.zeros(2, 20, 30, dtype=torch.bool)
+    masks[0, 2:10, 3:9] = True
+    masks[1, 5:20, 10:30] = True
+    return Instances(
+        (20, 30),
+        pred_boxes=Boxes(torch.tensor([[3.0, 2.0, 9.0, 10.0], [10.5, 5.0, 30.0, 20.0]])),
+        pred_classes=torch.tensor([1, 0]),
+        scores=torch.tensor([0.9, 0.25]),
+        pred_masks=masks,
+    )
+
+
+def test_results_written_by_the_evaluation_are_read_back_as_they_were(script, instances):
+    results = instances_to_coco_json(instances, 5)
+    category_ids = [30, 70]  # of classes 0 and 1
+    for result in results:
+        result["category_id"] = category_ids[result["category_id"]]
+    read = script.to_instances(json.loads(json.dumps(results)), (20, 30), {30: 0, 70: 1})
+    torch.testing.assert_close(read.pred_boxes.tensor, instances.pred_boxes.tensor)
+    torch.testing.assert_close(read.scores, instances.scores)
+    assert read.pred_classes.tolist() == [1, 0]
+    assert torch.equal(read.pred_masks, instances.pred_masks)
+
+
+def test_boxes_without_masks_and_images_without_results_are_fine(script):
+    results = [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]
+    read = script.to_instances(results, (20, 30), {1: 0})
+    assert read.pred_boxes.tensor.tolist() == [[1, 2, 4, 6]] and not read.has("pred_masks")
+    assert len(script.to_instances([], (20, 30), {1: 0})) == 0
+
+
+@pytest.fixture
+def few(shapes_few):
+    records = get_dataset_records(shapes_few)
+    return records, MetadataCatalog.get(shapes_few)
+
+
+def run(script, path, metadata, output, *more):
+    command = ["--results", str(path), "--output-dir", str(output)]
+    spec = f"results_few={metadata.json_file},{metadata.image_root}"
+    return script.main([*command, "--register", spec, *more])
+
+
+def test_pictures_show_ground_truth_left_and_predictions_right(script, few, tmp_path, capsys):
+    records, metadata = few
+    (tmp_path / "results.json").write_text("[]")
+    assert run(script, tmp_path / "results.json", metadata, tmp_path, "--num-images", "2") == 0
+    assert "2 pictures" in capsys.readouterr().out
+    rgb = np.asarray(Image.open(records[0]["file_name"]))
+    nothing = script.to_instances([], rgb.shape[:2], {})
+    truth = draw_ground_truth(records[0], metadata)
+    plain = draw_predictions(rgb, nothing, metadata)
+    picture = np.asarray(Image.open(tmp_path / Path(records[0]["file_name"]).name))
+    assert stands_in(picture, truth, right=False) and stands_in(picture, plain, right=True)
+    assert not stands_in(picture, plain, right=False)
+
+
+def stands_in(picture, panel, right):
+    """Whether a panel stands in the lower left or right corner, with any margin."""
+    height, width = panel.shape[:2]
+    for margin in range(1, 40):
+        row = picture.shape[0] - margin - height
+        column = picture.shape[1] - margin - width if right else margin
+        if np.array_equal(picture[row : row + height, column : column + width], panel):
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (None, "cannot read"),
+        ("[", "not valid JSON"),
+        ("{}", "entry 0: COCO results are a list"),
+        ('[{"image_id": 1}]', "entry 0: COCO results"),
+        (
+            '[{"image_id": 99999, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]',
+            "belong to another data set",
+        ),
+        (
+            '[{"image_id": 1, "category_id": 99, "bbox": [0, 0, 1, 1], "score": 1}]',
+            "category 99, the data set has 1, 2",
+        ),
+        (
+            '[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1, '
+            '"segmentation": {"size": [2, 2], "counts": "04"}}]',
+            "masks of (2, 2)",
+        ),
+    ],
+)
+def test_unusable_results_are_one_line(script, few, tmp_path, capsys, text, message):
+    path = tmp_path / "results.json"
+    if text is not None:
+        path.write_text(text)
+    assert run(script, path, few[1], tmp_path) == 1
+    err = capsys.readouterr().err
+    assert message in err and len(err.strip().splitlines()) == 1
