@@ -129,9 +129,9 @@ def measure_head(args: argparse.Namespace, fused: bool) -> dict:
 
     def step():
         if fused:
-            logits, seg, _ = fcis_joint_head(score, *arguments, pick, legacy=True)
+            logits, seg, _ = fcis_joint_head(score, *arguments, pick, inclusive=True)
         else:
-            cells = ps_roi_assemble(score, *arguments, legacy=True)
+            cells = ps_roi_assemble(score, *arguments, inclusive=True)
             cells = cells.unflatten(1, (-1, 2))
             logits = cells.max(dim=2).values.mean(dim=(2, 3))
             seg = cells[torch.arange(len(pick)), pick]

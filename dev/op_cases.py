@@ -153,10 +153,10 @@ class Cases:
 
         def ours(score, rois):
             pick = nothing[: len(rois)]
-            return ops.fcis_joint_head(score, rois, SCALE, group, size, pick, legacy=True)[0]
+            return ops.fcis_joint_head(score, rois, SCALE, group, size, pick, inclusive=True)[0]
 
         def with_masks(score, rois):
-            return ops.fcis_joint_head(score, rois, SCALE, group, size, legacy=True)[0]
+            return ops.fcis_joint_head(score, rois, SCALE, group, size, inclusive=True)[0]
 
         peers = {
             "integral image": lambda s, r: peers_of.head_of(
@@ -176,7 +176,7 @@ class Cases:
             with torch.no_grad():
                 few = tensors[1][:16]
                 oracle = head_reference.fcis_joint_head(
-                    tensors[0].double(), few, SCALE, group, size, legacy=True
+                    tensors[0].double(), few, SCALE, group, size, inclusive=True
                 )[0]
                 return relative(ours(tensors[0], few), oracle)
 
@@ -210,7 +210,7 @@ class Cases:
             return score, self.random_rois(count, 1, height * 16, width * 16)
 
         def ours(score, rois):
-            return ops.ps_roi_assemble(score, rois, SCALE, 7, 21, legacy=True)
+            return ops.ps_roi_assemble(score, rois, SCALE, 7, 21, inclusive=True)
 
         def error(tensors):
             oracle = head_reference.Assembly(

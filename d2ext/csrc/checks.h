@@ -47,7 +47,7 @@ inline void check_scale(const char* op, double scale) {
 }
 
 inline WarpRule warp_rule(
-    const char* op, bool aligned, bool legacy, c10::string_view border,
+    const char* op, bool aligned, bool quantize, c10::string_view border,
     c10::string_view bin_reduce) {
   TORCH_CHECK(
       border == "clamp_half" || border == "zeros", op,
@@ -55,7 +55,7 @@ inline WarpRule warp_rule(
   TORCH_CHECK(
       bin_reduce == "point" || bin_reduce == "edge_max", op,
       ": bin_reduce must be one of point, edge_max");
-  return WarpRule{aligned, legacy, border == "zeros", bin_reduce == "edge_max"};
+  return WarpRule{aligned, quantize, border == "zeros", bin_reduce == "edge_max"};
 }
 
 inline void check_warp(

@@ -53,7 +53,7 @@ D2EXT_HD int64_t roi_image(const T* roi, int64_t batch) {
 // ------------------------------------------------------------------ RoI warp
 struct WarpRule {
   bool aligned;
-  bool legacy;
+  bool quantize;
   bool zeros;  // border "zeros", else "clamp_half"
   bool edge;   // bin_reduce "edge_max"
 };
@@ -70,7 +70,7 @@ template <class T>
 D2EXT_HD WarpSpan<T> warp_span(T low, T high, T scale, int length, int bins, WarpRule rule) {
   T start = rounded_product(low, scale);
   T end = rounded_product(high, scale);
-  if (rule.legacy) {
+  if (rule.quantize) {
     start = round_half_away(start);
     end = round_half_away(end);
   }
@@ -151,8 +151,7 @@ D2EXT_HD WarpSample<T> warp_sample(
 
 // ------------------------------------------------------------------ position-sensitive bins
 struct PsRule {
-  bool copy;
-  bool legacy;
+  bool inclusive;
 };
 
 struct CellRange {
@@ -166,7 +165,7 @@ struct PsSpan {
 };
 
 D2EXT_HD PsSpan ps_span(float low, float high, float scale, int out_size, PsRule rule) {
-  if (rule.legacy) {
+  if (rule.inclusive) {
     low = round_half_away(low);
     high = round_half_away(high) + 1.0f;
   }
@@ -183,15 +182,9 @@ D2EXT_HD int clamp_cell(float value, int limit) {
   return value < static_cast<float>(limit) ? static_cast<int>(value) : limit;
 }
 
-D2EXT_HD CellRange ps_bin(PsSpan span, int position, int length, PsRule rule) {
+D2EXT_HD CellRange ps_bin(PsSpan span, int position, int length) {
   CellRange range;
   const float place = static_cast<float>(position);
-  if (rule.copy) {
-    const float cell = std::floor(rounded_product(place + 0.5f, span.bin) + span.start);
-    range.first = clamp_cell(cell, length - 1);
-    range.last = range.first + 1;
-    return range;
-  }
   const float low = std::floor(rounded_product(place, span.bin) + span.start);
   const float high = std::ceil(rounded_product(place + 1.0f, span.bin) + span.start);
   range.first = clamp_cell(low, length);

@@ -13,7 +13,7 @@ from d2ext.ops._library import define_op
 from d2ext.ops.reference import joint_head as _reference
 
 
-def _fake(score, rois, spatial_scale, group_size, out_size, pick=None, *, copy=False, legacy=False):
+def _fake(score, rois, spatial_scale, group_size, out_size, pick=None, *, inclusive=False):
     _reference.check_head("fcis_joint_head", score, rois, spatial_scale, group_size, out_size, pick)
     count = rois.shape[0]
     classes = score.shape[1] // (2 * group_size * group_size)
@@ -28,7 +28,7 @@ def _fake(score, rois, spatial_scale, group_size, out_size, pick=None, *, copy=F
 
 
 def _backward_fake(
-    grad_cls, grad_seg, score, rois, picked, spatial_scale, group_size, out_size, copy, legacy
+    grad_cls, grad_seg, score, rois, picked, spatial_scale, group_size, out_size, inclusive
 ):
     return torch.empty(
         score.shape, dtype=score.dtype, device=score.device, memory_format=layout_of(score)
@@ -54,14 +54,14 @@ def _backward(ctx, grad_cls, grad_seg, _):
 _head_backward = define_op(
     "fcis_joint_head_backward",
     "(Tensor? grad_cls, Tensor? grad_seg, Tensor score, Tensor rois, Tensor picked,"
-    " float spatial_scale, int group_size, int out_size, bool copy, bool legacy) -> Tensor",
+    " float spatial_scale, int group_size, int out_size, bool inclusive) -> Tensor",
     reference=_reference.fcis_joint_head_backward,
     fake=_backward_fake,
 )
 _head = define_op(
     "fcis_joint_head",
     "(Tensor score, Tensor rois, float spatial_scale, int group_size, int out_size,"
-    " Tensor? pick=None, *, bool copy=False, bool legacy=False)"
+    " Tensor? pick=None, *, bool inclusive=False)"
     " -> (Tensor cls_score, Tensor seg_logit, Tensor picked)",
     reference=_reference.fcis_joint_head,
     fake=_fake,
@@ -78,19 +78,18 @@ def fcis_joint_head(
     out_size: int,
     pick: Tensor | None = None,
     *,
-    copy: bool = False,
-    legacy: bool = False,
+    inclusive: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Class scores and mask logits of FCIS in one pass over the score maps.
 
     With A = ``ps_roi_assemble(score, ...)``, where map 2c is "outside" and map 2c + 1 "inside" of
-    class c and class 0 is the background: the score of class c is the mean over cells of
+    class c and the last class is the background: the score of class c is the mean over cells of
     ``max(A[2c], A[2c+1])`` (a tie sends its gradient to "outside"), and the mask logits are the
     pair of one picked class. A itself, (N, 2K, P, P), is never held.
 
     Args:
         score: (B, 2*K*k*k, H, W), floating; K counts the background.
-        rois, spatial_scale, group_size, out_size, copy, legacy: as in :func:`ps_roi_assemble`.
+        rois, spatial_scale, group_size, out_size, inclusive: as in :func:`ps_roi_assemble`.
         pick: (N,) int64, the class whose mask is wanted, e.g. training labels. Outside ``0..K-1``:
             zeros without gradient. None picks the best class but the background.
 
@@ -98,4 +97,4 @@ def fcis_joint_head(
         ``cls_score`` (N, K), raw; ``seg_logit`` (N, 2, P, P), outside then inside;
         ``picked`` (N,) int64, the class used (-1 when there is none besides the background).
     """
-    return _head(score, rois, spatial_scale, group_size, out_size, pick, copy=copy, legacy=legacy)
+    return _head(score, rois, spatial_scale, group_size, out_size, pick, inclusive=inclusive)

@@ -1,8 +1,7 @@
 """Position-sensitive RoI assembly and its mean.
 
 Source: Li et al., "Fully Convolutional Instance-aware Semantic Segmentation" (FCIS), section 3,
-with the bin rule of its release; ``copy`` follows Dai et al., "Instance-sensitive Fully
-Convolutional Networks".
+with the bin rule of its release.
 """
 
 from __future__ import annotations
@@ -15,22 +14,22 @@ from d2ext.ops._library import define_op
 from d2ext.ops.reference import ps_roi as _reference
 
 
-def _assemble_fake(input, rois, spatial_scale, group_size, out_size, *, copy=False, legacy=False):
+def _assemble_fake(input, rois, spatial_scale, group_size, out_size, *, inclusive=False):
     _reference.check("ps_roi_assemble", input, rois, spatial_scale, group_size, out_size)
     size = (rois.shape[0], input.shape[1] // (group_size * group_size), out_size, out_size)
     return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=layout_of(input))
 
 
-def _assemble_backward_fake(grad, rois, spatial_scale, group_size, input_size, copy, legacy):
+def _assemble_backward_fake(grad, rois, spatial_scale, group_size, input_size, inclusive):
     return grad.new_empty(input_size)
 
 
-def _mean_fake(input, rois, spatial_scale, group_size, out_size, *, copy=False, legacy=False):
+def _mean_fake(input, rois, spatial_scale, group_size, out_size, *, inclusive=False):
     _reference.check("ps_roi_mean", input, rois, spatial_scale, group_size, out_size)
     return input.new_empty((rois.shape[0], input.shape[1] // (group_size * group_size)))
 
 
-def _mean_backward_fake(grad, rois, scale, group_size, out_size, input_size, copy, legacy):
+def _mean_backward_fake(grad, rois, scale, group_size, out_size, input_size, inclusive):
     return grad.new_empty(input_size)
 
 
@@ -59,12 +58,12 @@ def _mean_backward(ctx, grad):
 
 _FORWARD = (
     "(Tensor input, Tensor rois, float spatial_scale, int group_size, int out_size, *,"
-    " bool copy=False, bool legacy=False) -> Tensor"
+    " bool inclusive=False) -> Tensor"
 )
 _ps_roi_assemble_backward = define_op(
     "ps_roi_assemble_backward",
     "(Tensor grad, Tensor rois, float spatial_scale, int group_size, SymInt[] input_size,"
-    " bool copy, bool legacy) -> Tensor",
+    " bool inclusive) -> Tensor",
     reference=_reference.ps_roi_assemble_backward,
     fake=_assemble_backward_fake,
 )
@@ -79,7 +78,7 @@ _ps_roi_assemble = define_op(
 _ps_roi_mean_backward = define_op(
     "ps_roi_mean_backward",
     "(Tensor grad, Tensor rois, float spatial_scale, int group_size, int out_size,"
-    " SymInt[] input_size, bool copy, bool legacy) -> Tensor",
+    " SymInt[] input_size, bool inclusive) -> Tensor",
     reference=_reference.ps_roi_mean_backward,
     fake=_mean_backward_fake,
 )
@@ -100,8 +99,7 @@ def ps_roi_assemble(
     group_size: int,
     out_size: int,
     *,
-    copy: bool = False,
-    legacy: bool = False,
+    inclusive: bool = False,
 ) -> Tensor:
     """Assemble position-sensitive score maps inside regions.
 
@@ -117,16 +115,13 @@ def ps_roi_assemble(
         spatial_scale: feature cells per pixel.
         group_size: parts per side, k.
         out_size: P, with ``k <= P <= 128``.
-        copy: read the one cell under the centre of each bin instead of averaging.
-        legacy: corners are inclusive pixel indices, rounded half away from zero, and the end is
+        inclusive: corners are inclusive pixel indices, rounded half away from zero, and the end is
             moved by one before scaling: FCIS' release. detectron2's boxes need x2 - 1, y2 - 1 then.
 
     Returns:
         (N, D, P, P) in the dtype and memory format of ``input``.
     """
-    return _ps_roi_assemble(
-        input, rois, spatial_scale, group_size, out_size, copy=copy, legacy=legacy
-    )
+    return _ps_roi_assemble(input, rois, spatial_scale, group_size, out_size, inclusive=inclusive)
 
 
 def ps_roi_mean(
@@ -136,11 +131,10 @@ def ps_roi_mean(
     group_size: int,
     out_size: int,
     *,
-    copy: bool = False,
-    legacy: bool = False,
+    inclusive: bool = False,
 ) -> Tensor:
     """Mean of :func:`ps_roi_assemble` over its P*P cells: (N, D). FCIS' box branch."""
-    return _ps_roi_mean(input, rois, spatial_scale, group_size, out_size, copy=copy, legacy=legacy)
+    return _ps_roi_mean(input, rois, spatial_scale, group_size, out_size, inclusive=inclusive)
 
 
 class PSRoIAssemble(nn.Module):
@@ -154,27 +148,25 @@ class PSRoIAssemble(nn.Module):
         group_size: int = 7,
         out_size: int = 21,
         *,
-        copy: bool = False,
-        legacy: bool = False,
+        inclusive: bool = False,
     ) -> None:
         super().__init__()
         self.spatial_scale = spatial_scale
         self.group_size = group_size
         self.out_size = out_size
-        self.copy = copy
-        self.legacy = legacy
+        self.inclusive = inclusive
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
         """(B, D*k*k, H, W) and (N, 5) -> (N, D, P, P)."""
         return self.operator(
             input, rois, self.spatial_scale, self.group_size, self.out_size,
-            copy=self.copy, legacy=self.legacy,
+            inclusive=self.inclusive,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
         return (
             f"spatial_scale={self.spatial_scale}, group_size={self.group_size},"
-            f" out_size={self.out_size}, copy={self.copy}, legacy={self.legacy}"
+            f" out_size={self.out_size}, inclusive={self.inclusive}"
         )
 
 

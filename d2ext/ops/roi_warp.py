@@ -22,13 +22,13 @@ def _warp_fake(op, input, rois, scale, out_h, out_w, border, bin_reduce="point")
 
 def _roi_warp_fake(
     input, rois, spatial_scale, out_h, out_w, *,
-    aligned=True, legacy=False, border="clamp_half", bin_reduce="point",
+    aligned=True, quantize=False, border="clamp_half", bin_reduce="point",
 ):  # fmt: skip
     return _warp_fake("roi_warp", input, rois, spatial_scale, out_h, out_w, border, bin_reduce)
 
 
 def _max_pool_fake(
-    input, rois, spatial_scale, out_h, out_w, *, aligned=True, legacy=False, border="clamp_half"
+    input, rois, spatial_scale, out_h, out_w, *, aligned=True, quantize=False, border="clamp_half"
 ):
     return _warp_fake("roi_warp_max_pool", input, rois, spatial_scale, out_h, out_w, border)
 
@@ -46,13 +46,13 @@ def _gradients_fake(op, grad, input, rois, out_h, out_w, need_input, need_rois):
 
 def _roi_warp_backward_fake(
     grad, input, rois, spatial_scale, out_h, out_w,
-    aligned, legacy, border, bin_reduce, need_input, need_rois,
+    aligned, quantize, border, bin_reduce, need_input, need_rois,
 ):  # fmt: skip
     return _gradients_fake("roi_warp", grad, input, rois, out_h, out_w, need_input, need_rois)
 
 
 def _max_pool_backward_fake(
-    grad, input, rois, spatial_scale, out_h, out_w, aligned, legacy, border, need_input, need_rois
+    grad, input, rois, spatial_scale, out_h, out_w, aligned, quantize, border, need_input, need_rois
 ):
     return _gradients_fake(
         "roi_warp_max_pool", grad, input, rois, out_h, out_w, need_input, need_rois
@@ -81,14 +81,14 @@ _NEEDS = " bool need_input, bool need_rois) -> (Tensor, Tensor)"
 
 _roi_warp_backward = define_op(
     "roi_warp_backward",
-    f"{_BACKWARD} bool aligned, bool legacy, str border, str bin_reduce,{_NEEDS}",
+    f"{_BACKWARD} bool aligned, bool quantize, str border, str bin_reduce,{_NEEDS}",
     reference=_reference.roi_warp_backward,
     fake=_roi_warp_backward_fake,
 )
 _roi_warp = define_op(
     "roi_warp",
     "(Tensor input, Tensor rois, float spatial_scale, SymInt out_h, SymInt out_w, *,"
-    " bool aligned=True, bool legacy=False, str border='clamp_half', str bin_reduce='point')"
+    " bool aligned=True, bool quantize=False, str border='clamp_half', str bin_reduce='point')"
     " -> Tensor",
     reference=_reference.roi_warp,
     fake=_roi_warp_fake,
@@ -97,14 +97,14 @@ _roi_warp = define_op(
 )
 _roi_warp_max_pool_backward = define_op(
     "roi_warp_max_pool_backward",
-    f"{_BACKWARD} bool aligned, bool legacy, str border,{_NEEDS}",
+    f"{_BACKWARD} bool aligned, bool quantize, str border,{_NEEDS}",
     reference=_reference.roi_warp_max_pool_backward,
     fake=_max_pool_backward_fake,
 )
 _roi_warp_max_pool = define_op(
     "roi_warp_max_pool",
     "(Tensor input, Tensor rois, float spatial_scale, SymInt out_h, SymInt out_w, *,"
-    " bool aligned=True, bool legacy=False, str border='clamp_half') -> Tensor",
+    " bool aligned=True, bool quantize=False, str border='clamp_half') -> Tensor",
     reference=_reference.roi_warp_max_pool,
     fake=_max_pool_fake,
     setup_context=_setup_context,
@@ -124,7 +124,7 @@ def roi_warp(
     spatial_scale: float,
     *,
     aligned: bool = True,
-    legacy: bool = False,
+    quantize: bool = False,
     border: str = "clamp_half",
     bin_reduce: str = "point",
 ) -> Tensor:
@@ -147,7 +147,7 @@ def roi_warp(
         aligned: sample bin centres, half-pixel aligned; this is torchvision's
             ``roi_align(aligned=True, sampling_ratio=1)``, with gradients to the boxes. False
             samples the upper left corners of the bins, as MNC does.
-        legacy: round scaled corners to whole cells, halves away from zero, as MNC's release does.
+        quantize: round scaled corners to whole cells, halves away from zero, as MNC's release does.
             The gradient passes as if nothing was rounded.
         border: "clamp_half" clamps samples up to half a cell outside the map and gives 0 further
             out (release); "zeros" interpolates against zeros around the map (paper).
@@ -164,7 +164,7 @@ def roi_warp(
     height, width = pair(output_size)
     return _roi_warp(
         input, rois, spatial_scale, height, width,
-        aligned=aligned, legacy=legacy, border=border, bin_reduce=bin_reduce,
+        aligned=aligned, quantize=quantize, border=border, bin_reduce=bin_reduce,
     )  # fmt: skip
 
 
@@ -175,18 +175,18 @@ def roi_warp_max_pool(
     spatial_scale: float,
     *,
     aligned: bool = True,
-    legacy: bool = False,
+    quantize: bool = False,
     border: str = "clamp_half",
 ) -> Tensor:
     """:func:`roi_warp` at twice ``output_size``, then 2x2 maximum pooling, in one step.
 
     Nothing of the doubled size is allocated, forward or backward. The first maximum in row-major
-    order takes the whole gradient. ``output_size=14, aligned=False, legacy=True`` is MNC's RoI
+    order takes the whole gradient. ``output_size=14, aligned=False, quantize=True`` is MNC's RoI
     feature. Arguments and result as :func:`roi_warp`.
     """
     height, width = pair(output_size)
     return _roi_warp_max_pool(
-        input, rois, spatial_scale, height, width, aligned=aligned, legacy=legacy, border=border
+        input, rois, spatial_scale, height, width, aligned=aligned, quantize=quantize, border=border
     )
 
 
@@ -199,7 +199,7 @@ class RoIWarp(nn.Module):
         spatial_scale: float,
         *,
         aligned: bool = True,
-        legacy: bool = False,
+        quantize: bool = False,
         border: str = "clamp_half",
         bin_reduce: str = "point",
         max_pool: bool = False,
@@ -210,14 +210,14 @@ class RoIWarp(nn.Module):
         self.output_size = pair(output_size)
         self.spatial_scale = spatial_scale
         self.aligned = aligned
-        self.legacy = legacy
+        self.quantize = quantize
         self.border = border
         self.bin_reduce = bin_reduce
         self.max_pool = max_pool
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
         """(B, C, H, W) and (N, 5) -> (N, C, output height, output width)."""
-        options = {"aligned": self.aligned, "legacy": self.legacy, "border": self.border}
+        options = {"aligned": self.aligned, "quantize": self.quantize, "border": self.border}
         if self.max_pool:
             return roi_warp_max_pool(input, rois, self.output_size, self.spatial_scale, **options)
         return roi_warp(
@@ -227,6 +227,6 @@ class RoIWarp(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale},"
-            f" aligned={self.aligned}, legacy={self.legacy}, border={self.border!r},"
+            f" aligned={self.aligned}, quantize={self.quantize}, border={self.border!r},"
             f" bin_reduce={self.bin_reduce!r}, max_pool={self.max_pool}"
         )

@@ -80,8 +80,8 @@ def test_large_maps_and_many_bins(group):
     for a, b in zip(wanted, found, strict=True):
         torch.testing.assert_close(b.cpu(), a, rtol=1e-4, atol=1e-4)
     tensors = (torch.randn_like(wanted[0]), torch.randn_like(wanted[1]), score, rois, wanted[2])
-    a = backward(*tensors, 1 / 16, group, size, False, False)
-    b = backward(*(x.cuda() for x in tensors), 1 / 16, group, size, False, False)
+    a = backward(*tensors, 1 / 16, group, size, False)
+    b = backward(*(x.cuda() for x in tensors), 1 / 16, group, size, False)
     torch.testing.assert_close(b.cpu(), a, rtol=1e-4, atol=1e-4)
 
 
@@ -93,9 +93,7 @@ def test_head_memory_stays_near_the_gradient_of_the_map():
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    torch.ops.d2ext.fcis_joint_head_backward(
-        *grads, score, rois, picked, 1 / 16, 7, 21, False, False
-    )
+    torch.ops.d2ext.fcis_joint_head_backward(*grads, score, rois, picked, 1 / 16, 7, 21, False)
     assert torch.cuda.max_memory_allocated() - before < 1.1 * score.numel() * 4
 
 

@@ -17,7 +17,7 @@ def unfused(score, rois, scale, group, size, pick=None, **options):
     outside, inside = pairs.unbind(2)
     cls_score = torch.where(inside > outside, inside, outside).mean((2, 3))
     if pick is None:
-        pick = cls_score[:, 1:].argmax(1) + 1
+        pick = cls_score[:, :-1].argmax(1)
     picked = pairs[torch.arange(len(rois)), pick.clamp(0, pairs.shape[1] - 1)]
     outlaw = (pick < 0) | (pick >= pairs.shape[1])
     return cls_score, picked.masked_fill(outlaw[:, None, None, None], 0.0), pick
@@ -31,9 +31,9 @@ def test_equals_assembly_maximum_and_mean(impl, generator, make_rois, classes, l
     pick = torch.randint(-1, classes + 1, (9,), generator=generator) if labels else None
     arguments = (rois, 1 / 16, 3, 7, pick)
     score.requires_grad_()
-    oracle = unfused(score, *arguments, legacy=True)
+    oracle = unfused(score, *arguments, inclusive=True)
     with torch.no_grad():
-        found = impl.fcis_joint_head(score, *arguments, legacy=True)
+        found = impl.fcis_joint_head(score, *arguments, inclusive=True)
     torch.testing.assert_close(found[0], oracle[0].detach())
     torch.testing.assert_close(found[1], oracle[1].detach())
     assert torch.equal(found[2], oracle[2])
@@ -46,7 +46,7 @@ def test_equals_assembly_maximum_and_mean(impl, generator, make_rois, classes, l
             [value for value, _ in used], score, [grad for _, grad in used], retain_graph=True
         )
         by_score = impl.fcis_joint_head_backward(
-            cls, seg, score.detach(), rois, found[2], 1 / 16, 3, 7, False, True
+            cls, seg, score.detach(), rois, found[2], 1 / 16, 3, 7, True
         )
         torch.testing.assert_close(by_score, wanted)
 
@@ -59,7 +59,7 @@ def test_a_thousand_random_cases_agree_with_float64(make_rois):
         group, height, width = pick.randint(1, 3), pick.randint(1, 10), pick.randint(1, 10)
         size = group + pick.randint(0, 4)
         scale = pick.choice([1 / 16, 1 / 8, 0.11])
-        options = {"copy": pick.random() < 0.3, "legacy": pick.random() < 0.5}
+        options = {"inclusive": pick.random() < 0.5}
         dtype, limit = ((torch.float32, 1e-5), (torch.float64, 1e-10))[seed % 2]
         score = torch.randn(batch, 2 * classes * group**2, height, width).to(dtype)
         rois = make_rois(pick.randint(1, 6), batch, height / scale, width / scale, margin=0.3)
@@ -111,12 +111,12 @@ def test_without_a_foreground_class_nothing_is_picked(impl, make_rois):
 
 def test_background_is_never_picked_by_score(impl, make_rois):
     score = torch.zeros(1, 3 * 2 * 4, 4, 5)
-    score[:, : 2 * 4] = 9.0
-    score[:, 2 * 2 * 4 :] = 1.0
+    score[:, 2 * 2 * 4 :] = 9.0
+    score[:, 2 * 4 : 2 * 2 * 4] = 1.0
     cls_score, _, picked = impl.fcis_joint_head(
         score, make_rois(3, 1, 4, 5, margin=-0.2), 1.0, 2, 4
     )
-    assert cls_score.argmax(1).tolist() == [0] * 3 and picked.tolist() == [2] * 3
+    assert cls_score.argmax(1).tolist() == [2] * 3 and picked.tolist() == [1] * 3
 
 
 def test_unusable_rows_give_zeros_and_no_gradient(impl, generator):
@@ -130,10 +130,10 @@ def test_unusable_rows_give_zeros_and_no_gradient(impl, generator):
     assert not cls_score[1:5].any() and not seg_logit[1:].any() and seg_logit[0].any()
     assert torch.equal(picked, pick)
     grads = torch.ones_like(cls_score), torch.ones_like(seg_logit)
-    whole = impl.fcis_joint_head_backward(*grads, score, rois, pick, 1.0, 2, 4, False, False)
+    whole = impl.fcis_joint_head_backward(*grads, score, rois, pick, 1.0, 2, 4, False)
     keep = torch.tensor([0, 5])
     alone = impl.fcis_joint_head_backward(
-        grads[0][keep], grads[1][keep], score, rois[keep], pick[keep], 1.0, 2, 4, False, False
+        grads[0][keep], grads[1][keep], score, rois[keep], pick[keep], 1.0, 2, 4, False
     )
     torch.testing.assert_close(whole, alone)
 
@@ -144,7 +144,7 @@ def test_nothing_in_gives_nothing_out(impl, batch):
     cls_score, seg_logit, picked = impl.fcis_joint_head(score, rois, 1.0, 2, 4)
     assert cls_score.shape == (0, 3) and seg_logit.shape == (0, 2, 4, 4) and picked.shape == (0,)
     by_score = impl.fcis_joint_head_backward(
-        cls_score, seg_logit, score, rois, picked, 1.0, 2, 4, False, False
+        cls_score, seg_logit, score, rois, picked, 1.0, 2, 4, False
     )
     assert by_score.shape == score.shape and not by_score.any()
 
@@ -158,7 +158,7 @@ def test_channels_last_scores_give_the_same(impl, generator, make_rois):
         assert torch.equal(a, b)
     assert other[1].is_contiguous(memory_format=torch.channels_last)
     by_last = impl.fcis_joint_head_backward(
-        plain[0], plain[1], last, rois, plain[2], 1.0, 2, 4, False, False
+        plain[0], plain[1], last, rois, plain[2], 1.0, 2, 4, False
     )
     assert by_last.is_contiguous(memory_format=torch.channels_last)
 
@@ -199,7 +199,7 @@ def test_assembled_tensor_is_never_held(make_rois):
         picked = torch.ones(count, dtype=torch.int64)
         used = allocated(
             lambda: torch.ops.d2ext.fcis_joint_head_backward(
-                *grads, score, rois, picked, 1 / 16, 7, size, False, False
+                *grads, score, rois, picked, 1 / 16, 7, size, False
             )
         )
         assert used < score.numel() * 4 * 1.1
@@ -235,4 +235,4 @@ def test_wrong_gradient_shapes_are_refused(impl):
         (None, torch.zeros(2, 2, 4, 5), "grad_seg"),
     ):
         with pytest.raises(RuntimeError, match=f"{name} must have the shape"):
-            impl.fcis_joint_head_backward(cls, seg, score, rois, pick, 1.0, 2, 4, False, False)
+            impl.fcis_joint_head_backward(cls, seg, score, rois, pick, 1.0, 2, 4, False)

@@ -45,7 +45,7 @@ def samples(double=False):
         torch.tensor([0.5, 0.5, 1.0]),
     )  # fmt: skip
     full = (True, False, *WARP, True, True)
-    options = {"aligned": False, "legacy": True, "border": "zeros"}
+    options = {"aligned": False, "quantize": True, "border": "zeros"}
     return {
         "roi_warp": [
             ((feature, moving, *size), {}),
@@ -69,31 +69,31 @@ def samples(double=False):
         ],
         "ps_roi_assemble": [
             ((score, rois, *ps), {}),
-            ((score_last, rois, *ps), {"copy": True, "legacy": True}),
+            ((score_last, rois, *ps), {"inclusive": True}),
             ((score, none, *ps), {}),
         ],
         "ps_roi_assemble_backward": [
-            ((rand(3, 6, 5, 5), rois, *ps[:2], score.shape, False, True), {}),
-            ((rand(0, 6, 5, 5), none, *ps[:2], score.shape, False, True), {}),
+            ((rand(3, 6, 5, 5), rois, *ps[:2], score.shape, True), {}),
+            ((rand(0, 6, 5, 5), none, *ps[:2], score.shape, True), {}),
         ],
         "ps_roi_mean": [
             ((score, rois, *ps), {}),
-            ((score_last, rois, *ps), {"legacy": True}),
+            ((score_last, rois, *ps), {"inclusive": True}),
             ((score, none, *ps), {}),
         ],
-        "ps_roi_mean_backward": [((rand(3, 6), rois, *ps, score.shape, True, False), {})],
+        "ps_roi_mean_backward": [((rand(3, 6), rois, *ps, score.shape, True), {})],
         "fcis_joint_head": [
             ((score, rois, *ps), {}),
-            ((score, rois, *ps, pick), {"legacy": True}),
-            ((score_last, rois, *ps), {"copy": True}),
+            ((score, rois, *ps, pick), {"inclusive": True}),
+            ((score_last, rois, *ps), {}),
             ((score, none, *ps), {}),
         ],
         "fcis_joint_head_backward": [
             (
-                (rand(3, 3), rand(3, 2, 5, 5), score.detach(), rois, pick, *ps, False, False),
+                (rand(3, 3), rand(3, 2, 5, 5), score.detach(), rois, pick, *ps, False),
                 {},
             ),
-            ((None, rand(3, 2, 5, 5), score_last.detach(), rois, pick, *ps, False, True), {}),
+            ((None, rand(3, 2, 5, 5), score_last.detach(), rois, pick, *ps, True), {}),
         ],
         "mask_resize": [((masks, 3, 7), {}), ((masks[:0], 3, 7), {})],
         "mask_resize_backward": [((rand(3, 1, 3, 7), 4, 4), {})],

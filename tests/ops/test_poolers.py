@@ -5,10 +5,7 @@ import torch
 
 from d2ext.ops import (
     MaskVoting,
-    PSRoIPooler,
     RoIWarpPooler,
-    ps_roi_assemble,
-    ps_roi_mean,
     roi_warp,
     roi_warp_max_pool,
     vote_candidates,
@@ -42,7 +39,7 @@ def test_warp_pooler_stands_where_detectron2_takes_its_own(box_lists):
 def test_warp_pooler_makes_corners_inclusive_for_mncs_sampling(box_lists):
     feature = torch.randn(3, 4, 8, 9)
     rois = torch.tensor([[0, 16, 16, 79, 95], [0, 0, 0, 46, 30], [2, 10.5, 20.5, 69.25, 59.75]])
-    options = {"aligned": False, "legacy": True}
+    options = {"aligned": False, "quantize": True}
     pooler = RoIWarpPooler(3, [1 / 16], **options)
     expected = roi_warp(feature, rois, 3, 1 / 16, **options)
     assert torch.equal(pooler([feature], box_lists), expected)
@@ -59,15 +56,13 @@ def test_gradients_reach_the_boxes(box_lists):
     assert all(boxes.tensor.grad.abs().sum() > 0 for boxes in box_lists if len(boxes))
 
 
-def test_position_sensitive_pooler(box_lists):
-    feature = torch.randn(3, 2 * 9, 8, 9)
-    rois = boxes_to_rois(box_lists, inclusive=True)
-    pooler = PSRoIPooler(5, [1 / 16], group_size=3, legacy=True)
-    expected = ps_roi_assemble(feature, rois, 1 / 16, 3, 5, legacy=True)
-    assert torch.equal(pooler([feature], box_lists), expected)
-    pooler = PSRoIPooler(5, [1 / 16], group_size=3, mean=True)
-    expected = ps_roi_mean(feature, boxes_to_rois(box_lists), 1 / 16, 3, 5)
-    assert torch.equal(pooler([feature], box_lists), expected)
+def test_rois_of_several_images_name_their_image(box_lists):
+    rows = boxes_to_rois(box_lists)
+    counts = [len(boxes) for boxes in box_lists]
+    assert rows[:, 0].tolist() == [i for i, n in enumerate(counts) for _ in range(n)]
+    assert torch.equal(rows[:, 1:], torch.cat([boxes.tensor for boxes in box_lists]))
+    pixels = boxes_to_rois(box_lists, inclusive=True)
+    assert torch.equal(rows - pixels, torch.tensor([0.0, 0, 0, 1, 1]).expand_as(rows))
 
 
 def test_poolers_refuse_what_they_cannot_do(box_lists):

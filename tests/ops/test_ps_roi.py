@@ -12,7 +12,7 @@ from d2ext.ops import PSRoIAssemble, PSRoIMean, ps_roi_assemble, ps_roi_mean
 from tests.ops.helpers import ops, reference, relative_error
 
 
-def naive(feature, rois, scale, group, size, copy, legacy):
+def naive(feature, rois, scale, group, size, inclusive):
     """The assembly as loops over numpy float32 bounds."""
     f32 = np.float32
     batch, channels, height, width = feature.shape
@@ -21,19 +21,15 @@ def naive(feature, rois, scale, group, size, copy, legacy):
 
     def bounds(low, high, length):
         low, high = f32(low), f32(high)
-        if legacy:
+        if inclusive:
             low = f32(math.copysign(math.floor(abs(float(low)) + 0.5), low))
             high = f32(math.copysign(math.floor(abs(float(high)) + 0.5), high)) + f32(1)
         start = low * f32(scale)
         step = max(high * f32(scale) - start, f32(0.1)) / f32(size)
         for p in range(size):
-            if copy:
-                cell = min(max(math.floor(f32(p + 0.5) * step + start), 0), length - 1)
-                yield cell, cell + 1
-            else:
-                first = math.floor(f32(p) * step + start)
-                last = math.ceil(f32(p + 1) * step + start)
-                yield min(max(first, 0), length), min(max(last, 0), length)
+            first = math.floor(f32(p) * step + start)
+            last = math.ceil(f32(p + 1) * step + start)
+            yield min(max(first, 0), length), min(max(last, 0), length)
 
     for n, roi in enumerate(rois.tolist()):
         rows = list(bounds(roi[2], roi[4], height))
@@ -48,15 +44,14 @@ def naive(feature, rois, scale, group, size, copy, legacy):
     return out
 
 
-@pytest.mark.parametrize("copy", [False, True])
-@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("inclusive", [False, True])
 @pytest.mark.parametrize(("group", "size"), [(2, 5), (3, 7), (1, 4)])
-def test_equals_naive_loops(impl, generator, make_rois, copy, legacy, group, size):
+def test_equals_naive_loops(impl, generator, make_rois, inclusive, group, size):
     feature = torch.randn(2, 3 * group**2, 7, 9, generator=generator)
     rois = make_rois(12, 2, 7 * 16, 9 * 16, margin=0.4)
     arguments = (rois, 1 / 16, group, size)
-    options = {"copy": copy, "legacy": legacy}
-    oracle = naive(feature, *arguments, copy, legacy)
+    options = {"inclusive": inclusive}
+    oracle = naive(feature, *arguments, inclusive)
     out = impl.ps_roi_assemble(feature, *arguments, **options)
     torch.testing.assert_close(out.double(), oracle, rtol=1e-5, atol=1e-5)
     mean = impl.ps_roi_mean(feature, *arguments, **options)
@@ -73,7 +68,7 @@ def test_a_thousand_random_cases_agree_with_float64(make_rois, mean):
         group, height, width = pick.randint(1, 3), pick.randint(1, 12), pick.randint(1, 12)
         size = group + pick.randint(0, 4)
         scale = pick.choice([1 / 16, 1 / 8, 0.11])
-        options = {"copy": pick.random() < 0.3, "legacy": pick.random() < 0.5}
+        options = {"inclusive": pick.random() < 0.5}
         dtype, limit = ((torch.float32, 1e-5), (torch.float64, 1e-10))[seed % 2]
         feature = torch.randn(batch, maps * group**2, height, width).to(dtype)
         rois = make_rois(pick.randint(1, 6), batch, height / scale, width / scale, margin=0.3)
@@ -81,7 +76,7 @@ def test_a_thousand_random_cases_agree_with_float64(make_rois, mean):
         oracle = getattr(reference, name)(feature.double(), *arguments, **options)
         found = getattr(ops, name)(feature, *arguments, **options)
         grad = torch.randn(oracle.shape).to(dtype)
-        tail = (feature.shape, options["copy"], options["legacy"])
+        tail = (feature.shape, options["inclusive"])
         arguments = (rois, scale, group, *((size,) if mean else ()), *tail)
         wanted = getattr(reference, f"{name}_backward")(grad.double(), *arguments)
         by_input = getattr(ops, f"{name}_backward")(grad, *arguments)
@@ -100,29 +95,26 @@ def test_half_precision_rounds_once(impl, generator, make_rois, dtype, limit):
     oracle = reference.ps_roi_assemble(feature.double(), rois, 1 / 16, 2, 5)
     assert relative_error(out, oracle) < limit
     grad = torch.randn(out.shape, generator=generator).to(dtype)
-    arguments = (rois, 1 / 16, 2, feature.shape, False, False)
+    arguments = (rois, 1 / 16, 2, feature.shape, False)
     found = impl.ps_roi_assemble_backward(grad, *arguments)
     wanted = reference.ps_roi_assemble_backward(grad.double(), *arguments)
     assert found.dtype == dtype and relative_error(found, wanted) < limit
 
 
 @pytest.mark.parametrize("op", [ps_roi_assemble, ps_roi_mean])
-@pytest.mark.parametrize("copy", [False, True])
-def test_gradcheck(make_rois, op, copy):
+def test_gradcheck(make_rois, op):
     feature = torch.randn(2, 2 * 4, 4, 5, dtype=torch.float64, requires_grad=True)
     rois = make_rois(4, 2, 4 * 16, 5 * 16)
-    assert torch.autograd.gradcheck(lambda x: op(x, rois, 1 / 16, 2, 3, copy=copy), (feature,))
+    assert torch.autograd.gradcheck(lambda x: op(x, rois, 1 / 16, 2, 3), (feature,))
 
 
 @pytest.mark.parametrize(("group", "size"), [(7, 7), (7, 21), (7, 23)])
 def test_feature_gradient_is_the_adjoint(impl, generator, make_rois, group, size):
     feature = torch.randn(1, 2 * 49, 9, 11, dtype=torch.float64, generator=generator)
     rois = make_rois(6, 1, 9 * 16, 11 * 16)
-    out = impl.ps_roi_assemble(feature, rois, 1 / 16, group, size, legacy=True)
+    out = impl.ps_roi_assemble(feature, rois, 1 / 16, group, size, inclusive=True)
     for grad in (torch.ones_like(out), torch.randn(out.shape, generator=generator).double()):
-        by_input = impl.ps_roi_assemble_backward(
-            grad, rois, 1 / 16, group, feature.shape, False, True
-        )
+        by_input = impl.ps_roi_assemble_backward(grad, rois, 1 / 16, group, feature.shape, True)
         scale = float((out * grad).abs().sum())
         assert abs(float((out * grad).sum() - (feature * by_input).sum())) <= 1e-12 * scale
 
@@ -133,14 +125,13 @@ def test_unusable_rows_give_zeros_and_no_gradient(impl, generator):
     wild = [[0.0, -1e9, -1e9, 1e9, 1e9], [0.0, -3e38, -3e38, 3e38, 3e38], [0.0, 9, 9, 3, 3]]
     rois = torch.tensor([*bad, [1.0, 0, 0, 9, 9], *wild])
     feature = torch.randn(1, 4, 5, 6, generator=generator)
-    for copy in (False, True):
-        out = impl.ps_roi_assemble(feature, rois, 1.0, 2, 4, copy=copy)
-        assert torch.isfinite(out).all() and not out[:5].any() and out[5].any()
-        grad = torch.ones_like(out)
-        whole = impl.ps_roi_assemble_backward(grad, rois, 1.0, 2, feature.shape, copy, False)
-        good = impl.ps_roi_assemble_backward(grad[5:], rois[5:], 1.0, 2, feature.shape, copy, False)
-        torch.testing.assert_close(whole, good)
-        assert not impl.ps_roi_mean(feature, rois, 1.0, 2, 4, copy=copy)[:5].any()
+    out = impl.ps_roi_assemble(feature, rois, 1.0, 2, 4)
+    assert torch.isfinite(out).all() and not out[:5].any() and out[5].any()
+    grad = torch.ones_like(out)
+    whole = impl.ps_roi_assemble_backward(grad, rois, 1.0, 2, feature.shape, False)
+    good = impl.ps_roi_assemble_backward(grad[5:], rois[5:], 1.0, 2, feature.shape, False)
+    torch.testing.assert_close(whole, good)
+    assert not impl.ps_roi_mean(feature, rois, 1.0, 2, 4)[:5].any()
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 4, 5), (2, 8, 4, 5), (2, 0, 4, 5)])
@@ -148,11 +139,11 @@ def test_nothing_in_gives_nothing_out(impl, shape):
     feature, rois = torch.randn(shape), torch.zeros(0, 5)
     out = impl.ps_roi_assemble(feature, rois, 1.0, 2, 4)
     assert out.shape == (0, shape[1] // 4, 4, 4)
-    by_input = impl.ps_roi_assemble_backward(out, rois, 1.0, 2, shape, False, False)
+    by_input = impl.ps_roi_assemble_backward(out, rois, 1.0, 2, shape, False)
     assert by_input.shape == shape and not by_input.any()
     mean = impl.ps_roi_mean(feature, rois, 1.0, 2, 4)
     assert mean.shape == (0, shape[1] // 4)
-    by_input = impl.ps_roi_mean_backward(mean, rois, 1.0, 2, 4, shape, False, False)
+    by_input = impl.ps_roi_mean_backward(mean, rois, 1.0, 2, 4, shape, False)
     assert by_input.shape == shape and not by_input.any()
 
 
@@ -166,7 +157,7 @@ def test_strides_and_layouts_do_not_matter(impl, generator, make_rois):
     assert out.is_contiguous(memory_format=torch.channels_last)
     strided = torch.randn(2, 24, 7, 9)[:, ::2].copy_(feature)
     assert torch.equal(impl.ps_roi_assemble(strided, rois, 1 / 16, 2, 5), plain)
-    arguments = (rois, 1 / 16, 2, feature.shape, False, False)
+    arguments = (rois, 1 / 16, 2, feature.shape, False)
     ones = impl.ps_roi_assemble_backward(torch.ones_like(plain), *arguments)
     expanded = torch.ones(()).expand_as(plain)
     assert torch.equal(impl.ps_roi_assemble_backward(expanded, *arguments), ones)
@@ -200,16 +191,16 @@ def test_wrong_arguments_are_named(op, change, message):
 def test_gradient_that_does_not_fit_is_refused(impl):
     rois = torch.zeros(2, 5)
     with pytest.raises(RuntimeError, match="does not fit"):
-        impl.ps_roi_assemble_backward(
-            torch.zeros(2, 3, 4, 4), rois, 1.0, 2, [1, 8, 4, 5], False, False
-        )
+        impl.ps_roi_assemble_backward(torch.zeros(2, 3, 4, 4), rois, 1.0, 2, [1, 8, 4, 5], False)
 
 
 def test_modules_run_the_operators_they_print(generator, make_rois):
     feature = torch.randn(2, 2 * 49, 7, 9, generator=generator)
     rois = make_rois(5, 2, 7 * 16, 9 * 16)
-    assemble, mean = PSRoIAssemble(1 / 16, legacy=True), PSRoIMean(1 / 16, legacy=True)
-    expected = ps_roi_assemble(feature, rois, 1 / 16, 7, 21, legacy=True)
+    assemble, mean = PSRoIAssemble(1 / 16, inclusive=True), PSRoIMean(1 / 16, inclusive=True)
+    expected = ps_roi_assemble(feature, rois, 1 / 16, 7, 21, inclusive=True)
     assert torch.equal(assemble(feature, rois), expected)
-    assert torch.equal(mean(feature, rois), ps_roi_mean(feature, rois, 1 / 16, 7, 21, legacy=True))
+    assert torch.equal(
+        mean(feature, rois), ps_roi_mean(feature, rois, 1 / 16, 7, 21, inclusive=True)
+    )
     assert repr(mean).startswith("PSRoIMean(spatial_scale=0.0625, group_size=7, out_size=21")

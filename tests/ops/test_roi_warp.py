@@ -14,17 +14,17 @@ from tests.ops.helpers import ops, reference, relative_error
 OPTIONS = [
     {},
     {"aligned": False},
-    {"aligned": False, "legacy": True},
+    {"aligned": False, "quantize": True},
     {"border": "zeros"},
     {"bin_reduce": "edge_max"},
-    {"aligned": False, "legacy": True, "bin_reduce": "edge_max"},
+    {"aligned": False, "quantize": True, "bin_reduce": "edge_max"},
 ]
 
 
 def ordered(options):
     """Keyword options of roi_warp as the positional ones of its backward operator."""
     return (
-        options.get("aligned", True), options.get("legacy", False),
+        options.get("aligned", True), options.get("quantize", False),
         options.get("border", "clamp_half"), options.get("bin_reduce", "point"),
     )  # fmt: skip
 
@@ -102,7 +102,7 @@ def random_case(seed, make_rois):
     scale = pick.choice([1 / 16, 1 / 8, 0.11])
     options = {
         "aligned": pick.random() < 0.5,
-        "legacy": pick.random() < 0.3,
+        "quantize": pick.random() < 0.3,
         "border": pick.choice(["clamp_half", "zeros"]),
     }
     size = (pick.randint(1, 5), pick.randint(1, 5))

@@ -7,7 +7,7 @@ from d2ext.ops import RoIWarp, roi_warp, roi_warp_max_pool
 
 from tests.ops.helpers import reference
 
-# aligned, legacy, border and bin_reduce of the backward operator
+# aligned, quantize, border and bin_reduce of the backward operator
 DEFAULTS = (True, False, "clamp_half", "point")
 
 
@@ -27,11 +27,11 @@ def test_rounding_sends_halves_away_from_zero(impl):
     ramp = torch.arange(8.0).view(1, 1, 1, 8).repeat(1, 1, 3, 1)
     for x1, cell in ((2.5, 3.0), (1.5, 2.0), (0.5, 1.0), (3.4999998, 3.0)):
         rois = torch.tensor([[0.0, x1, 0.0, x1, 0.0]])
-        out = impl.roi_warp(ramp, rois, 1.0, 1, 1, aligned=False, legacy=True)
+        out = impl.roi_warp(ramp, rois, 1.0, 1, 1, aligned=False, quantize=True)
         assert float(out) == cell
     # -2.5 -> -3, out of the map; -0.4 -> 0
     rois = torch.tensor([[0.0, -2.5, 0.0, 0.5, 0.0], [0.0, -0.4, 0.0, 4.4, 0.0]])
-    out = impl.roi_warp(ramp + 1, rois, 1.0, 1, 4, aligned=False, legacy=True)
+    out = impl.roi_warp(ramp + 1, rois, 1.0, 1, 4, aligned=False, quantize=True)
     assert out.flatten(1).tolist() == [[0.0, 0.0, 0.0, 1.0], [1.0, 2.0, 3.0, 4.0]]
 
 
@@ -128,8 +128,8 @@ def test_second_derivative_is_refused():
 
 def test_module_runs_the_operator_it_prints(generator):
     feature, rois = torch.randn(1, 3, 4, 5), torch.tensor([[0.0, 0.0, 0.0, 3.0, 2.0]])
-    module = RoIWarp(2, 1.0, aligned=False, legacy=True, border="zeros")
-    expected = roi_warp(feature, rois, 2, 1.0, aligned=False, legacy=True, border="zeros")
+    module = RoIWarp(2, 1.0, aligned=False, quantize=True, border="zeros")
+    expected = roi_warp(feature, rois, 2, 1.0, aligned=False, quantize=True, border="zeros")
     assert torch.equal(module(feature, rois), expected)
     pooled = RoIWarp((2, 1), 1.0, max_pool=True)
     assert torch.equal(pooled(feature, rois), roi_warp_max_pool(feature, rois, (2, 1), 1.0))

@@ -24,9 +24,9 @@ def test_assembly_averages_the_cells_a_bin_touches(impl, fcis_vectors, name):
     rois = tensor(inputs["rois"], dtype=torch.float32)
     arguments = (rois, inputs["spatial_scale"], inputs["group"], inputs["out_size"])
     feature = tensor(inputs["map"])
-    close(impl.ps_roi_assemble(feature, *arguments, legacy=True), expected["output"])
+    close(impl.ps_roi_assemble(feature, *arguments, inclusive=True), expected["output"])
     means = tensor(expected["output"]).mean((2, 3))
-    close(impl.ps_roi_mean(feature, *arguments, legacy=True), means.tolist(), 1e-4)
+    close(impl.ps_roi_mean(feature, *arguments, inclusive=True), means.tolist(), 1e-4)
 
 
 @pytest.mark.parametrize("name", [name for name in ASSEMBLY if "04" not in name])
@@ -40,7 +40,7 @@ def test_bins_have_the_published_bounds(fcis_vectors, name):
     for axis, length, low in (("h", height, 2), ("w", width, 1)):
         found = ps_roi.bins(
             rois[:, low], rois[:, low + 2], alive, inputs["spatial_scale"], length,
-            inputs["out_size"], False, True,
+            inputs["out_size"], True,
         )  # fmt: skip
         first, last = expected[f"{axis}_start"], expected[f"{axis}_end"]
         empty = [start >= end for start, end in zip(first, last, strict=True)]
@@ -58,7 +58,7 @@ def test_assembly_gradient_spreads_over_the_cells(impl, fcis_vectors):
     grad = tensor(inputs["grad_output"]).view(1, 2, 4, 4)
     rois = tensor(inputs["rois"], dtype=torch.float32)
     by_input = impl.ps_roi_assemble_backward(
-        grad, rois, inputs["spatial_scale"], inputs["group"], inputs["map_shape"], False, True
+        grad, rois, inputs["spatial_scale"], inputs["group"], inputs["map_shape"], True
     )
     close(by_input, vector["expected"]["grad_map"])
     assert float(by_input.sum()) == pytest.approx(vector["expected"]["sum_of_grad"], rel=1e-6)
@@ -72,7 +72,7 @@ def test_channels_are_class_side_row_column(impl, fcis_vectors):
     channels = 2 * 81 * 49
     feature = torch.arange(channels, dtype=torch.float32).view(1, -1, 1, 1)
     rois = tensor([[0.0, 0.0, 0.0, 15.0, 15.0]])
-    out = impl.ps_roi_assemble(feature, rois, 1 / 16, 7, 21, legacy=True)[0]
+    out = impl.ps_roi_assemble(feature, rois, 1 / 16, 7, 21, inclusive=True)[0]
     queries = vector["inputs"]["queries"]
     for (cls, side, row, column), channel in zip(
         queries, vector["expected"]["channels"], strict=True
@@ -91,7 +91,7 @@ def test_bin_bounds_are_those_of_float32(impl, fcis_vectors, dtype):
     for entry in vector["expected"]["per_range"]:
         low, high = entry["range"]
         rois = tensor([[0, low, low, high, high]], dtype=dtype)
-        out = impl.ps_roi_assemble(feature, rois, inputs["spatial_scale"], 1, size, legacy=True)
+        out = impl.ps_roi_assemble(feature, rois, inputs["spatial_scale"], 1, size, inclusive=True)
         for position, (first, last) in enumerate(
             zip(entry["f32_start"], entry["f32_end"], strict=True)
         ):
@@ -103,24 +103,29 @@ def test_bin_bounds_are_those_of_float32(impl, fcis_vectors, dtype):
 
 def score_map_of(assembled):
     """A score map and a RoI whose assembly is ``assembled`` (1, K, 2, 2, 2)."""
-    assembled = tensor(assembled)
+    assembled = torch.as_tensor(assembled)
     maps = assembled.shape[1] * 2
     # one cell per output position: group_size 1, a 2x2 map under a two-cell RoI
     return assembled.view(1, maps, 2, 2), tensor([[0.0, 0.0, 0.0, 1.0, 1.0]])
 
 
+def last(classes):
+    """Class 0, the background, moved to the end."""
+    return classes.roll(-1, dims=1)
+
+
 def test_joint_head_scores_and_picks(impl, fcis_vectors):
     vector = fcis_vectors["joint_09_scores"]
     expected = vector["expected"]
-    score, rois = score_map_of(vector["inputs"]["assembled"])
-    cls_score, seg_logit, picked = impl.fcis_joint_head(score, rois, 1.0, 1, 2, legacy=True)
-    close(cls_score, expected["cls_score"])
-    close(cls_score.softmax(1), expected["cls_prob"])
-    assert picked.tolist() == [expected["picked_class"]]
+    score, rois = score_map_of(last(tensor(vector["inputs"]["assembled"])))
+    cls_score, seg_logit, picked = impl.fcis_joint_head(score, rois, 1.0, 1, 2, inclusive=True)
+    close(cls_score, last(tensor(expected["cls_score"])).tolist())
+    close(cls_score.softmax(1), last(tensor(expected["cls_prob"])).tolist())
+    assert picked.tolist() == [expected["picked_class"] - 1]
     close(seg_logit.softmax(1)[0, 1], expected["picked_mask"])
     for cls, mask in enumerate(expected["mask_prob_inside"][0]):
-        pick = tensor([cls])
-        logits = impl.fcis_joint_head(score, rois, 1.0, 1, 2, pick, legacy=True)[1]
+        pick = tensor([(cls - 1) % len(expected["cls_score"][0])])
+        logits = impl.fcis_joint_head(score, rois, 1.0, 1, 2, pick, inclusive=True)[1]
         close(logits.softmax(1)[0, 1], mask)
 
 
@@ -129,9 +134,7 @@ def test_joint_head_gradient_goes_outside_on_ties(impl, fcis_vectors):
     score, rois = score_map_of(vector["inputs"]["assembled"])
     grad = tensor(vector["inputs"]["grad_cls_score"])
     picked = tensor([-1])
-    by_score = impl.fcis_joint_head_backward(
-        grad, None, score, rois, picked, 1.0, 1, 2, False, True
-    )
+    by_score = impl.fcis_joint_head_backward(grad, None, score, rois, picked, 1.0, 1, 2, True)
     close(by_score, vector["expected"]["grad_assembled"])
 
 

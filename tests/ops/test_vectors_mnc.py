@@ -19,7 +19,7 @@ def rois_of(roi, dtype=torch.float32):
 
 
 def warp(impl, inputs, roi=None, **options):
-    options = {"aligned": False, "legacy": inputs.get("quantize", True)} | options
+    options = {"aligned": False, "quantize": inputs.get("quantize", True)} | options
     return impl.roi_warp(
         feature_of(inputs), rois_of(inputs["roi"] if roi is None else roi),
         inputs["spatial_scale"], *inputs["output_size"], **options,
@@ -51,11 +51,11 @@ def test_warp_takes_image_index_and_channels(impl, mnc_vectors):
     close(warp(impl, vector["inputs"], vector["inputs"]["rois"]), vector["expected"]["output"])
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_warp_rounds_boxes_only_when_asked(impl, mnc_vectors, legacy):
+@pytest.mark.parametrize("quantize", [False, True])
+def test_warp_rounds_boxes_only_when_asked(impl, mnc_vectors, quantize):
     vector = mnc_vectors["RW7"]
-    expected = vector["expected"][f"output_quantize_{str(legacy).lower()}"]
-    close(warp(impl, vector["inputs"], legacy=legacy), expected)
+    expected = vector["expected"][f"output_quantize_{str(quantize).lower()}"]
+    close(warp(impl, vector["inputs"], quantize=quantize), expected)
 
 
 @pytest.mark.parametrize("border", ["clamp_half", "zeros"])
@@ -71,7 +71,7 @@ def test_warp_then_pool_and_edge_max_differ_as_the_two_releases_do(impl, mnc_vec
     vector = mnc_vectors["RW9"]
     inputs, expected = vector["inputs"], vector["expected"]
     feature, roi = feature_of(inputs, f"feature_{case}"), rois_of(inputs[f"roi_{case}"])
-    options = {"aligned": False, "legacy": True}
+    options = {"aligned": False, "quantize": True}
     close(impl.roi_warp(feature, roi, 1.0, 4, 4, **options), expected[f"{case}_warp4"])
     pooled = impl.roi_warp_max_pool(feature, roi, 1.0, 2, 2, **options)
     close(pooled, expected[f"{case}_warp4_maxpool2"])

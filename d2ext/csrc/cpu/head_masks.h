@@ -18,8 +18,8 @@ void pick_best(const at::Tensor& cls_score, int64_t* picked) {
   const int64_t classes = cls_score.size(1);
   for (int64_t n = 0; n < cls_score.size(0); ++n) {
     const T* row = scores + n * classes;
-    picked[n] = classes < 2 ? -1 : 1;
-    for (int64_t cls = 2; cls < classes; ++cls) {
+    picked[n] = classes < 2 ? -1 : 0;
+    for (int64_t cls = 1; cls + 1 < classes; ++cls) {  // the last is the background
       if (row[cls] > row[picked[n]]) picked[n] = cls;
     }
   }

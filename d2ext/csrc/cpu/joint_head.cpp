@@ -331,13 +331,13 @@ void backward(
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fcis_joint_head_cpu(
     const at::Tensor& score, const at::Tensor& rois, double spatial_scale, int64_t group_size,
-    int64_t out_size, const std::optional<at::Tensor>& pick, bool copy, bool legacy) {
+    int64_t out_size, const std::optional<at::Tensor>& pick, bool inclusive) {
   const char* op = "fcis_joint_head";
   check_ps(op, "score", score, rois, spatial_scale, group_size, out_size, 2);
   const int64_t count = rois.size(0), classes = score.size(1) / (2 * group_size * group_size);
   if (pick) check_pick(op, *pick, score, count);
   const PsGeometry geometry{
-      spatial_scale, static_cast<int>(group_size), static_cast<int>(out_size), {copy, legacy}};
+      spatial_scale, static_cast<int>(group_size), static_cast<int>(out_size), {inclusive}};
   const at::Tensor data = score.to(accumulate_type(score)).contiguous();
   const auto options = data.options().memory_format(at::MemoryFormat::Contiguous);
   at::Tensor cls_score = at::zeros({count, classes}, data.options());
@@ -366,14 +366,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fcis_joint_head_cpu(
 at::Tensor fcis_joint_head_backward_cpu(
     const std::optional<at::Tensor>& grad_cls, const std::optional<at::Tensor>& grad_seg,
     const at::Tensor& score, const at::Tensor& rois, const at::Tensor& picked,
-    double spatial_scale, int64_t group_size, int64_t out_size, bool copy, bool legacy) {
+    double spatial_scale, int64_t group_size, int64_t out_size, bool inclusive) {
   const char* op = "fcis_joint_head";
   check_ps(op, "score", score, rois, spatial_scale, group_size, out_size, 2);
   const int64_t count = rois.size(0), classes = score.size(1) / (2 * group_size * group_size);
   check_pick(op, picked, score, count);
   check_head_gradient(op, grad_cls, grad_seg, score, count, classes, out_size);
   const PsGeometry geometry{
-      spatial_scale, static_cast<int>(group_size), static_cast<int>(out_size), {copy, legacy}};
+      spatial_scale, static_cast<int>(group_size), static_cast<int>(out_size), {inclusive}};
   const auto type = accumulate_type(score);
   const at::Tensor data = score.to(type).contiguous();
   at::Tensor score_grad =

@@ -79,8 +79,8 @@ struct PsPlan {
       const PsSpan y = ps_span(roi[2], roi[4], scale, size, geometry.rule);
       bool few = true;
       for (int p = 0; p < size; ++p) {
-        rows[n * size + p] = ps_bin(y, p, height, geometry.rule);
-        columns[n * size + p] = ps_bin(x, p, width, geometry.rule);
+        rows[n * size + p] = ps_bin(y, p, height);
+        columns[n * size + p] = ps_bin(x, p, width);
         row_share[n * size + p] = share_of(rows[n * size + p]);
         column_share[n * size + p] = share_of(columns[n * size + p]);
         few = few && one_or_two(rows[n * size + p]) && one_or_two(columns[n * size + p]);

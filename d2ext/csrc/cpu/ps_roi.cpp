@@ -175,10 +175,10 @@ void forward(
 
 at::Tensor run_forward(
     const char* op, const at::Tensor& input, const at::Tensor& rois, double scale,
-    int64_t group_size, int64_t out_size, bool copy, bool legacy, bool mean) {
+    int64_t group_size, int64_t out_size, bool inclusive, bool mean) {
   check_ps(op, "input", input, rois, scale, group_size, out_size, 1);
   const PsGeometry geometry{
-      scale, static_cast<int>(group_size), static_cast<int>(out_size), {copy, legacy}};
+      scale, static_cast<int>(group_size), static_cast<int>(out_size), {inclusive}};
   const int64_t count = rois.size(0), maps = input.size(1) / (group_size * group_size);
   const at::Tensor data = input.to(accumulate_type(input)).contiguous();
   std::vector<int64_t> shape{count, maps};
@@ -200,12 +200,12 @@ at::Tensor run_forward(
 
 at::Tensor run_backward(
     const char* op, const at::Tensor& grad, const at::Tensor& rois, double scale,
-    int64_t group_size, int64_t out_size, at::IntArrayRef input_size, bool copy, bool legacy,
+    int64_t group_size, int64_t out_size, at::IntArrayRef input_size, bool inclusive,
     bool mean) {
   check_floating(op, "grad", grad, mean ? 2 : 4);
   check_ps_gradient(op, grad, rois, scale, group_size, out_size, input_size);
   const PsGeometry geometry{
-      scale, static_cast<int>(group_size), static_cast<int>(out_size), {copy, legacy}};
+      scale, static_cast<int>(group_size), static_cast<int>(out_size), {inclusive}};
   const at::Tensor upstream = grad.to(accumulate_type(grad)).contiguous();
   at::Tensor input_grad = at::empty(
       input_size, upstream.options().memory_format(at::MemoryFormat::Contiguous));
@@ -228,32 +228,31 @@ at::Tensor run_backward(
 
 at::Tensor ps_roi_assemble_cpu(
     const at::Tensor& input, const at::Tensor& rois, double spatial_scale, int64_t group_size,
-    int64_t out_size, bool copy, bool legacy) {
+    int64_t out_size, bool inclusive) {
   return run_forward(
-      "ps_roi_assemble", input, rois, spatial_scale, group_size, out_size, copy, legacy, false);
+      "ps_roi_assemble", input, rois, spatial_scale, group_size, out_size, inclusive, false);
 }
 
 at::Tensor ps_roi_assemble_backward_cpu(
     const at::Tensor& grad, const at::Tensor& rois, double spatial_scale, int64_t group_size,
-    at::IntArrayRef input_size, bool copy, bool legacy) {
+    at::IntArrayRef input_size, bool inclusive) {
   const int64_t out_size = grad.dim() == 4 ? grad.size(2) : 0;
   return run_backward(
-      "ps_roi_assemble", grad, rois, spatial_scale, group_size, out_size, input_size, copy,
-      legacy, false);
+      "ps_roi_assemble", grad, rois, spatial_scale, group_size, out_size, input_size, inclusive, false);
 }
 
 at::Tensor ps_roi_mean_cpu(
     const at::Tensor& input, const at::Tensor& rois, double spatial_scale, int64_t group_size,
-    int64_t out_size, bool copy, bool legacy) {
+    int64_t out_size, bool inclusive) {
   return run_forward(
-      "ps_roi_mean", input, rois, spatial_scale, group_size, out_size, copy, legacy, true);
+      "ps_roi_mean", input, rois, spatial_scale, group_size, out_size, inclusive, true);
 }
 
 at::Tensor ps_roi_mean_backward_cpu(
     const at::Tensor& grad, const at::Tensor& rois, double spatial_scale, int64_t group_size,
-    int64_t out_size, at::IntArrayRef input_size, bool copy, bool legacy) {
+    int64_t out_size, at::IntArrayRef input_size, bool inclusive) {
   return run_backward(
-      "ps_roi_mean", grad, rois, spatial_scale, group_size, out_size, input_size, copy, legacy,
+      "ps_roi_mean", grad, rois, spatial_scale, group_size, out_size, input_size, inclusive,
       true);
 }
 

@@ -94,8 +94,8 @@ template <class A>
 __global__ void pick_best(const A* exact, int classes, int count, int64_t* picked) {
   D2EXT_GRID_STRIDE(n, count) {
     const A* row = exact + n * classes;
-    int best = classes < 2 ? -1 : 1;
-    for (int cls = 2; cls < classes; ++cls) {
+    int best = classes < 2 ? -1 : 0;
+    for (int cls = 1; cls + 1 < classes; ++cls) {  // the last is the background
       if (row[cls] > row[best]) best = cls;
     }
     picked[n] = best;
@@ -242,7 +242,7 @@ Geometry geometry_of(const at::Tensor& score, int64_t count, int64_t group_size,
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fcis_joint_head_cuda(
     const at::Tensor& score, const at::Tensor& rois, double spatial_scale, int64_t group_size,
-    int64_t out_size, const std::optional<at::Tensor>& pick, bool copy, bool legacy) {
+    int64_t out_size, const std::optional<at::Tensor>& pick, bool inclusive) {
   const char* op = "fcis_joint_head";
   check_ps(op, "score", score, rois, spatial_scale, group_size, out_size, 2);
   const int64_t count = rois.size(0);
@@ -262,7 +262,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fcis_joint_head_cuda(
   if (data.numel() == 0) seg_logit.zero_();
   if (count > 0) {
     const auto stream = c10::cuda::getCurrentCUDAStream();
-    const PsTable table = make_table(rois, spatial_scale, shape, {copy, legacy});
+    const PsTable table = make_table(rois, spatial_scale, shape, {inclusive});
     dispatch(score.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
       using A = Accumulate<T>;
@@ -300,7 +300,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fcis_joint_head_cuda(
 at::Tensor fcis_joint_head_backward_cuda(
     const std::optional<at::Tensor>& grad_cls, const std::optional<at::Tensor>& grad_seg,
     const at::Tensor& score, const at::Tensor& rois, const at::Tensor& picked,
-    double spatial_scale, int64_t group_size, int64_t out_size, bool copy, bool legacy) {
+    double spatial_scale, int64_t group_size, int64_t out_size, bool inclusive) {
   const char* op = "fcis_joint_head";
   check_ps(op, "score", score, rois, spatial_scale, group_size, out_size, 2);
   const int64_t count = rois.size(0), classes = score.size(1) / (2 * group_size * group_size);
@@ -312,7 +312,7 @@ at::Tensor fcis_joint_head_backward_cuda(
   const at::Tensor score_grad = at::zeros(
       score.sizes(), data.options().dtype(accumulate_type(score)).memory_format(std::nullopt));
   if (score_grad.numel() > 0 && count > 0) {
-    const PsTable table = make_table(rois, spatial_scale, geometry.shape, {copy, legacy});
+    const PsTable table = make_table(rois, spatial_scale, geometry.shape, {inclusive});
     const at::Tensor cls = grad_cls ? grad_cls->contiguous() : at::Tensor();
     const at::Tensor seg = grad_seg ? grad_seg->contiguous() : at::Tensor();
     const at::Tensor numbers = picked.contiguous();

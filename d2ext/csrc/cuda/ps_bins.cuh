@@ -50,7 +50,7 @@ static __global__ void fill_bins(
     if (image >= 0) {
       const PsSpan span = axis == 0 ? ps_span(row[2], row[4], scale, shape.size, rule)
                                     : ps_span(row[1], row[3], scale, shape.size, rule);
-      range = ps_bin(span, position, axis == 0 ? shape.height : shape.width, rule);
+      range = ps_bin(span, position, axis == 0 ? shape.height : shape.width);
     }
     ranges[i] = range;
     shares[i] = range.last > range.first ? 1.0 / (range.last - range.first) : 0.0;

@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kThreads, 1) spread(
 
 at::Tensor run_forward(
     const char* op, const at::Tensor& input, const at::Tensor& rois, double scale,
-    int64_t group_size, int64_t out_size, bool copy, bool legacy, bool is_mean) {
+    int64_t group_size, int64_t out_size, bool inclusive, bool is_mean) {
   check_ps(op, "input", input, rois, scale, group_size, out_size, 1);
   const c10::cuda::CUDAGuard guard(input.device());
   const PsShape shape = ps_shape(input.sizes(), rois.size(0), group_size, out_size);
@@ -103,7 +103,7 @@ at::Tensor run_forward(
   if (output.numel() > 0 && data.numel() == 0) {
     output.zero_();
   } else if (output.numel() > 0) {
-    const PsTable table = make_table(rois, scale, shape, {copy, legacy});
+    const PsTable table = make_table(rois, scale, shape, {inclusive});
     const auto stream = c10::cuda::getCurrentCUDAStream();
     dispatch(input.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
@@ -122,7 +122,7 @@ at::Tensor run_forward(
 
 at::Tensor run_backward(
     const char* op, const at::Tensor& grad, const at::Tensor& rois, double scale,
-    int64_t group_size, int64_t out_size, at::IntArrayRef input_size, bool copy, bool legacy,
+    int64_t group_size, int64_t out_size, at::IntArrayRef input_size, bool inclusive,
     bool is_mean) {
   check_floating(op, "grad", grad, is_mean ? 2 : 4);
   check_ps_gradient(op, grad, rois, scale, group_size, out_size, input_size);
@@ -133,7 +133,7 @@ at::Tensor run_backward(
       at::empty(input_size, upstream.options().memory_format(at::MemoryFormat::Contiguous));
   if (input_grad.numel() == 0) return input_grad;
   TORCH_CHECK(shape.batch <= 65535, op, ": too many images");
-  const PsTable table = make_table(rois, scale, shape, {copy, legacy});
+  const PsTable table = make_table(rois, scale, shape, {inclusive});
   const auto stream = c10::cuda::getCurrentCUDAStream();
   dispatch(grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -154,32 +154,31 @@ at::Tensor run_backward(
 
 at::Tensor ps_roi_assemble_cuda(
     const at::Tensor& input, const at::Tensor& rois, double spatial_scale, int64_t group_size,
-    int64_t out_size, bool copy, bool legacy) {
+    int64_t out_size, bool inclusive) {
   return run_forward(
-      "ps_roi_assemble", input, rois, spatial_scale, group_size, out_size, copy, legacy, false);
+      "ps_roi_assemble", input, rois, spatial_scale, group_size, out_size, inclusive, false);
 }
 
 at::Tensor ps_roi_assemble_backward_cuda(
     const at::Tensor& grad, const at::Tensor& rois, double spatial_scale, int64_t group_size,
-    at::IntArrayRef input_size, bool copy, bool legacy) {
+    at::IntArrayRef input_size, bool inclusive) {
   const int64_t out_size = grad.dim() == 4 ? grad.size(2) : 0;
   return run_backward(
-      "ps_roi_assemble", grad, rois, spatial_scale, group_size, out_size, input_size, copy,
-      legacy, false);
+      "ps_roi_assemble", grad, rois, spatial_scale, group_size, out_size, input_size, inclusive, false);
 }
 
 at::Tensor ps_roi_mean_cuda(
     const at::Tensor& input, const at::Tensor& rois, double spatial_scale, int64_t group_size,
-    int64_t out_size, bool copy, bool legacy) {
+    int64_t out_size, bool inclusive) {
   return run_forward(
-      "ps_roi_mean", input, rois, spatial_scale, group_size, out_size, copy, legacy, true);
+      "ps_roi_mean", input, rois, spatial_scale, group_size, out_size, inclusive, true);
 }
 
 at::Tensor ps_roi_mean_backward_cuda(
     const at::Tensor& grad, const at::Tensor& rois, double spatial_scale, int64_t group_size,
-    int64_t out_size, at::IntArrayRef input_size, bool copy, bool legacy) {
+    int64_t out_size, at::IntArrayRef input_size, bool inclusive) {
   return run_backward(
-      "ps_roi_mean", grad, rois, spatial_scale, group_size, out_size, input_size, copy, legacy,
+      "ps_roi_mean", grad, rois, spatial_scale, group_size, out_size, input_size, inclusive,
       true);
 }
 

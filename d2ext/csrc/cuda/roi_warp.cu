@@ -146,8 +146,8 @@ Geometry geometry_of(
 
 Geometry warp_geometry(
     const at::Tensor& input, const at::Tensor& rois, double scale, int64_t out_h, int64_t out_w,
-    bool aligned, bool legacy, c10::string_view border, c10::string_view bin_reduce) {
-  const WarpRule rule = warp_rule("roi_warp", aligned, legacy, border, bin_reduce);
+    bool aligned, bool quantize, c10::string_view border, c10::string_view bin_reduce) {
+  const WarpRule rule = warp_rule("roi_warp", aligned, quantize, border, bin_reduce);
   return geometry_of(
       "roi_warp", input, rois, scale, out_h, out_w, rule,
       rule.edge ? Kind::kEdge : Kind::kPoint);
@@ -155,9 +155,9 @@ Geometry warp_geometry(
 
 Geometry pool_geometry(
     const at::Tensor& input, const at::Tensor& rois, double scale, int64_t out_h, int64_t out_w,
-    bool aligned, bool legacy, c10::string_view border) {
+    bool aligned, bool quantize, c10::string_view border) {
   const char* op = "roi_warp_max_pool";
-  const WarpRule rule = warp_rule(op, aligned, legacy, border, "point");
+  const WarpRule rule = warp_rule(op, aligned, quantize, border, "point");
   return geometry_of(op, input, rois, scale, out_h, out_w, rule, Kind::kPool);
 }
 
@@ -165,40 +165,40 @@ Geometry pool_geometry(
 
 at::Tensor roi_warp_cuda(
     const at::Tensor& input, const at::Tensor& rois, double spatial_scale, int64_t out_h,
-    int64_t out_w, bool aligned, bool legacy, c10::string_view border,
+    int64_t out_w, bool aligned, bool quantize, c10::string_view border,
     c10::string_view bin_reduce) {
   return run_forward(
       input, rois,
       warp_geometry(
-          input, rois, spatial_scale, out_h, out_w, aligned, legacy, border, bin_reduce));
+          input, rois, spatial_scale, out_h, out_w, aligned, quantize, border, bin_reduce));
 }
 
 std::tuple<at::Tensor, at::Tensor> roi_warp_backward_cuda(
     const at::Tensor& grad, const at::Tensor& input, const at::Tensor& rois,
-    double spatial_scale, int64_t out_h, int64_t out_w, bool aligned, bool legacy,
+    double spatial_scale, int64_t out_h, int64_t out_w, bool aligned, bool quantize,
     c10::string_view border, c10::string_view bin_reduce, bool need_input, bool need_rois) {
   return run_backward(
       grad, input, rois,
       warp_geometry(
-          input, rois, spatial_scale, out_h, out_w, aligned, legacy, border, bin_reduce),
+          input, rois, spatial_scale, out_h, out_w, aligned, quantize, border, bin_reduce),
       need_input, need_rois);
 }
 
 at::Tensor roi_warp_max_pool_cuda(
     const at::Tensor& input, const at::Tensor& rois, double spatial_scale, int64_t out_h,
-    int64_t out_w, bool aligned, bool legacy, c10::string_view border) {
+    int64_t out_w, bool aligned, bool quantize, c10::string_view border) {
   return run_forward(
       input, rois,
-      pool_geometry(input, rois, spatial_scale, out_h, out_w, aligned, legacy, border));
+      pool_geometry(input, rois, spatial_scale, out_h, out_w, aligned, quantize, border));
 }
 
 std::tuple<at::Tensor, at::Tensor> roi_warp_max_pool_backward_cuda(
     const at::Tensor& grad, const at::Tensor& input, const at::Tensor& rois,
-    double spatial_scale, int64_t out_h, int64_t out_w, bool aligned, bool legacy,
+    double spatial_scale, int64_t out_h, int64_t out_w, bool aligned, bool quantize,
     c10::string_view border, bool need_input, bool need_rois) {
   return run_backward(
       grad, input, rois,
-      pool_geometry(input, rois, spatial_scale, out_h, out_w, aligned, legacy, border),
+      pool_geometry(input, rois, spatial_scale, out_h, out_w, aligned, quantize, border),
       need_input, need_rois);
 }
 

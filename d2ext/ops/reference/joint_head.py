@@ -46,7 +46,7 @@ def _picked_pairs(pick: Tensor, classes: int) -> tuple[Tensor, Tensor]:
 
 
 def fcis_joint_head(
-    score, rois, spatial_scale, group_size, out_size, pick=None, *, copy=False, legacy=False
+    score, rois, spatial_scale, group_size, out_size, pick=None, *, inclusive=False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`d2ext.ops.fcis_joint_head`."""
     check_head("fcis_joint_head", score, rois, spatial_scale, group_size, out_size, pick)
@@ -56,9 +56,9 @@ def fcis_joint_head(
     accumulate = accumulate_type(score)
     cls_score = score.new_zeros((count, classes), dtype=accumulate)
     seg_logit = score.new_zeros((count, 2, out_size, out_size))
-    arguments = (spatial_scale, group_size, out_size, copy, legacy)
+    arguments = (spatial_scale, group_size, out_size, inclusive)
     if pick is None:
-        picked = rois.new_full((count,), -1 if classes < 2 else 1, dtype=torch.int64)
+        picked = rois.new_full((count,), -1 if classes < 2 else 0, dtype=torch.int64)
     else:
         picked = pick.clone()
     if score.numel() and count:
@@ -69,7 +69,7 @@ def fcis_joint_head(
             best = torch.where(inside > outside, inside, outside)
             cls_score[part] = best.mean((1, 2)).to(accumulate)
             if pick is None and classes > 1:
-                picked[part] = cls_score[part, 1:].argmax(1) + 1
+                picked[part] = cls_score[part, :-1].argmax(1)
             rows, chosen = _picked_pairs(picked[part], classes)
             mask = pairs[rows, :, :, chosen].permute(0, 3, 1, 2)
             seg_logit[part][rows] = mask.to(score.dtype)
@@ -78,7 +78,7 @@ def fcis_joint_head(
 
 
 def fcis_joint_head_backward(
-    grad_cls, grad_seg, score, rois, picked, spatial_scale, group_size, out_size, copy, legacy
+    grad_cls, grad_seg, score, rois, picked, spatial_scale, group_size, out_size, inclusive
 ) -> Tensor:
     """Gradient by ``score``; either of ``grad_cls`` and ``grad_seg`` may be None."""
     op = "fcis_joint_head"
@@ -93,7 +93,7 @@ def fcis_joint_head_backward(
         grad_seg is None or tuple(grad_seg.shape) == (len(rois), 2, out_size, out_size),
         f"{op}: grad_seg must have the shape of seg_logit",
     )
-    arguments = (spatial_scale, group_size, out_size, copy, legacy)
+    arguments = (spatial_scale, group_size, out_size, inclusive)
     batch, _, height, width = score.shape
     table_grad = score.new_zeros(
         (batch * parts * (height + 1) * (width + 1), 2 * classes), dtype=torch.float64

@@ -1,9 +1,8 @@
 """Position-sensitive assembly in plain PyTorch, by integral images in float64.
 
 Source: Li et al., "Fully Convolutional Instance-aware Semantic Segmentation", section 3, with the
-bin rule of its MXNet release; ``copy`` is the rule of Dai et al., "Instance-sensitive Fully
-Convolutional Networks". Bin bounds are always computed in float32, whatever the dtype of the data:
-in float64 one box in five hundred would get other bins than in the release.
+bin rule of its MXNet release. Bin bounds are always computed in float32, whatever the dtype of the
+data: in float64 one box in five hundred would get other bins than in the release.
 """
 
 from __future__ import annotations
@@ -44,23 +43,19 @@ def _to_cells(value: Tensor, length: int) -> Tensor:
 
 
 def bins(
-    low: Tensor, high: Tensor, alive: Tensor, scale: float, length: int, out_size: int, copy: bool,
-    legacy: bool,
+    low: Tensor, high: Tensor, alive: Tensor, scale: float, length: int, out_size: int,
+    inclusive: bool,
 ) -> Bins:  # fmt: skip
     """Cells that each output position averages along one axis; ends (N,) in pixels."""
     low, high = low.float(), high.float()
-    if legacy:
+    if inclusive:
         low, high = round_half_away(low), round_half_away(high) + 1
     start, end = low * scale, high * scale
     size = ((end - start).clamp(min=0.1) / out_size)[:, None]
     start = start[:, None]
     index = torch.arange(out_size, dtype=torch.float32, device=low.device)[None]
-    if copy:
-        cell = ((index + 0.5) * size + start).floor().nan_to_num(0.0).clamp(0, length - 1)
-        first, last = cell.long(), cell.long() + 1
-    else:
-        first = _to_cells((index * size + start).floor(), length)
-        last = _to_cells(((index + 1) * size + start).ceil(), length)
+    first = _to_cells((index * size + start).floor(), length)
+    last = _to_cells(((index + 1) * size + start).ceil(), length)
     last = torch.maximum(first, last)
     return Bins(first, torch.where(alive[:, None], last, first))
 
@@ -68,14 +63,14 @@ def bins(
 class Assembly:
     """Bins of some RoIs on a score map of ``shape`` (B, C, H, W) and reads through them."""
 
-    def __init__(self, shape, rois, scale, group_size, out_size, copy, legacy) -> None:
+    def __init__(self, shape, rois, scale, group_size, out_size, inclusive) -> None:
         batch, channels, self.height, self.width = shape
         self.parts = group_size * group_size
         self.maps = channels // self.parts
         self.size = out_size
         alive = valid_rois(rois, batch)
         box = torch.where(alive[:, None], rois, torch.zeros_like(rois))
-        options = (out_size, copy, legacy)
+        options = (out_size, inclusive)
         x = bins(box[:, 1], box[:, 3], alive, scale, self.width, *options)
         y = bins(box[:, 2], box[:, 4], alive, scale, self.height, *options)
         group = torch.tensor(part_index(out_size, group_size), device=rois.device)
@@ -153,9 +148,7 @@ def as_contiguous(input: Tensor) -> Tensor:
     return input.to(accumulate_type(input)).contiguous()
 
 
-def ps_roi_assemble(
-    input, rois, spatial_scale, group_size, out_size, *, copy=False, legacy=False
-) -> Tensor:
+def ps_roi_assemble(input, rois, spatial_scale, group_size, out_size, *, inclusive=False) -> Tensor:
     """See :func:`d2ext.ops.ps_roi_assemble`."""
     check("ps_roi_assemble", input, rois, spatial_scale, group_size, out_size)
     parts = group_size * group_size
@@ -165,14 +158,14 @@ def ps_roi_assemble(
         table = integral(as_contiguous(input), parts)
         for part in chunks(rois, maps, out_size):
             assembly = Assembly(
-                input.shape, rois[part], spatial_scale, group_size, out_size, copy, legacy
+                input.shape, rois[part], spatial_scale, group_size, out_size, inclusive
             )
             output[part] = assembly.mean(table).permute(0, 3, 1, 2).to(input.dtype)
     return output.contiguous(memory_format=layout_of(input))
 
 
 def ps_roi_assemble_backward(
-    grad, rois, spatial_scale, group_size, input_size, copy, legacy
+    grad, rois, spatial_scale, group_size, input_size, inclusive
 ) -> Tensor:
     """Gradient of :func:`ps_roi_assemble` by ``input`` of shape ``input_size``; contiguous."""
     op = "ps_roi_assemble"
@@ -193,15 +186,13 @@ def ps_roi_assemble_backward(
     if len(table) and grad.numel():
         for part in chunks(rois, grad.shape[1], grad.shape[2]):
             assembly = Assembly(
-                shape, rois[part], spatial_scale, group_size, grad.shape[2], copy, legacy
+                shape, rois[part], spatial_scale, group_size, grad.shape[2], inclusive
             )
             assembly.spread(table, grad[part].double().permute(0, 2, 3, 1))
     return integral_transpose(table, shape, parts).to(grad.dtype)
 
 
-def ps_roi_mean(
-    input, rois, spatial_scale, group_size, out_size, *, copy=False, legacy=False
-) -> Tensor:
+def ps_roi_mean(input, rois, spatial_scale, group_size, out_size, *, inclusive=False) -> Tensor:
     """See :func:`d2ext.ops.ps_roi_mean`."""
     check("ps_roi_mean", input, rois, spatial_scale, group_size, out_size)
     parts = group_size * group_size
@@ -211,19 +202,19 @@ def ps_roi_mean(
         table = integral(as_contiguous(input), parts)
         for part in chunks(rois, maps, out_size):
             assembly = Assembly(
-                input.shape, rois[part], spatial_scale, group_size, out_size, copy, legacy
+                input.shape, rois[part], spatial_scale, group_size, out_size, inclusive
             )
             output[part] = assembly.mean(table).mean((1, 2)).to(input.dtype)
     return output
 
 
 def ps_roi_mean_backward(
-    grad, rois, spatial_scale, group_size, out_size, input_size, copy, legacy
+    grad, rois, spatial_scale, group_size, out_size, input_size, inclusive
 ) -> Tensor:
     """Gradient of :func:`ps_roi_mean` by ``input`` of shape ``input_size``; contiguous."""
     check_floating("ps_roi_mean", "grad", grad, 2)
     full = grad.to(accumulate_type(grad))[:, :, None, None] / (out_size * out_size)
     full = full.expand(-1, -1, out_size, out_size)
     return ps_roi_assemble_backward(
-        full, rois, spatial_scale, group_size, input_size, copy, legacy
+        full, rois, spatial_scale, group_size, input_size, inclusive
     ).to(grad.dtype)

@@ -64,12 +64,12 @@ def _axis(
     length: int,
     bins: int,
     aligned: bool,
-    legacy: bool,
+    quantize: bool,
     border: str,
     bin_reduce: str,
 ) -> _Axis:
     """``start`` and ``end`` (N,) in feature cells."""
-    if legacy:
+    if quantize:
         start, end = round_half_away(start), round_half_away(end)
     turned = (end < start)[:, None]
     extent = (end - start).clamp(min=0)[:, None]
@@ -203,10 +203,10 @@ def _unblock(blocks: Tensor, shape) -> Tensor:
 class _Warp:
     """Shared walk over chunks of RoIs. ``pool`` 2 is the 2x2 maximum of the twice finer warp."""
 
-    def __init__(self, input, rois, scale, size, aligned, legacy, border, bin_reduce, pool):
+    def __init__(self, input, rois, scale, size, aligned, quantize, border, bin_reduce, pool):
         self.input, self.scale, self.size, self.pool = input, scale, size, pool
         self.rois = rois.to(accumulate_type(input))
-        self.options = (aligned, legacy, border, bin_reduce)
+        self.options = (aligned, quantize, border, bin_reduce)
         self.edge = bin_reduce == "edge_max"
         steps = pool * (1 + (max(input.shape[2:]) // max(min(size), 1) if self.edge else 0))
         per_roi = max(1, size[0] * size[1] * steps * steps * input.shape[1])
@@ -289,52 +289,54 @@ def check_gradient(op: str, grad: Tensor, input: Tensor, rois: Tensor, out_h, ou
     )
 
 
-def _run(op, input, rois, scale, size, aligned, legacy, border, bin_reduce, pool) -> _Warp:
+def _run(op, input, rois, scale, size, aligned, quantize, border, bin_reduce, pool) -> _Warp:
     check(op, input, rois, scale, *size, border, bin_reduce)
-    return _Warp(input, rois, scale, size, aligned, legacy, border, bin_reduce, pool)
+    return _Warp(input, rois, scale, size, aligned, quantize, border, bin_reduce, pool)
 
 
 def roi_warp(
     input, rois, spatial_scale, out_h, out_w, *,
-    aligned=True, legacy=False, border="clamp_half", bin_reduce="point",
+    aligned=True, quantize=False, border="clamp_half", bin_reduce="point",
 ) -> Tensor:  # fmt: skip
     """See :func:`d2ext.ops.roi_warp`."""
     size = (out_h, out_w)
     warp = _run(
-        "roi_warp", input, rois, spatial_scale, size, aligned, legacy, border, bin_reduce, 1
+        "roi_warp", input, rois, spatial_scale, size, aligned, quantize, border, bin_reduce, 1
     )
     return warp.forward()
 
 
 def roi_warp_backward(
     grad, input, rois, spatial_scale, out_h, out_w,
-    aligned, legacy, border, bin_reduce, need_input, need_rois,
+    aligned, quantize, border, bin_reduce, need_input, need_rois,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of :func:`roi_warp` by ``input`` and ``rois``; unneeded ones have no elements."""
     size = (out_h, out_w)
     warp = _run(
-        "roi_warp", input, rois, spatial_scale, size, aligned, legacy, border, bin_reduce, 1
+        "roi_warp", input, rois, spatial_scale, size, aligned, quantize, border, bin_reduce, 1
     )
     return _gradients("roi_warp", warp, grad, rois, size, need_input, need_rois)
 
 
 def roi_warp_max_pool(
-    input, rois, spatial_scale, out_h, out_w, *, aligned=True, legacy=False, border="clamp_half"
+    input, rois, spatial_scale, out_h, out_w, *, aligned=True, quantize=False, border="clamp_half"
 ) -> Tensor:
     """See :func:`d2ext.ops.roi_warp_max_pool`."""
     size = (out_h, out_w)
     op = "roi_warp_max_pool"
-    return _run(op, input, rois, spatial_scale, size, aligned, legacy, border, "point", 2).forward()
+    return _run(
+        op, input, rois, spatial_scale, size, aligned, quantize, border, "point", 2
+    ).forward()
 
 
 def roi_warp_max_pool_backward(
     grad, input, rois, spatial_scale, out_h, out_w,
-    aligned, legacy, border, need_input, need_rois,
+    aligned, quantize, border, need_input, need_rois,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of :func:`roi_warp_max_pool`."""
     size = (out_h, out_w)
     op = "roi_warp_max_pool"
-    warp = _run(op, input, rois, spatial_scale, size, aligned, legacy, border, "point", 2)
+    warp = _run(op, input, rois, spatial_scale, size, aligned, quantize, border, "point", 2)
     return _gradients(op, warp, grad, rois, size, need_input, need_rois)
 
 

@@ -226,27 +226,23 @@ class FCISROIHeads(nn.Module):
         """
         rois = boxes_to_rois(boxes, inclusive=self.inclusive).to(maps.score.device)
         arguments = (rois, self.scale, self.group_size, self.out_size)
-        read = self._read_joint if self.joint else self._read_separate
-        logits, seg, picked = read(maps.score, arguments, pick)
-        deltas = ps_roi_mean(maps.box, *arguments, legacy=self.inclusive)
+        if self.joint:
+            logits, seg, picked = fcis_joint_head(
+                maps.score, *arguments, pick, inclusive=self.inclusive
+            )
+        else:
+            logits, seg, picked = self._read_separate(maps.score, arguments, pick)
+        deltas = ps_roi_mean(maps.box, *arguments, inclusive=self.inclusive)
         pixels = rois[:, 1:] if self.inclusive else to_inclusive(rois[:, 1:])
         return RegionScores(logits.float(), seg.float(), picked, deltas.float(), pixels)
-
-    def _read_joint(self, score: Tensor, arguments, pick: Optional[Tensor]):
-        if pick is not None:
-            return fcis_joint_head(score, *arguments, pick, legacy=self.inclusive)
-        # The operator's own choice leaves out class 0, hence the background goes to the front.
-        score = score.roll(2 * self.group_size**2, dims=1)
-        logits, seg, picked = fcis_joint_head(score, *arguments, legacy=self.inclusive)
-        return logits.roll(-1, dims=1), seg, picked - 1
 
     def _read_separate(self, score: Tensor, arguments, pick: Optional[Tensor]):
         pairs = score.unflatten(1, (self.num_classes + 1, 2, -1))
         detect, segment = (x.flatten(1, 2) for x in pairs.unbind(dim=2))
-        logits = ps_roi_mean(detect.contiguous(), *arguments, legacy=self.inclusive)
+        logits = ps_roi_mean(detect.contiguous(), *arguments, inclusive=self.inclusive)
         if pick is None:
             pick = logits[:, : self.num_classes].argmax(dim=1)
-        masks = ps_roi_assemble(segment.contiguous(), *arguments, legacy=self.inclusive)
+        masks = ps_roi_assemble(segment.contiguous(), *arguments, inclusive=self.inclusive)
         rows = torch.arange(len(pick), device=pick.device)
         inside = masks[rows, pick.clamp(min=0)]
         return logits, torch.stack([torch.zeros_like(inside), inside], dim=1), pick

@@ -34,7 +34,7 @@ def build_pooler(
         [scale],
         max_pool=warp_size != pool_size,
         aligned=aligned,
-        legacy=quantize,
+        quantize=quantize,
         border=border,
         bin_reduce=bin_reduce,
     )

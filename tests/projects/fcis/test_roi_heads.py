@@ -75,7 +75,7 @@ def test_fused_scores_equal_those_of_assembled_maps(make_heads, inclusive):
     boxes = [p.proposal_boxes for p in make_proposals(9)]
     scores = heads.score_regions(maps, boxes)
     rois = boxes_to_rois(boxes, inclusive=inclusive)
-    cells = ps_roi_assemble(maps.score, rois, 1 / 16, 3, 6, legacy=inclusive)
+    cells = ps_roi_assemble(maps.score, rois, 1 / 16, 3, 6, inclusive=inclusive)
     cells = cells.view(18, K + 1, 2, 6, 6)
     logits = cells.max(dim=2).values.mean(dim=(2, 3))
     torch.testing.assert_close(scores.logits, logits)
@@ -83,7 +83,7 @@ def test_fused_scores_equal_those_of_assembled_maps(make_heads, inclusive):
     assert scores.picked.tolist() == best.tolist()
     torch.testing.assert_close(scores.seg, cells[torch.arange(18), best])
     torch.testing.assert_close(
-        scores.deltas, ps_roi_mean(maps.box, rois, 1 / 16, 3, 6, legacy=inclusive)
+        scores.deltas, ps_roi_mean(maps.box, rois, 1 / 16, 3, 6, inclusive=inclusive)
     )
 
 
@@ -92,7 +92,7 @@ def test_separate_maps_classify_with_the_first_and_segment_with_the_second_of_a_
     maps = heads.score_maps(pyramid())
     boxes = [p.proposal_boxes for p in make_proposals(9)]
     cells = ps_roi_assemble(maps.score, boxes_to_rois(boxes, inclusive=True), 1 / 16, 3, 6,
-                            legacy=True).view(18, K + 1, 2, 6, 6)  # fmt: skip
+                            inclusive=True).view(18, K + 1, 2, 6, 6)  # fmt: skip
     scores = heads.score_regions(maps, boxes)
     torch.testing.assert_close(scores.logits, cells[:, :, 0].mean(dim=(2, 3)))
     best = scores.logits[:, :K].argmax(dim=1)
@@ -130,7 +130,9 @@ def losses_by_hand(heads, features, proposals, targets):
             sample.proposal_boxes.tensor, sample.gt_classes.tolist(), sample.gt_index.tolist()
         ):
             roi = torch.tensor([[image, *(box - torch.tensor([0.0, 0, 1, 1])).tolist()]])
-            cells = ps_roi_assemble(maps.score, roi, 1 / 16, 3, 6, legacy=True).view(K + 1, 2, 6, 6)
+            cells = ps_roi_assemble(maps.score, roi, 1 / 16, 3, 6, inclusive=True).view(
+                K + 1, 2, 6, 6
+            )
             cls = -cells.max(dim=1).values.mean(dim=(1, 2)).log_softmax(dim=0)[label]
             mask, reg = torch.tensor(0.0), torch.tensor(0.0)
             if label < K:
@@ -141,7 +143,7 @@ def losses_by_hand(heads, features, proposals, targets):
                 inside = resize_masks(masks, row, pixel_boxes(box[None]), 6, 0.4, limits)[0]
                 probability = cells[label].log_softmax(dim=0)
                 mask = -torch.where(inside, probability[1], probability[0]).mean()
-                deltas = ps_roi_mean(maps.box, roi, 1 / 16, 3, 6, legacy=True)[0]
+                deltas = ps_roi_mean(maps.box, roi, 1 / 16, 3, 6, inclusive=True)[0]
                 g = target.gt_boxes.tensor[gt]
                 (w, h), (gw, gh) = box[2:] - box[:2], g[2:] - g[:2]
                 centre = ((g[:2] + g[2:]) - (box[:2] + box[2:])) / 2
@@ -295,7 +297,7 @@ def test_masks_of_given_boxes_are_those_of_the_given_classes(make_heads):
     results = heads.forward_with_given_boxes(features, given)
     cells = ps_roi_assemble(
         maps.score, boxes_to_rois([p.proposal_boxes for p in proposals], inclusive=True),
-        1 / 16, 3, 6, legacy=True,
+        1 / 16, 3, 6, inclusive=True,
     ).view(2, 5, K + 1, 2, 6, 6)  # fmt: skip
     for image, result in enumerate(results):
         for row, cls in enumerate(result.pred_classes):
