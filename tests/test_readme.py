@@ -217,6 +217,30 @@ def test_local_links_resolve(page, link):
         assert anchor in [slug(h) for h in headings]
 
 
+@pytest.mark.parametrize(("page", "link"), cases(links))
+def test_pages_are_about_what_links_to_them_promise(page, link):
+    text = _FENCE.sub("", read(page))
+    target = ((ROOT / page).parent / link.partition("#")[0]) if link[0] != "#" else ROOT / page
+    if target.suffix != ".md":
+        return
+    content = target.read_text(encoding="utf-8")
+    for label in re.findall(rf"\[([^\]]+)\]\({re.escape(link)}\)", text):
+        missing = [x for x in re.findall(r"\b[A-Z]{3,}\b", label) if x not in content]
+        assert not missing, f"{page} links '{label}' to {link}, which says nothing about {missing}"
+
+
+@pytest.mark.parametrize("project", ["MNC", "FCIS", "HTC"])
+def test_readmes_say_where_local_weights_come_from_and_deny_no_importer(project):
+    folder = ROOT / "projects" / project
+    text = read(f"projects/{project}/README.md")
+    configs = "\n".join(p.read_text() for p in folder.glob("configs/*.yaml"))
+    for path in set(re.findall(r'WEIGHTS: "(weights/[^"]+)"', configs)):
+        assert f"`{path}`" in text, f"{project}'s configs need {path}, its README does not name it"
+    if list(folder.glob("*/importer.py")):
+        assert "docs/checkpoints.md" in text
+        assert not re.search(r"not part of this release|cannot be loaded|converted by hand", text)
+
+
 def named_paths(page):
     """Paths of the repository in running text; those of a made-up `x` are left out."""
     folders = "configs|d2ext|demo|dev|docs|projects|requirements|tests|tools"
