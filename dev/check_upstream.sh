@@ -3,8 +3,8 @@
 #
 #   dev/check_upstream.sh DIR [pytest arguments]
 #
-# Makes an environment of its own in build/upstream (or $VENV) as `make install` does, with the Python files
-# of DIR; DIR itself is left as it is. $PYTHON and $JOBS as in the Makefile.
+# Makes an environment of its own in build/upstream (or $VENV) as `make install` does, but with detectron2
+# compiled from a copy of DIR: needs a C++ compiler and some minutes. $PYTHON and $JOBS as in the Makefile.
 set -euo pipefail
 fail() { echo "check_upstream: $1" >&2; exit 2; }
 [ $# -ge 1 ] || fail "name a checkout of detectron2: dev/check_upstream.sh DIR [pytest arguments]"

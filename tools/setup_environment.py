@@ -122,22 +122,21 @@ def torch_works(python: Path) -> bool:
 
 
 def install_detectron2(python: Path, checkout: Optional[Path]) -> None:
-    """The Python files of v0.6, or of a checkout; an installed one is kept unless one is given."""
+    """The Python files of v0.6, unless detectron2 is there; or a checkout, compiled."""
     pip = (python, "-m", "pip", "install", "--no-cache-dir", "--use-pep517")
     pip += ("--no-build-isolation", "--no-deps")
-    extra = str(REQUIREMENTS / "detectron2-build.cfg")
     if checkout:
-        print(f"* detectron2 of {checkout}, Python files only")
+        print(f"* detectron2 of {checkout} (compiling it takes some minutes)")
         with tempfile.TemporaryDirectory() as folder:  # its setup.py writes into its own folder
             copy = Path(folder) / "detectron2"
             shutil.copytree(checkout, copy, symlinks=True, ignore=shutil.ignore_patterns(".git"))
-            run(*pip, "--force-reinstall", copy, DIST_EXTRA_CONFIG=extra)
+            run(*pip, "--force-reinstall", copy)
     elif has(python, "detectron2"):
         print("* detectron2 is there and is used as it is")
     else:
         print("* detectron2 v0.6, Python files only")
         pinned = ("--require-hashes", "-r", REQUIREMENTS / "detectron2.txt")
-        run(*pip, *pinned, DIST_EXTRA_CONFIG=extra)
+        run(*pip, *pinned, DIST_EXTRA_CONFIG=str(REQUIREMENTS / "detectron2-build.cfg"))
 
 
 def install(venv: Path, development: bool, detectron2: Optional[Path] = None) -> None:
