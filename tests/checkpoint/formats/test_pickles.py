@@ -166,9 +166,10 @@ def test_nested_keys_neither_hang_nor_crash(tmp_path):
     assert len(NESTED["shortest"]) == 129
     for name, program in NESTED.items():
         (tmp_path / f"{name}.pkl").write_bytes(program)
-        with zipfile.ZipFile(tmp_path / f"{name}.pth", "w") as archive:
-            archive.writestr("x/data.pkl", program)
-            archive.writestr("x/version", "3")
+        if name != "deep":  # seconds, and nothing else than in a pickle
+            with zipfile.ZipFile(tmp_path / f"{name}.pth", "w") as archive:
+                archive.writestr("x/data.pkl", program)
+                archive.writestr("x/version", "3")
     code = """
         import pathlib, resource, sys
         from d2ext.checkpoint.formats import UserError, read_file

@@ -269,7 +269,10 @@ def test_what_torch_is_not_asked_to_make_is_named(tmp_path):
             torch.ones(2).to(torch.float8_e4m3fn),
             "a storage of the unknown type 'storage.Untyped'",
         ),
-        "sparse": (torch.eye(2).to_sparse(), "_rebuild_sparse_tensor, which is not supported"),
+        "sparse": (
+            torch.eye(2).to_sparse(),
+            "torch.serialization._get_layout, which is not supported",
+        ),
         "bytes": (bytearray(b"abc"), "builtins.bytearray, which is not supported"),
     }
     for name, (value, text) in values.items():
