@@ -150,7 +150,8 @@ def stand_in(source: str) -> type:
     """A class of the given full name, so that torch takes it for what a file asks for."""
     module, _, name = source.rpartition(".")
     members = {"__module__": module, "__qualname__": name, "source": source}
-    base = _NUMPY.get(source.replace("numpy._core.", "numpy.core."), Opaque)
+    known = {**FUNCTIONS, **_NUMPY}
+    base = known.get(source.replace("numpy._core.", "numpy.core."), Opaque)
     if not isinstance(base, type):
         members["__new__"] = lambda cls, *args, make=base: make(*args)
         base = object

@@ -14,7 +14,7 @@ import torch
 
 from .common import FormatError
 from .pickles import Unpickler
-from .stand_ins import Opaque
+from .stand_ins import FUNCTIONS, Opaque, stand_in
 
 __all__ = ["LEGACY_MAGIC", "read_legacy_file", "read_zip_file"]
 
@@ -61,7 +61,8 @@ def _look_through(stream: BinaryIO, size: int) -> Unpickler:
 
 
 def _load(path: str, scans: List[Unpickler], **options: Any) -> Any:
-    kinds = [kind for scan in scans for kind in scan.classes.values()]
+    kinds = [stand_in(name) for name in FUNCTIONS]  # not all of them are known to torch 2.4
+    kinds += [kind for scan in scans for kind in scan.classes.values()]
     for kind in kinds:
         if issubclass(kind, Opaque):
             kind.made_as = kind.items
