@@ -62,6 +62,9 @@ class Opaque:
         for name, value in attributes.items():
             setattr(type(self), name, value)
 
+    def __deepcopy__(self, memo: Any) -> "Opaque":
+        return self
+
     def __repr__(self) -> str:
         return f"<{self.source}, not loaded>"
 

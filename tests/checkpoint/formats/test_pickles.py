@@ -1,6 +1,7 @@
 """Pickles of arrays, read without running anything in them."""
 
 import collections
+import copy
 import mmap
 import pickle
 import subprocess
@@ -92,7 +93,9 @@ def test_nothing_in_a_pickle_runs(tmp_path, protocol):
 @PROTOCOLS
 def test_objects_with_items_and_attributes_are_inert(protocol):
     value = [collections.defaultdict(list, {"a": [1]}), collections.deque([1, 2]), ValueError("x")]
-    assert all(isinstance(x, Opaque) for x in load(pickle.dumps(value, protocol=protocol)))
+    value += [torch.device("cpu"), torch.Size([2])]
+    found = load(pickle.dumps(value, protocol=protocol))
+    assert all(isinstance(x, Opaque) for x in found) and len(copy.deepcopy(found)) == 5
 
 
 def test_a_pickle_changes_nothing_for_the_next_one():

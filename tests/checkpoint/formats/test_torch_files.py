@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import copy
 import copyreg
 import io
 import os
@@ -120,6 +121,7 @@ def test_objects_of_other_programs_are_skipped_and_never_run(tmp_path, zipped):
         "last": collections.deque([1, 2]),
         "arguments": argparse.Namespace(depth=50),
         "score": np.float64(0.5),
+        "array": np.arange(6).reshape(2, 3),
         "path": tmp_path,
         "size": torch.Size([2, 3]),
         "device": torch.device("cpu"),
@@ -135,6 +137,9 @@ def test_objects_of_other_programs_are_skipped_and_never_run(tmp_path, zipped):
     assert (found["keep"], found["score"], found["size"]) == (3, 0.5, (2, 3))
     assert found["config"] == {"type": "HTC", "depth": 50} and found["counts"] == {"a": 1}
     assert list(found) == list(meta)
+    again = copy.deepcopy(found)  # as for a training state
+    assert again["array"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert again["trap"] is found["trap"] and again["config"] == found["config"]
 
 
 def test_what_the_user_allows_torch_to_run_is_not_run_here_and_stays_allowed(tmp_path):
