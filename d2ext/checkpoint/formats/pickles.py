@@ -44,6 +44,14 @@ class Unpickler(pickle._Unpickler):
         self.storages: Dict[str, int] = {}
         self._budget = 4 * size + (1 << 20)
 
+    def load(self) -> Any:
+        try:
+            return super().load()
+        except FormatError:
+            raise
+        except Exception as error:  # whatever an instruction makes of values it is not for
+            raise FormatError(f"a pickle in it is damaged ({type(error).__name__})") from error
+
     def find_class(self, module: str, name: str) -> Any:
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         source = f"{module}.{name}"

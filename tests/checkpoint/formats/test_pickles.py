@@ -123,7 +123,7 @@ HUGE = (1 << 62).to_bytes(8, "little")
     ],
 )
 def test_pickles_that_ask_for_much_memory_are_refused(program):
-    with pytest.raises((ValueError, TypeError, LookupError, EOFError, MemoryError)):
+    with pytest.raises(FormatError):
         load(program)
 
 
