@@ -10,7 +10,7 @@ from typing import List, Tuple
 
 import torch
 
-from d2ext.checkpoint import importers, read_file
+from d2ext.checkpoint import list_importers, read_file
 from d2ext.checkpoint.convert import export_file, import_file, save_weights
 from d2ext.config import load_projects
 from d2ext.engine import build_experiment
@@ -22,7 +22,9 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--project", metavar="NAME", help="htc, fcis, mnc; needed without a config")
     parser.add_argument("--in", dest="source", required=True, metavar="FILE", help="the checkpoint")
-    parser.add_argument("--out", metavar="FILE", help=".pkl or .pth to write; none: only report")
+    parser.add_argument(
+        "--out", metavar="FILE", help=".pkl, .pth or .safetensors to write; none: only report"
+    )
     parser.add_argument(
         "--config-file",
         metavar="FILE",
@@ -46,7 +48,7 @@ def argument_parser() -> argparse.ArgumentParser:
 def find_config(project: str, source: str) -> Tuple[str, List[str]]:
     """The config of a project that fits a file, and overrides for it."""
     file = read_file(source)
-    for importer in importers():
+    for importer in list_importers():
         if importer.project != project or importer.config is None:
             continue
         found = importer.config(file)

@@ -6,13 +6,9 @@ compat.require_detectron2()
 
 from d2ext.checkpoint.checkpointer import Checkpointer, read_metadata  # noqa: E402
 from d2ext.checkpoint.formats import CheckpointFile, read_file  # noqa: E402
+from d2ext.checkpoint.importing import import_weights, list_importers  # noqa: E402
 from d2ext.checkpoint.mapping import Conversion, Rule, export_weights  # noqa: E402
-from d2ext.checkpoint.registry import (  # noqa: E402
-    Importer,
-    import_weights,
-    importers,
-    register_importer,
-)
+from d2ext.checkpoint.registry import Importer, register_importer  # noqa: E402
 from d2ext.checkpoint.rng import RNGState, preserve_rng  # noqa: E402
 
 __all__ = [
@@ -24,7 +20,7 @@ __all__ = [
     "Rule",
     "export_weights",
     "import_weights",
-    "importers",
+    "list_importers",
     "preserve_rng",
     "read_file",
     "read_metadata",

@@ -9,7 +9,7 @@ import torch
 
 from d2ext.checkpoint.formats import CheckpointFile, read_file
 from d2ext.checkpoint.importers.mmdet import mmdet_metadata
-from d2ext.checkpoint.registry import import_weights
+from d2ext.checkpoint.importing import import_weights
 from d2ext.checkpoint.rng import RNGState
 from d2ext.checkpoint.settings import SETTINGS_KEY, apply_settings
 from d2ext.config import paths as _paths  # noqa: F401  makes d2ext:// known
@@ -23,9 +23,9 @@ _COUNTERS = ".num_batches_tracked"  # of batch norm; without meaning to fixed st
 
 class Checkpointer(DetectionCheckpointer):
     """detectron2's checkpointer plus atomic writing, class names, RNG states, one-line errors, and
-    the checkpoints of other programs, see :mod:`d2ext.checkpoint.registry`.
+    the checkpoints of other programs, see :mod:`d2ext.checkpoint.importing`.
 
-    No file is unpickled: nothing in it can run.
+    Nothing in a file can run.
 
     Args:
         model: the module, wrapped in DDP or not.
@@ -233,7 +233,7 @@ def read_metadata(path: str) -> Dict[str, Any]:
 
     Weights stay on disk (memory-mapped), so this is quick for large files too.
     """
-    if not path or not os.path.isfile(path) or not path.endswith((".pth", ".pkl")):
+    if not path or not os.path.isfile(path) or not path.endswith((".pth", ".pkl", ".safetensors")):
         return {}
     try:
         file = read_file(path)

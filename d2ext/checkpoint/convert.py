@@ -12,10 +12,11 @@ from d2ext.checkpoint.checkpointer import (
     read_metadata,
     write_atomically,
 )
-from d2ext.checkpoint.formats import read_file
+from d2ext.checkpoint.formats import FormatError, read_file
+from d2ext.checkpoint.formats.safetensors_files import dump_safetensors
 from d2ext.checkpoint.importers.common import strides_in_1x1
+from d2ext.checkpoint.importing import import_weights, list_importers
 from d2ext.checkpoint.mapping import Conversion, export_weights
-from d2ext.checkpoint.registry import import_weights, importers
 from d2ext.errors import UserError
 
 __all__ = ["export_file", "import_file", "save_weights"]
@@ -42,11 +43,11 @@ def import_file(path: str, model: nn.Module, project: Optional[str] = None) -> C
 
 
 def save_weights(path: str, weights: Dict[str, Tensor], metadata: Dict[str, Any]) -> None:
-    """Write weights as detectron2's ``.pkl`` of numpy arrays or as a ``.pth``; floats as single
-    precision.
+    """Write weights as detectron2's ``.pkl`` of numpy arrays, as a ``.pth`` or as a
+    ``.safetensors`` with the metadata as JSON text in its header; floats as single precision.
 
     Raises:
-        UserError: another ending, or the file cannot be written.
+        UserError: another ending, the file cannot be written, or its library is not installed.
     """
     own = {
         k: (v.float() if v.is_floating_point() else v).clone(memory_format=torch.contiguous_format)
@@ -59,8 +60,14 @@ def save_weights(path: str, weights: Dict[str, Tensor], metadata: Dict[str, Any]
         arrays = {k: v.numpy() for k, v in own.items()}
         content = {"model": arrays, "__author__": "d2ext", METADATA_KEY: metadata}
         write_atomically(path, lambda f: pickle.dump(content, f, protocol=4))
+    elif path.endswith(".safetensors"):
+        try:
+            data = dump_safetensors(own, metadata)
+        except FormatError as error:
+            raise UserError(f"cannot write '{path}': {error}") from error
+        write_atomically(path, lambda f: f.write(data))
     else:
-        raise UserError(f"'{path}' must end in .pkl or .pth")
+        raise UserError(f"'{path}' must end in .pkl, .pth or .safetensors")
 
 
 def export_file(path: str, model: nn.Module, project: str, out: str) -> Dict[str, Tensor]:
@@ -76,7 +83,7 @@ def export_file(path: str, model: nn.Module, project: str, out: str) -> Dict[str
     Raises:
         UserError: the project has no exporter, or the file is not of this model.
     """
-    known = [x for x in importers() if x.project == project and x.exports]
+    known = [x for x in list_importers() if x.project == project and x.exports]
     if not known:
         raise UserError(f"project '{project}' has no exporter")
     Checkpointer(model).load_complete(path)

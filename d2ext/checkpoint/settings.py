@@ -128,6 +128,9 @@ def _is_list(value: Any) -> bool:
 
 
 def _text(value: Any) -> str:
+    """A plain value; what is nested is not printed, however much it may be."""
     if _is_list(value):
-        return f"({', '.join(_text(v) for v in value)})"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+        return f"({', '.join('...' if _is_list(v) else _text(v) for v in value)})"
+    if isinstance(value, (bool, int, str)):
+        return str(value)
+    return f"{value:.6g}" if isinstance(value, float) else type(value).__name__

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from d2ext.checkpoint import CheckpointFile, import_weights, importers
+from d2ext.checkpoint import CheckpointFile, import_weights, list_importers
 from d2ext.errors import UserError
 
 VECTORS = Path(__file__).resolve().parents[1] / "vectors" / "mnc_vectors.json"
@@ -130,7 +130,7 @@ def test_fcis_checkpoints_map_completely(meta_model, coded, first_column, name):
         logit = weights[f"proposal_generator.rpn_head.objectness_logits.{part}"]
         # Row A + a minus row a.
         assert (logit == anchors).all() and len(logit) == anchors
-    importer = next(x for x in importers() if x.name == "mxnet-fcis")
+    importer = next(x for x in list_importers() if x.name == "mxnet-fcis")
     chosen, overrides = importer.config(CheckpointFile("x", "mxnet", coded))
     again = meta_model(FCIS + chosen, *overrides)
     shapes = {k: v.shape for k, v in model.state_dict().items()}
@@ -252,7 +252,7 @@ def test_the_mnc_checkpoint_maps_completely(meta_model, coded, first_column, for
         torch.testing.assert_close(rows, wanted, rtol=0, atol=1e-6)
         logit = conversion.weights[f"proposal_generator.rpn_head.objectness_logits.{part}"]
         assert (logit == 9).all() and len(logit) == 9
-    importer = next(x for x in importers() if x.name == "caffe-mnc")
+    importer = next(x for x in list_importers() if x.name == "caffe-mnc")
     file = CheckpointFile("x", "hdf5", coded)
     assert importer.config(file) == ("mnc_vgg16_voc_sds.yaml", [])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from d2ext.checkpoint import Checkpointer, Importer, export_weights, importers, read_metadata
+from d2ext.checkpoint import Checkpointer, Importer, export_weights, list_importers, read_metadata
 from d2ext.checkpoint import registry as registry_module
 from d2ext.checkpoint.registry import register_importer
 from d2ext.errors import UserError
@@ -37,7 +37,7 @@ def htc(order="RGB", classes=3, seed=0, ensemble="mean"):
 
 
 def rules(model):
-    return next(x for x in importers() if x.name == "mmdet-htc").rules(model)
+    return next(x for x in list_importers() if x.name == "mmdet-htc").rules(model)
 
 
 @pytest.fixture
@@ -159,14 +159,14 @@ def test_unknown_files_are_refused(tmp_path):
 
 def test_importers_of_installed_projects_are_found_by_their_module():
     """Nothing but the entry point and a module "importer" is needed."""
-    names = {x.name: x.project for x in importers()}
+    names = {x.name: x.project for x in list_importers()}
     assert names["mmdet-htc"] == "htc" and names["mxnet-fcis"] == "fcis"
     assert names["caffe-mnc"] == "mnc" and names["torchvision-resnet"] == ""
-    assert {x.project for x in importers("htc")} == {"", "htc"}
+    assert {x.project for x in list_importers("htc")} == {"", "htc"}
 
 
 def test_a_registered_importer_of_ones_own_is_used(tmp_path, monkeypatch):
-    importers()
+    list_importers()
     monkeypatch.setattr(registry_module, "_IMPORTERS", dict(registry_module._IMPORTERS))
     from d2ext.checkpoint import Rule
 
@@ -213,7 +213,7 @@ def tiny(tmp_path):
     return tmp_path / "ours.pth", model
 
 
-@pytest.mark.parametrize("ending", ["pkl", "pth"])
+@pytest.mark.parametrize("ending", ["pkl", "pth", "safetensors"])
 def test_exported_and_converted_weights_are_the_same(convert, tiny, tmp_path, ending):
     ours, model = tiny
     foreign, back = tmp_path / "mmdet.pth", tmp_path / f"back.{ending}"
@@ -257,7 +257,7 @@ def test_the_tool_refuses_what_does_not_fit_in_one_line(convert, tiny, tmp_path)
     assert out.exists()
     for arguments, text in (
         ((*common, "--in", ours), "has the names of this model already"),
-        ((*common, "--in", tmp_path / "less.pth", "--partial", "--out", "x.bin"), ".pkl or .pth"),
+        ((*common, "--in", tmp_path / "less.pth", "--partial", "--out", "x.bin"), ".pkl, .pth or"),
         (("--project", "hct", "--in", ours), "no project 'hct'; known are"),
         (("--in", ours), "add --project"),
         (("--project", "mnc", "--in", ours), "no config of project 'mnc' is known"),

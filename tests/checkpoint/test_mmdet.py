@@ -4,7 +4,7 @@ here once more, against the models of the configs."""
 import pytest
 import torch
 
-from d2ext.checkpoint import CheckpointFile, export_weights, import_weights, importers
+from d2ext.checkpoint import CheckpointFile, export_weights, import_weights, list_importers
 from d2ext.errors import UserError
 
 HTC = "projects/HTC/configs/"
@@ -144,7 +144,7 @@ VARIANTS = {
 
 
 def htc_importer():
-    return next(x for x in importers("htc") if x.name == "mmdet-htc")
+    return next(x for x in list_importers("htc") if x.name == "mmdet-htc")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -3,8 +3,7 @@ the program that wrote it."""
 
 import collections.abc
 import dataclasses
-import struct
-import zipfile
+import mmap
 from typing import Any, Dict
 
 import numpy as np
@@ -18,26 +17,21 @@ from .hdf5 import SIGNATURE as HDF5_SIGNATURE
 from .hdf5 import read_hdf5
 from .mxnet_params import MAGIC as MXNET_MAGIC
 from .mxnet_params import read_mxnet_params
-from .pickles import load_pickle
-from .torch_files import is_legacy_file, read_legacy_file, read_zip_file
+from .pickles import read_pickle
+from .safetensors_files import is_safetensors, read_safetensors
+from .torch_files import LEGACY_MAGIC, read_legacy_file, read_zip_file
 
 __all__ = ["CheckpointFile", "FormatError", "detect_format", "read_file"]
 
-# What goes wrong in the readers, and in numpy and zipfile below them, with a damaged file.
-_DAMAGE = (
-    ArithmeticError,
-    AttributeError,
-    BufferError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zipfile.BadZipFile,
-)
+_READERS = {
+    "torch": read_zip_file,
+    "torch-legacy": read_legacy_file,
+    "pickle": read_pickle,
+    "safetensors": read_safetensors,
+    "mxnet": read_mxnet_params,
+    "caffemodel": read_caffemodel,
+    "hdf5": read_hdf5,
+}
 
 
 @dataclasses.dataclass
@@ -46,7 +40,7 @@ class CheckpointFile:
 
     Attributes:
         path: of the file.
-        format: "torch", "torch-legacy", "pickle", "mxnet", "caffemodel" or "hdf5".
+        format: "torch", "torch-legacy", "pickle", "safetensors", "mxnet", "caffemodel" or "hdf5".
         weights: tensors by the names of the program that wrote them.
         rest: whatever else there is (``meta`` of MMDetection, ``trainer`` of ours, ...).
     """
@@ -57,28 +51,31 @@ class CheckpointFile:
     rest: Dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def detect_format(path: str, data: memoryview) -> str:
+def detect_format(path: str, data: mmap.mmap) -> str:
     """The format of a file, from its first bytes; its name only tells Caffe's apart, which have no
     mark of their own.
 
     Raises:
         FormatError: none is known.
     """
-    head = bytes(data[:8])
+    head = data[:8]
     if head[:4] == b"PK\x03\x04":
         return "torch"
     if head == MXNET_MAGIC:
         return "mxnet"
     if head == HDF5_SIGNATURE:
         return "hdf5"
-    if is_legacy_file(data):
+    if data[2:14] == LEGACY_MAGIC:
         return "torch-legacy"
+    if is_safetensors(data):
+        return "safetensors"
     if path.endswith(".caffemodel"):
         return "caffemodel"
     if head[:1] == b"\x80" or path.endswith(".pkl"):
         return "pickle"
     raise FormatError(
-        "it is none of: .pth, detectron2's .pkl, MXNet's .params, .caffemodel, .caffemodel.h5"
+        "it is none of: .pth, detectron2's .pkl, .safetensors, MXNet's .params, .caffemodel, "
+        ".caffemodel.h5"
     )
 
 
@@ -89,22 +86,19 @@ def read_file(path: str) -> CheckpointFile:
         path: local file.
 
     Raises:
-        UserError: the file is missing, damaged, of an unknown format or without weights; one line.
+        UserError: the file is missing, damaged, of an unknown format or without weights, or its
+            library is not installed; one line.
     """
     try:
         data = map_file(path)
         kind = detect_format(path, data)
-        if kind == "mxnet":
-            return CheckpointFile(path, kind, read_mxnet_params(data))
-        if kind == "caffemodel":
-            return CheckpointFile(path, kind, read_caffemodel(data))
-        if kind == "hdf5":
-            return CheckpointFile(path, kind, read_hdf5(data))
-        readers = {"torch": read_zip_file, "torch-legacy": read_legacy_file, "pickle": load_pickle}
-        return _unwrap(path, kind, readers[kind](data))
+        content = _READERS[kind](path, data)
+        if kind in ("mxnet", "caffemodel", "hdf5"):
+            return CheckpointFile(path, kind, content)
+        return _unwrap(path, kind, content)
     except UserError:
         raise
-    except _DAMAGE as error:
+    except Exception as error:  # whatever the libraries make of a damaged file
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         if isinstance(error, OSError):
             reason = error.strerror or reason
@@ -140,7 +134,7 @@ def _unwrap(path: str, kind: str, content: Any) -> CheckpointFile:
             f"'{str(name)[:60]}' is a {_describe(value)}"
         )
     tensors = {
-        k: torch.from_numpy(np.asarray(v)) if isinstance(v, np.ndarray) else v
+        k: torch.from_numpy(np.asarray(v)) if isinstance(v, np.ndarray) else v.detach()
         for k, v in weights.items()
     }
     return CheckpointFile(path, kind, tensors, rest)

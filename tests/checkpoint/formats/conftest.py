@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -119,5 +120,8 @@ def samples(tmp_path):
         blob = layer.blobs.add(data=value.ravel())
         blob.shape.dim.extend(value.shape)
     content["net.caffemodel"] = net.SerializeToString()
+    content["net.safetensors"] = safetensors.torch.save(
+        {k: torch.from_numpy(v) for k, v in arrays().items()}, {"metadata": '{"epoch": 3}'}
+    )
     content["net.caffemodel.h5"] = gzip.decompress((DATA / "caffe_snapshot.h5.gz").read_bytes())
     return content

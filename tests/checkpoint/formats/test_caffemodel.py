@@ -69,7 +69,7 @@ def test_numbers_that_are_not_packed_are_read(tmp_path):
 def test_wrong_sizes_and_names_are_named(tmp_path, caffe):
     net = caffe["NetParameter"]()
     net.layer.add(name="a").blobs.add(data=[1, 2, 3]).shape.dim.extend([2, 2])
-    with pytest.raises(UserError, match=r"a blob of shape \(2, 2\) has 3 values"):
+    with pytest.raises(UserError, match=r"an array of shape \(2, 2\) has 3 values"):
         read(tmp_path, net)
     net = caffe["NetParameter"]()
     for _ in range(2):

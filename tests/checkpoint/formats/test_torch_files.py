@@ -1,8 +1,13 @@
 """Both kinds of files of torch.save, read without executing anything in them."""
 
+import argparse
 import collections
+import copy
+import copyreg
 import io
 import os
+import re
+import tarfile
 import zipfile
 
 import numpy as np
@@ -10,6 +15,7 @@ import pytest
 import torch
 
 from d2ext.checkpoint.formats import read_file
+from d2ext.checkpoint.formats.stand_ins import Opaque
 from d2ext.errors import UserError
 
 KINDS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -18,11 +24,28 @@ KINDS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 class Trap:
     """Unpickling this the ordinary way creates a file."""
 
-    def __init__(self, path):
-        self.path = str(path)
+    def __init__(self, path, function=open):
+        self.function, self.arguments = function, (str(path), "w")[: 1 + (function is open)]
 
     def __reduce__(self):
-        return os.mkdir, (self.path,)
+        return self.function, self.arguments
+
+
+class ConfigDict(dict):
+    """As MMDetection's: a dict that is its own state."""
+
+    def __reduce__(self):
+        return type(self).__new__, (type(self),), self, None, iter(self.items())
+
+    def __reduce_ex__(self, protocol):
+        return copyreg.__newobj__, (type(self),), self, None, iter(self.items())
+
+
+class Buffer:
+    """As MMDetection's history of a loss."""
+
+    def __init__(self):
+        self.values, self.items = np.arange(3.0), [1, 2]
 
 
 def save(value, path, zipped=True):
@@ -40,13 +63,16 @@ def message(path):
 @KINDS
 @pytest.mark.parametrize(
     "dtype",
-    ["float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8"],
+    [
+        *("float32", "float64", "float16", "bfloat16", "complex64"),
+        *("int64", "int32", "int16", "int8", "uint8"),
+    ],
 )
 def test_tensors_of_every_type_come_back(tmp_path, zipped, dtype):
     tensor = torch.arange(24).reshape(2, 3, 4).to(getattr(torch, dtype))
-    found = save({"a": tensor, "b": tensor > 3}, tmp_path / "x.pth", zipped).weights
+    found = save({"a": tensor, "b": tensor.abs() > 3}, tmp_path / "x.pth", zipped).weights
     assert found["a"].dtype == tensor.dtype and found["a"].equal(tensor)
-    assert found["b"].equal(tensor > 3)
+    assert found["b"].equal(tensor.abs() > 3)
 
 
 @KINDS
@@ -86,21 +112,65 @@ def test_state_dicts_of_every_program_are_found(tmp_path, zipped):
 @KINDS
 def test_objects_of_other_programs_are_skipped_and_never_run(tmp_path, zipped):
     state = {"a": torch.ones(2)}
-    content = {"meta": {"trap": Trap(tmp_path / "made"), "keep": 3}, "state_dict": state}
-    file = save(content, tmp_path / "x.pth", zipped)
+    meta = {
+        "trap": Trap(tmp_path / "made"),
+        "keep": 3,
+        "config": ConfigDict(type="HTC", depth=50),
+        "history": {"loss": Buffer()},
+        "counts": collections.defaultdict(int, {"a": 1}),
+        "last": collections.deque([1, 2]),
+        "arguments": argparse.Namespace(depth=50),
+        "score": np.float64(0.5),
+        "array": np.arange(6).reshape(2, 3),
+        "path": tmp_path,
+        "size": torch.Size([2, 3]),
+        "device": torch.device("cpu"),
+        "type": torch.float16,
+    }
+    file = save({"meta": meta, "state_dict": state}, tmp_path / "x.pth", zipped)
     assert not (tmp_path / "made").exists()
     assert file.weights["a"].equal(state["a"])
-    assert repr(file.rest["meta"]["trap"]) == "<posix.mkdir, not loaded>"
-    assert file.rest["meta"]["keep"] == 3
+    found = file.rest["meta"]
+    assert repr(found["trap"]).endswith("io.open, not loaded>")
+    assert repr(found["history"]["loss"]).endswith("Buffer, not loaded>")
+    assert isinstance(found["arguments"], Opaque) and isinstance(found["path"], Opaque)
+    assert (found["keep"], found["score"], found["size"]) == (3, 0.5, (2, 3))
+    assert found["config"] == {"type": "HTC", "depth": 50} and found["counts"] == {"a": 1}
+    assert list(found) == list(meta)
+    again = copy.deepcopy(found)  # as for a training state
+    assert again["array"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert again["trap"] is found["trap"] and again["config"] == found["config"]
+
+
+def test_what_the_user_allows_torch_to_run_is_not_run_here_and_stays_allowed(tmp_path):
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals([open])
+    try:
+        save({"trap": Trap(tmp_path / "made"), "model": {}}, tmp_path / "x.pth")
+        assert not (tmp_path / "made").exists()
+        assert open in torch.serialization.get_safe_globals()
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 @KINDS
 def test_an_object_among_the_weights_is_named(tmp_path, zipped):
-    torch.save(
-        {"a": Trap(tmp_path / "made")}, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped
-    )
-    assert message(tmp_path / "x.pth").endswith("'a' is a posix.mkdir")
-    assert not (tmp_path / "made").exists()
+    for trap, text in (
+        (Trap(tmp_path / "made"), "'a' is a .*io.open$"),
+        (Trap(tmp_path / "made", os.mkdir), "posix.mkdir"),  # torch refuses the module
+    ):
+        torch.save({"a": trap}, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+        assert re.search(text, message(tmp_path / "x.pth"))
+        assert not (tmp_path / "made").exists()
+
+
+def test_attributes_do_not_replace_the_methods_of_a_dict(tmp_path):
+    for value in (collections.OrderedDict(), ConfigDict(get=1, type=2)):
+        if type(value) is collections.OrderedDict:
+            value.get = 3
+        torch.save({"meta": value, "state_dict": {}}, tmp_path / "x.pth")
+        assert re.search("it changes .*methods", message(tmp_path / "x.pth"))
 
 
 def test_a_training_state_comes_back_whole(tmp_path):
@@ -137,11 +207,11 @@ def rewrite(path, **changes):
 
 
 def test_a_storage_of_another_size_than_its_pickle_says_is_named(tmp_path):
-    """torch itself trusts the pickle and would read beyond the end."""
+    """torch itself trusts the pickle and would read on in what follows."""
     path = tmp_path / "x.pth"
     torch.save({"a": torch.ones(4)}, path)
     rewrite(path, **{"data/0": b"\0" * 8})
-    assert "an array of shape (4,) needs 16 bytes, the file has 8" in message(path)
+    assert "storage '0' has 8 bytes instead of 16" in message(path)
     rewrite(path, **{"data/0": None})
     assert "storage '0' is missing" in message(path)
 
@@ -154,7 +224,16 @@ def test_a_tensor_beyond_its_storage_is_named(tmp_path):
         program = archive.read(name)
     assert program.count(b"K\x03\x85") == 1  # the size (3,)
     rewrite(path, **{"data.pkl": program.replace(b"K\x03\x85", b"K\x04\x85")})
-    assert "a tensor reaches beyond its storage" in message(path)
+    assert "Trying to resize storage" in message(path)
+
+
+def test_a_tensor_beyond_its_storage_in_a_legacy_file_is_named(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save({"a": torch.ones(4)[1:]}, path, _use_new_zipfile_serialization=False)
+    program = path.read_bytes()
+    assert program.count(b"K\x03\x85") == 1
+    path.write_bytes(program.replace(b"K\x03\x85", b"K\x04\x85"))
+    assert "storage has wrong byte size" in message(path)
 
 
 def test_archives_that_are_no_checkpoint_are_named(tmp_path):
@@ -171,13 +250,54 @@ def test_archives_that_are_no_checkpoint_are_named(tmp_path):
         for name, data in content.items():
             archive.writestr(name, data)
     assert "is compressed" in message(tmp_path / "packed.pth")
-    rewrite(tmp_path / "x.pth", byteorder=b"big")
-    assert "big-endian" in message(tmp_path / "x.pth")
+    with zipfile.ZipFile(tmp_path / "x.pth", "a") as archive:
+        archive.writestr("X/data.pkl", b"")
+    with zipfile.ZipFile(tmp_path / "twice.pth", "w") as archive:
+        archive.writestr("x/data.pkl", content["x/data.pkl"])
+        archive.writestr("x/DATA.pkl", content["x/data.pkl"])
+    assert "two files of one name" in message(tmp_path / "twice.pth")
 
 
-def test_a_storage_of_an_unknown_type_is_named(tmp_path):
-    torch.save({"a": torch.ones(2, dtype=torch.complex64)}, tmp_path / "x.pth")
-    assert "unknown type 'ComplexFloatStorage'" in message(tmp_path / "x.pth")
+def test_files_of_machines_with_the_other_byte_order_are_read(tmp_path):
+    path = tmp_path / "x.pth"
+    values = torch.arange(4.0)
+    torch.save({"a": values}, path)
+    rewrite(path, byteorder=b"big", **{"data/0": values.numpy().astype(">f4").tobytes()})
+    before = path.read_bytes()
+    assert read_file(str(path)).weights["a"].equal(values)
+    assert path.read_bytes() == before
+
+
+def test_what_torch_is_not_asked_to_make_is_named(tmp_path):
+    values = {
+        "float8": (
+            torch.ones(2).to(torch.float8_e4m3fn),
+            "a storage of the unknown type 'storage.Untyped'",
+        ),
+        "sparse": (
+            torch.eye(2).to_sparse(),
+            "torch.serialization._get_layout, which is not supported",
+        ),
+        "bytes": (bytearray(b"abc"), "builtins.bytearray, which is not supported"),
+    }
+    for name, (value, text) in values.items():
+        torch.save({"a": value}, tmp_path / f"{name}.pth")
+        assert text in message(tmp_path / f"{name}.pth")
+
+
+def test_archives_of_the_first_versions_of_torch_are_refused(tmp_path):
+    """A tar archive whose first name is the beginning of a legacy file."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo("0123456789abcdef"), None)
+    data = bytearray(data.getvalue())
+    legacy = io.BytesIO()
+    torch.save({}, legacy, _use_new_zipfile_serialization=False)
+    data[:14] = legacy.getvalue()[:14]
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    (tmp_path / "x.pth").write_bytes(data)
+    assert "it is a tar archive" in message(tmp_path / "x.pth")
 
 
 def test_legacy_files_of_cuda_tensors_load_on_the_cpu(tmp_path):

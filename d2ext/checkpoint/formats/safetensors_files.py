@@ -1,0 +1,46 @@
+"""Reads and writes ``.safetensors`` files. The library comes with the extra ``importers``."""
+
+import json
+import mmap
+from typing import Any, Dict
+
+import torch
+
+from .common import FormatError, require
+
+__all__ = ["dump_safetensors", "is_safetensors", "read_safetensors"]
+
+_METADATA = "metadata"  # JSON text, in a header that holds only texts
+
+
+def is_safetensors(data: mmap.mmap) -> bool:
+    """Whether a file begins with the length of a JSON object that fits into it."""
+    return int.from_bytes(data[:8], "little") <= len(data) - 8 and data[8:9] == b"{"
+
+
+def read_safetensors(path: str, data: mmap.mmap) -> Dict[str, Any]:
+    """``model``: tensors by name, which share the mapped file; beside it the texts of the header,
+    ``metadata`` as the values it was written from."""
+    library = require("safetensors")
+    try:
+        with library.safe_open(path, framework="pt") as file:
+            content = {**(file.metadata() or {}), "model": {}}
+            for name in file.keys():
+                content["model"][name] = file.get_tensor(name)
+    except library.SafetensorError as error:
+        raise FormatError(str(error)) from error
+    try:
+        content[_METADATA] = json.loads(content[_METADATA])
+    except (KeyError, ValueError):
+        pass  # none, or another program's
+    return content
+
+
+def dump_safetensors(weights: Dict[str, torch.Tensor], metadata: Dict[str, Any]) -> bytes:
+    """The content of a file; the tensors are contiguous and share no memory.
+
+    Raises:
+        FormatError: safetensors is not installed.
+    """
+    save = require("safetensors.torch", "safetensors").save
+    return save(weights, {"format": "pt", _METADATA: json.dumps(metadata)})
