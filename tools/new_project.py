@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import keyword
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -94,10 +95,13 @@ def write_project(name: str, into: str) -> Path:
 def run(args) -> None:
     folder = write_project(args.name, args.into)
     print(f"{folder}: {sum(path.is_file() for path in folder.rglob('*'))} files; next:")
-    print(f"  pip install --no-build-isolation -e {folder}")
-    print(f"  python -m pytest {folder}")
     config = folder / args.name / "configs" / f"{args.name}_tiny.yaml"
-    print(f"  python {folder / 'train_net.py'} --config-file {config}")
+    for command in (
+        ["pip", "install", "--no-build-isolation", "-e", folder],
+        ["python", "-m", "pytest", folder],
+        ["python", folder / "train_net.py", "--config-file", config],
+    ):
+        print(" ", shlex.join(map(str, command)))
 
 
 def main(argv=None) -> int:

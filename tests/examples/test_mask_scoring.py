@@ -31,7 +31,7 @@ def outputs(site, annotations, run_scripts, tmp_path_factory):
     evaluation, a prediction and a drawing, all by tools of the repository."""
     work = tmp_path_factory.mktemp("mask_scoring")
     image = sorted((annotations.parent / "images").iterdir())[0]
-    commands, data = [], ["--register", f"few={annotations},{annotations.parent / 'images'}"]
+    data = ["--register", f"few={annotations},{annotations.parent / 'images'}"]
     for kind in KINDS:
         output = work / kind
         config = [
@@ -45,7 +45,7 @@ def outputs(site, annotations, run_scripts, tmp_path_factory):
         training = ["tools/train_net.py", *config, "SOLVER.IMS_PER_BATCH=2", "SOLVER.BASE_LR=0.005"]
         training += ["DATASETS.TEST=[]", "LOG_PERIOD=1", "--no-data-check"]
         results = output / "inference/few/coco_instances_results.json"
-        commands += [
+        run_scripts(
             [*training, "SOLVER.MAX_ITER=10"],
             [*training, "SOLVER.MAX_ITER=20", "--resume"],
             ["tools/train_net.py", *config, "DATASETS.TEST=few", "--eval-only"],
@@ -54,8 +54,8 @@ def outputs(site, annotations, run_scripts, tmp_path_factory):
             + ["--output", output / "pictures"],
             ["tools/visualize_results.py", *data, "--results", results, "--num-images", "1"]
             + ["--output-dir", output / "drawn", "--confidence-threshold", "0.001"],
-        ]
-    run_scripts(*commands, path=[site])
+            path=[site],
+        )
     return {kind: work / kind for kind in KINDS}
 
 
@@ -113,7 +113,7 @@ def test_the_collection_does_not_know_it():
 
 
 def walk(folder):
-    suffixes = {".py", ".yaml", ".j2", ".md", ".cpp", ".cu", ".h"}
+    suffixes = {".py", ".yaml", ".j2", ".cpp", ".cu", ".h"}  # READMEs may point to it
     return [p for p in (ROOT / folder).rglob("*") if p.suffix in suffixes]
 
 
