@@ -37,5 +37,6 @@ sanitize: install  ## C++ operators under AddressSanitizer and UBSan (some ten m
 
 clean:  ## remove build products and outputs; keeps the environment and the data sets
 	rm -rf build dist output *.egg-info .pytest_cache .ruff_cache
+	rm -rf examples/*/build examples/*/*.egg-info
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 	rm -f d2ext/*.so

@@ -136,27 +136,33 @@ def found_table(instances, class_names) -> str:
     areas = ["-"] * len(instances)
     if instances.has("pred_masks"):
         areas = instances.pred_masks.flatten(1).sum(1).tolist()
-    rows = [
-        (class_names[c], f"{score:.3f}", " ".join(f"{x:.0f}" for x in box), area)
-        for c, score, box, area in zip(
-            instances.pred_classes.tolist(),
-            instances.scores.tolist(),
-            instances.pred_boxes.tensor.tolist(),
-            areas,
-        )
-    ]
-    headers = ("class", "score", "x0 y0 x1 y1", "mask pixels")
-    align = ("left", "right", "left", "right")
-    table = tabulate(rows, headers, disable_numparse=True, colalign=align)
+    columns = {
+        "class": [class_names[c] for c in instances.pred_classes.tolist()],
+        "score": [f"{score:.3f}" for score in instances.scores.tolist()],
+        "x0 y0 x1 y1": [
+            " ".join(f"{x:.0f}" for x in box) for box in instances.pred_boxes.tensor.tolist()
+        ],
+        "mask pixels": areas,
+    }
+    align = ["left", "right", "left", "right"]
+    if instances.has("mask_scores"):
+        columns["mask score"] = [f"{score:.3f}" for score in instances.mask_scores.tolist()]
+        align.append("right")
+    table = tabulate(columns, headers="keys", disable_numparse=True, colalign=align)
     return f"{table}\n... and {more} more" if more > 0 else table
 
 
 def coco_results(instances, image_id, path, class_names) -> list:
-    """COCO results of one image, plus ``file_name`` and ``category`` (the name)."""
-    return [
+    """COCO results of one image, plus ``file_name``, ``category`` (the name) and ``mask_score``
+    where the model scores its masks."""
+    results = [
         {**result, "file_name": str(path), "category": class_names[result["category_id"]]}
         for result in instances_to_coco_json(instances, image_id)
     ]
+    if instances.has("mask_scores"):
+        for result, score in zip(results, instances.mask_scores.tolist()):
+            result["mask_score"] = score
+    return results
 
 
 def stage_results(predictor: Predictor, image) -> list:

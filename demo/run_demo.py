@@ -37,7 +37,8 @@ def argument_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="NAME",
-        help=f"some of {', '.join(m.name for m in models.MODELS)} (default: all)",
+        help=f"some of {', '.join(m.name for m in models.MODELS)} (default: all of them), "
+        "or a config file of any installed project",
     )
     parser.add_argument("--max-iter", type=int, help="iterations per model (default: its config's)")
     parser.add_argument(
@@ -77,7 +78,7 @@ def evaluate_stages(model, weights: Path, folder: Path, overrides) -> list:
 def plan(model: models.Model, args) -> tuple:
     """What to train: the overrides of a model, its experiment and its training."""
     folder = Path(args.output) / model.name
-    overrides = models.overrides_for(model, args.override)
+    overrides = models.overrides_for(model, args.override, args.models)
     if args.max_iter is not None:
         overrides.append(f"train.max_iter={args.max_iter}")
     experiment = build_experiment(str(models.ROOT / model.config), overrides)
@@ -112,7 +113,7 @@ def data_sets(chosen, args):
     """Names of the training and the test set, which have to be those of every model."""
     found = set()
     for model in chosen:
-        overrides = models.overrides_for(model, args.override)
+        overrides = models.overrides_for(model, args.override, args.models)
         experiment = build_experiment(str(models.ROOT / model.config), overrides)
         found.add((tuple(experiment.train_sets()), tuple(experiment.test_sets())))
     if len(found) != 1 or not all(len(names) == 1 for names in next(iter(found))):

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -185,3 +186,53 @@ def htc_weights(tmp_path_factory):
     options = ["model.backbone.norm=GN", "train.init_checkpoint=none"]
     folder = tmp_path_factory.mktemp("htc")
     return _save_random_weights("projects/HTC/configs/htc_tiny.py", options, folder)
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory, run_python):
+    """Function: folder of a package -> folder for the module search path, into which pip has
+    installed the package (from a copy, as it leaves files beside the sources)."""
+
+    def install(folder):
+        work = tmp_path_factory.mktemp("installed")
+        left_out = shutil.ignore_patterns("__pycache__", "build", "*.egg-info", "output")
+        shutil.copytree(folder, work / "source", ignore=left_out)
+        pip = ["-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index"]
+        process = run_python(*pip, "--target", work / "site", work / "source")
+        assert process.returncode == 0, process.stdout + process.stderr
+        return work / "site"
+
+    return install
+
+
+_RUN_ALL = """
+import json, runpy, sys
+for command in json.loads(sys.argv[1]):
+    sys.argv = command
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            sys.exit(f"{command} ended with {end.code}")
+"""
+
+
+@pytest.fixture(scope="session")
+def run_scripts(run_python):
+    """Run scripts of this repository, ``run_scripts([script, *arguments], ..., path=folders)``, one
+    after the other in a process of their own, as :func:`run_python`; the output of all."""
+
+    def run(*commands, **options):
+        commands = [[str(ROOT / script), *map(str, words)] for script, *words in commands]
+        process = run_python("-W", "ignore", "-c", _RUN_ALL, json.dumps(commands), **options)
+        assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
+        return process.stdout
+
+    return run
+
+
+@pytest.fixture
+def register_argument(shapes_root):
+    """The ``--register`` argument of a set ``few`` of a few images."""
+    folder = os.path.join(shapes_root, "shapes/train")
+    return f"few={folder}/annotations.json,{folder}/images"

@@ -26,6 +26,7 @@ PAGES = sorted(
         *ROOT.glob("docs/**/*.md"),
         *ROOT.glob("projects/*.md"),
         *ROOT.glob("projects/*/README.md"),
+        *ROOT.glob("examples/*/README.md"),
     )
 )
 HTC_README = "projects/HTC/README.md"
@@ -71,6 +72,13 @@ def make_targets():
 
 def make_variables():
     return set(re.findall(r"^([A-Z_]+)\s*[?:]?=", read("Makefile"), re.MULTILINE))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def examples():
+    """The packages of the examples, which are not installed, make their keys known."""
+    for path in ROOT.glob("examples/*/*/__init__.py"):
+        importlib.import_module(path.parent.name)
 
 
 @cache

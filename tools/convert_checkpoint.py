@@ -3,16 +3,14 @@
 this collection, and print what became of every tensor. Configs accept such files directly, too."""
 
 import argparse
-import importlib
 import sys
-from pathlib import Path
 from typing import List, Tuple
 
 import torch
 
 from d2ext.checkpoint import list_importers, read_file
 from d2ext.checkpoint.convert import export_file, import_file, save_weights
-from d2ext.config import load_projects
+from d2ext.config import load_projects, project_configs
 from d2ext.engine import build_experiment
 from d2ext.engine.cli import run_guarded
 from d2ext.errors import UserError
@@ -20,7 +18,7 @@ from d2ext.errors import UserError
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--project", metavar="NAME", help="htc, fcis, mnc; needed without a config")
+    parser.add_argument("--project", metavar="NAME", help="such as htc; needed without a config")
     parser.add_argument("--in", dest="source", required=True, metavar="FILE", help="the checkpoint")
     parser.add_argument(
         "--out", metavar="FILE", help=".pkl, .pth or .safetensors to write; none: only report"
@@ -55,10 +53,9 @@ def find_config(project: str, source: str) -> Tuple[str, List[str]]:
         if found is None:
             continue
         name, overrides = found
-        package = importlib.import_module(project).__file__
-        path = Path(package).resolve().parents[1] / "configs" / name
-        if path.is_file():
-            return str(path), overrides
+        folder = project_configs(project)
+        if folder is not None and (folder / name).is_file():
+            return str(folder / name), overrides
     raise UserError(f"no config of project '{project}' is known for '{source}': add --config-file")
 
 

@@ -158,6 +158,8 @@ def _load_yaml(path: str) -> CfgNode:
         raise UserError(
             f"config file '{path}': its _BASE_ '{error.filename}' does not exist"
         ) from error
+    except UserError as error:  # a shipped base that there is not
+        raise UserError(f"config file '{path}', _BASE_: {error}") from error
     except RecursionError as error:
         raise UserError(f"config file '{path}': its _BASE_ leads back to itself") from error
     except (TypeError, AttributeError) as error:

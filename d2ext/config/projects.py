@@ -1,19 +1,22 @@
 """How projects reach the shared package without being named in it.
 
-A project package calls :func:`register_config` when it is imported and declares itself under the
-entry point group ``d2ext.projects``; :func:`load_projects` imports whatever is declared, so that
-every tool understands the configs of every installed project.
+A project package, in this repository or anywhere else, calls :func:`register_config` when it is
+imported and declares itself under the entry point group ``d2ext.projects``; :func:`load_projects`
+imports whatever is declared, so that every tool understands the configs of every installed project.
 """
 
 import functools
+import importlib
 import importlib.metadata
 import logging
-from typing import Callable, List
+from pathlib import Path
+from typing import Callable, List, Optional
 
 from detectron2.config import CfgNode
 
 ConfigFunction = Callable[[CfgNode], None]
 
+_GROUP = "d2ext.projects"
 _CONFIG_FUNCTIONS: List[ConfigFunction] = []
 
 
@@ -33,15 +36,28 @@ def config_functions() -> List[ConfigFunction]:
 def load_projects() -> tuple:
     """Import every installed project once. Returns the names of those that could be imported."""
     loaded = []
-    for entry in importlib.metadata.entry_points(group="d2ext.projects"):
+    for entry in importlib.metadata.entry_points(group=_GROUP):
         try:
             entry.load()
-        except ImportError as error:
+        except Exception as error:  # anyone's code; the others have to work without it
             logging.getLogger(__name__).warning(
-                "project %s is declared but cannot be imported (%s); run `make install` again",
+                "project %s of the package %s cannot be imported (%s: %s); install it again, or "
+                "uninstall it",
                 entry.name,
-                error,
+                entry.dist.name if entry.dist else "?",
+                type(error).__name__,
+                " ".join(str(error).split()),
             )
         else:
             loaded.append(entry.name)
     return tuple(loaded)
+
+
+def project_configs(name: str) -> Optional[Path]:
+    """Folder of an installed project's configs, in its package or beside it; None without one."""
+    for entry in importlib.metadata.entry_points(group=_GROUP, name=name):
+        package = Path(importlib.import_module(entry.module).__file__).resolve().parent
+        for folder in (package / "configs", package.parent / "configs"):
+            if folder.is_dir():
+                return folder
+    return None

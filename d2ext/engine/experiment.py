@@ -222,6 +222,8 @@ class YacsExperiment(Experiment):
 class LazyExperiment(Experiment):
     """A run described by a lazy config; see ``configs/common`` for the fields."""
 
+    # Where a model keeps its number of classes.
+    CLASSES_KEY = "model.roi_heads.num_classes"
     # Where a semantic branch may keep its number of labels.
     SEMANTIC_KEYS = ("model.roi_heads.semantic_head.num_classes", "model.sem_seg_head.num_classes")
 
@@ -230,6 +232,11 @@ class LazyExperiment(Experiment):
         self._read()
 
     def _read(self) -> None:
+        if OmegaConf.select(self.cfg, self.CLASSES_KEY) is None:
+            raise UserError(
+                f"the lazy config has no {self.CLASSES_KEY}, which is set to the number of classes "
+                "of the data; refer to it where else the model needs that number"
+            )
         train = self.cfg.train
         self.output_dir = train.output_dir
         self.init_checkpoint = train.init_checkpoint or ""
@@ -287,10 +294,10 @@ class LazyExperiment(Experiment):
         return [instantiate(a) for a in self.cfg.dataloader.test.mapper.augmentations]
 
     def num_classes(self) -> int:
-        return self.cfg.model.roi_heads.num_classes
+        return OmegaConf.select(self.cfg, self.CLASSES_KEY)
 
     def set_num_classes(self, things: int, semantic: Optional[int] = None) -> None:
-        self.cfg.model.roi_heads.num_classes = things
+        OmegaConf.update(self.cfg, self.CLASSES_KEY, things)
         if semantic is not None:
             for key in self.SEMANTIC_KEYS:
                 if OmegaConf.select(self.cfg, key) is not None:

@@ -79,13 +79,15 @@ def _truth_entries(truth: GroundTruth, with_masks: bool):
 
 def _found_entries(order, detections, num_classes: int, with_masks: bool):
     """Detections with the fields that COCO's `loadRes` would add: the area is that of the mask when
-    masks are compared, else that of the box."""
+    masks are compared, else that of the box; so is the score, where masks have one."""
     entries = []
     for number, index in enumerate(order, start=1):
         if detections[index] is None:
             continue
         for entry in to_coco(detections[index], number, range(1, num_classes + 1)):
+            mask_score = entry.pop("mask_score", entry["score"])
             if with_masks:
+                entry["score"] = mask_score
                 entry["area"] = float(mask_util.area(entry["segmentation"]))
                 entry["bbox"] = mask_util.toBbox(entry["segmentation"]).tolist()
             else:

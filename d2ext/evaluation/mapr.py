@@ -68,7 +68,7 @@ def match_image(
     """
     count = 0 if found is None else len(found.scores)
     classes = np.zeros(0, np.int64) if found is None else found.classes
-    scores = np.zeros(0) if found is None else found.scores.astype(np.float64)
+    scores = np.zeros(0) if found is None else found.scores_of(with_masks=True).astype(np.float64)
     overlaps, cover = np.full(count, -1.0), np.zeros(count)
     objects = np.zeros(count, np.int64)
     things = [a for a in image.annotations if not a["iscrowd"]]

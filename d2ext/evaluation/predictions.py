@@ -20,10 +20,16 @@ class ImageDetections(NamedTuple):
     scores: np.ndarray  # float32 (N,)
     classes: np.ndarray  # int64 (N,), contiguous
     masks: Optional[List[bytes]]  # COCO's compressed run-length codes; None: a model without masks
+    mask_scores: Optional[np.ndarray] = None  # float32 (N,), of the masks; None: those of the boxes
 
     def rles(self) -> List[dict]:
         """Masks as pycocotools takes them."""
         return [{"size": list(self.size), "counts": counts} for counts in self.masks or ()]
+
+    def scores_of(self, with_masks: bool) -> np.ndarray:
+        """float32 (N,): the scores by which boxes, or masks, are ranked."""
+        own = with_masks and self.mask_scores is not None
+        return self.mask_scores if own else self.scores
 
 
 def _encode(masks) -> List[bytes]:
@@ -35,20 +41,35 @@ def _encode(masks) -> List[bytes]:
     return codes
 
 
+def _scores(instances: Instances, field: str, image_id) -> np.ndarray:
+    """A field with one finite number per detection, float32 (N,)."""
+    scores = instances.get(field).detach().cpu().numpy().astype(np.float32)
+    if scores.shape != (len(instances),):
+        raise UserError(
+            f"'{field}' of image {image_id!r} has the shape {scores.shape} for "
+            f"{len(instances)} detections; one number each is needed"
+        )
+    if not np.isfinite(scores).all():
+        what = "score" if field == "scores" else "mask score"
+        raise UserError(f"the model gave a {what} that is not finite for image {image_id!r}")
+    return scores
+
+
 def collect(instances: Instances, image_id) -> ImageDetections:
     """Compact copy of a model's output for one image.
 
     Args:
-        instances: on any device, in image coordinates, with `pred_boxes`, `scores`, `pred_classes`
-            and, of a model with masks, `pred_masks` (N, H, W) at image resolution.
+        instances: on any device, in image coordinates, with `pred_boxes`, `scores` (N,),
+            `pred_classes` and, of a model with masks, `pred_masks` (N, H, W) at image resolution.
+            A model that scores its masks apart from its boxes adds `mask_scores` (N,).
         image_id: of the data set's record.
 
     Raises:
-        UserError: a score that is not finite, or masks of another size than the image.
+        UserError: scores that are not finite or not one per detection, or masks of another size
+            than the image.
     """
-    scores = instances.scores.detach().cpu().numpy().astype(np.float32)
-    if not np.isfinite(scores).all():
-        raise UserError(f"the model gave a score that is not finite for image {image_id!r}")
+    scores = _scores(instances, "scores", image_id)
+    own = _scores(instances, "mask_scores", image_id) if instances.has("mask_scores") else None
     masks = None
     if instances.has("pred_masks"):
         masks = instances.pred_masks
@@ -66,13 +87,15 @@ def collect(instances: Instances, image_id) -> ImageDetections:
         scores,
         instances.pred_classes.detach().cpu().numpy().astype(np.int64),
         masks,
+        own,
     )
 
 
 def to_coco(
     detections: ImageDetections, image_id, category_ids: Sequence[int], text: bool = False
 ) -> Iterator[dict]:
-    """Detections in COCO's results format.
+    """Detections in COCO's results format; `score` is that of the box, and `mask_score` is added
+    where masks have scores of their own.
 
     Args:
         detections: of one image.
@@ -97,6 +120,8 @@ def to_coco(
                 "size": list(detections.size),
                 "counts": counts.decode() if text else counts,
             }
+        if detections.mask_scores is not None:
+            result["mask_score"] = float(detections.mask_scores[index])
         yield result
 
 

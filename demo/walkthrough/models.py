@@ -16,7 +16,7 @@ class Model(NamedTuple):
     Attributes:
         name: of the config, of the output folder, and in metrics.json.
         title: for people.
-        script, config: the command line, relative to the repository.
+        script, config: the command line, relative to the repository or absolute.
         about: what is special about it, one sentence.
     """
 
@@ -72,16 +72,32 @@ MODELS = (
 
 
 def select(names: Sequence[str]) -> List[Model]:
-    """The models of these names, in the order of :data:`MODELS`; all of them without names."""
+    """The models of these names, in the order of :data:`MODELS`, and after them those of the names
+    that are paths of configs, of any installed project; all of :data:`MODELS` without names."""
     known = [model.name for model in MODELS]
+    configs = [Path(name) for name in names if Path(name).suffix in (".yaml", ".py")]
     for name in names:
-        if name not in known:
-            raise UserError(f"--models {name}: no such model; there are {', '.join(known)}")
-    return [model for model in MODELS if not names or model.name in names]
+        if name not in known and Path(name) not in configs:
+            raise UserError(
+                f"--models {name}: no such model; there are {', '.join(known)}, "
+                "and a path of a config (.yaml, .py) will do"
+            )
+    chosen = [model for model in MODELS if not names or model.name in names]
+    for path in configs:
+        if path.stem in [model.name for model in chosen]:
+            raise UserError(f"--models {path}: there is another model '{path.stem}'")
+        config = str(path.resolve())
+        chosen.append(Model(path.stem, path.stem, "tools/train_net.py", config, f"From {path}."))
+    return chosen
 
 
-def overrides_for(model: Model, overrides: Sequence[str]) -> List[str]:
-    """Of the ``KEY=VALUE`` and ``MODEL:KEY=VALUE`` words, those that concern one model."""
+def overrides_for(model: Model, overrides: Sequence[str], names: Sequence[str] = ()) -> List[str]:
+    """Of the ``KEY=VALUE`` and ``MODEL:KEY=VALUE`` words, those that concern one model.
+
+    Args:
+        names: what :func:`select` was given.
+    """
+    known = [m.name for m in MODELS] + [Path(name).stem for name in names]
     found = []
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -90,7 +106,7 @@ def overrides_for(model: Model, overrides: Sequence[str]) -> List[str]:
             raise UserError(f"--override {text}: write KEY=VALUE or MODEL:KEY=VALUE")
         if not colon or name == model.name:
             found.append(f"{rest}={value}")
-        elif name not in [m.name for m in MODELS]:
+        elif name not in known:
             raise UserError(f"--override {text}: there is no model '{name}'")
     return found
 

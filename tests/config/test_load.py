@@ -113,6 +113,14 @@ def test_shipped_files_have_an_address_of_their_own():
         assert f.read() == expected.read()
 
 
+def test_a_shipped_config_is_the_base_of_one_that_lies_elsewhere(write):
+    base = load_config(get_config_file("mask_rcnn_tiny.yaml"))  # which has bases of its own
+    cfg = load_config(write("own.yaml", "_BASE_: d2ext://mask_rcnn_tiny.yaml\nSEED: 7"))
+    assert cfg.SEED == 7 and base.SEED != 7
+    base.SEED = 7
+    assert json.dumps(cfg) == json.dumps(base)
+
+
 # -------------------------------------------------------------------------------------------------
 # what does not
 
@@ -129,6 +137,13 @@ def test_a_missing_file_is_named_with_its_neighbours(write, tmp_path):
 def test_a_missing_shared_config_is_named_with_the_nearest():
     with pytest.raises(UserError, match=r"no shared config 'common/trian.py' \(nearest: common/tr"):
         get_config("common/trian.py")
+
+
+def test_a_missing_shipped_base_is_named_with_the_file_and_the_nearest(write):
+    path = write("own.yaml", "_BASE_: d2ext://mask_rcnn_tinny.yaml")
+    text = message(path)
+    assert text.startswith(f"config file '{path}', _BASE_: no shared config 'mask_rcnn_tinny.yaml'")
+    assert "(nearest: mask_rcnn_tiny" in text
 
 
 def test_another_suffix_is_refused(write):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from d2ext.config import get_cfg, load_projects
+from d2ext.config import add_d2ext_config, add_modeling_config, load_projects
+from d2ext.config.projects import config_functions
 
 from detectron2.config import get_cfg as detectron2_cfg
 
@@ -23,8 +24,13 @@ def flat(cfg, prefix=""):
 
 
 def added_keys():
+    """Those of d2ext and of the projects in this repository."""
     load_projects()
-    return sorted(set(flat(get_cfg())) - set(flat(detectron2_cfg())))
+    cfg, own = detectron2_cfg(), {path.parent.name for path in ROOT.glob("projects/*/*/config.py")}
+    projects = [f for f in config_functions() if f.__module__.partition(".")[0] in own]
+    for function in (add_d2ext_config, add_modeling_config, *projects):
+        function(cfg)
+    return sorted(set(flat(cfg)) - set(flat(detectron2_cfg())))
 
 
 def set_by_configs():

@@ -176,6 +176,20 @@ def test_models_are_chosen_by_name_and_unknown_names_are_errors():
         models.select(["htc"])
 
 
+def test_a_config_of_any_project_is_a_model_too():
+    from walkthrough import models
+
+    names = ["elsewhere/own_tiny.yaml", "htc_tiny"]
+    htc, own = models.select(names)
+    assert (htc.name, own.name, own.title) == ("htc_tiny", "own_tiny", "own_tiny")
+    assert own.script == "tools/train_net.py" and own.config.endswith("/elsewhere/own_tiny.yaml")
+    texts = ["own_tiny:a.b=1", "htc_tiny:c=2", "d=3"]
+    assert models.overrides_for(own, texts, names) == ["a.b=1", "d=3"]
+    assert models.overrides_for(htc, texts, names) == ["c=2", "d=3"]
+    with pytest.raises(UserError, match="there is another model 'htc_tiny'"):
+        models.select(["htc_tiny", "elsewhere/htc_tiny.py"])
+
+
 def test_overrides_concern_all_models_or_one():
     from walkthrough import models
 

@@ -129,6 +129,16 @@ def test_class_count_that_contradicts_the_data_names_both_numbers(configs, coco_
     build_experiment(f"{configs['mask_rcnn']}.{kind}", [*overrides, f"{key}=2"], [coco_file])
 
 
+def test_a_lazy_model_without_its_number_of_classes_is_refused_with_the_place(tmp_path):
+    lines = ["from d2ext.config import get_config", '_base = get_config("mask_rcnn_tiny.py")']
+    lines += ["model, dataloader, optimizer = _base.model, _base.dataloader, _base.optimizer"]
+    lines += ["lr_multiplier, train = _base.lr_multiplier, _base.train"]
+    lines += ['del model.roi_heads["num_classes"]']
+    (tmp_path / "own.py").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="no model.roi_heads.num_classes, which is set to"):
+        build_experiment(str(tmp_path / "own.py"))
+
+
 @pytest.mark.parametrize("kind", ["yaml", "py"])
 def test_eval_only_takes_the_last_checkpoint_of_the_output_folder(short_run, monkeypatch, kind):
     from d2ext.engine import loop

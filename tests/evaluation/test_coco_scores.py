@@ -12,6 +12,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from d2ext.errors import UserError
 from d2ext.evaluation import InstanceEvaluator, coco_metrics, evaluate_coco
 from d2ext.evaluation.coco_scores import IMPLEMENTATIONS, class_rows, default_implementation
 from d2ext.evaluation.ground_truth import by_image, load_ground_truth
@@ -173,6 +174,54 @@ def test_random_detections_score_as_with_pycocotools(
         expected = 100 * own[own > -1].mean() if (own > -1).any() else float("nan")
         assert metrics[f"AP-{name}"] == pytest.approx(expected, abs=1e-6, nan_ok=True)
         assert row[:2] == [name, pytest.approx(expected, abs=1e-6, nan_ok=True)]
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm", "boundary"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_masks_are_ranked_by_scores_of_their_own_and_boxes_by_theirs(
+    register, tmp_path, implementation, kind
+):
+    data, found = random_data(0, many=True)  # more detections in an image than count
+    json_file = register(data)
+    truth, rng = load_ground_truth("random"), np.random.default_rng(5)
+    detections, renamed = [], []
+    for image_id, objects in found.items():
+        instances = instances_of(objects)
+        instances.mask_scores = torch.from_numpy(rng.random(len(objects)) - 0.2)  # any real number
+        detections.append(collect(instances, image_id))
+        instances.scores = instances.mask_scores
+        instances.remove("mask_scores")
+        renamed.append(collect(instances, image_id))
+    tables = evaluate_coco(truth, by_image(truth, detections), kind, implementation)
+    if kind == "boundary":  # pycocotools has none, but it is tested with one kind of scores
+        precision = evaluate_coco(truth, by_image(truth, renamed), kind, implementation).precision
+    else:
+        write_results(detections, truth.category_ids, str(tmp_path / "results.json"))
+        results = json.loads((tmp_path / "results.json").read_text())
+        for result in results:
+            mask_score = result.pop("mask_score")
+            result["score"] = mask_score if kind == "segm" else result["score"]
+        _, precision = reference(json_file, results, kind)
+    np.testing.assert_allclose(tables.precision, precision, rtol=0, atol=1e-9)
+    plain = [image._replace(mask_scores=None) for image in detections]
+    by_box = evaluate_coco(truth, by_image(truth, plain), kind, implementation).precision
+    assert np.array_equal(tables.precision, by_box) == (kind == "bbox")
+
+
+def test_results_without_mask_scores_are_written_without_them(tmp_path):
+    write_results([collect(instances_of([(0, np.ones(SIZE), 0.5)]), 1)], [1], tmp_path / "r.json")
+    (result,) = json.loads((tmp_path / "r.json").read_text())
+    assert result["score"] == 0.5 and "mask_score" not in result
+
+
+@pytest.mark.parametrize(
+    ("mask_scores", "words"), [([float("nan")], "mask score"), ([[0.5]], "one number each")]
+)
+def test_broken_mask_scores_are_named(mask_scores, words):
+    instances = instances_of([(0, np.ones(SIZE), 0.5)])
+    instances.mask_scores = torch.tensor(mask_scores)
+    with pytest.raises(UserError, match=words):
+        collect(instances, 7)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

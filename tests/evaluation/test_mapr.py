@@ -163,6 +163,24 @@ def test_random_data_sets_agree_with_brute_force(block):
     assert all(seen.values())
 
 
+@pytest.mark.parametrize("seed", [4, 5, 6])
+def test_masks_are_ranked_by_scores_of_their_own(seed):
+    truth, found, num_classes = random_set(seed)
+    given, rng = found_of(found), np.random.default_rng(seed)
+    rescored = []
+    for number, (size, objects) in enumerate(found):
+        scores = rng.random(len(objects or ())).astype(np.float32)
+        if objects is not None:
+            given[number] = given[number]._replace(mask_scores=scores)
+            objects = [(c, mask, s) for (c, mask, _), s in zip(objects, scores.tolist())]
+        rescored.append((size, objects))
+    table = evaluate_mapr(truth_of(truth, num_classes), given).table
+    expected = [[oracle(truth, rescored, c, iou) for iou in IOUS] for c in range(num_classes)]
+    np.testing.assert_allclose(100 * table, np.array(expected, float), atol=1e-9)
+    by_box = evaluate_mapr(truth_of(truth, num_classes), found_of(found)).table
+    assert not np.array_equal(table, by_box, equal_nan=True)
+
+
 def test_eleven_points_and_area_of_a_curve_that_ends_exactly_at_a_point():
     inputs, expected = vector("EV1")
     recall, precision = recall_and_precision(np.array(inputs["tp"]), inputs["npos"])
