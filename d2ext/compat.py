@@ -1,11 +1,11 @@
 """Every adaptation of detectron2 v0.6 to today's Python stack; no other module patches anything.
 
-Two phases. :func:`install` runs at ``import d2ext``: it is cheap, imports only ``detectron2``
-itself and makes its sub-packages importable. The ``patch_*`` functions import detectron2 modules in
-order to adapt them, so each is called by the ``d2ext`` sub-package that uses those modules.
+Two phases. `install` runs at `import d2ext`: it is cheap, imports only `detectron2`
+itself and makes its sub-packages importable. The `patch_*` functions import detectron2 modules in
+order to adapt them, so each is called by the `d2ext` sub-package that uses those modules.
 
-Rules: probe the feature, never the version (v0.6 and upstream main both report ``0.6``); where the
-probe says that nothing is missing, nothing is touched, so on upstream main :func:`applied` stays
+Rules: probe the feature, never the version (v0.6 and upstream main both report `0.6`); where the
+probe says that nothing is missing, nothing is touched, so on upstream main `applied` stays
 empty.
 """
 
@@ -18,8 +18,8 @@ import re
 import sys
 import types
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, Optional, Tuple
 
 _APPLIED = []
 
@@ -30,13 +30,13 @@ _MISSING_DETECTRON2 = (
 )
 
 
-def applied() -> Tuple[str, ...]:
+def applied() -> tuple[str, ...]:
     """Names of the adaptations in force, in the order in which they were applied."""
     return tuple(_APPLIED)
 
 
 def _adaptation(function: Callable[[], bool]) -> Callable[[], None]:
-    """Run ``function`` at most once and record its name if it reports that it changed something."""
+    """Run `function` at most once and record its name if it reports that it changed something."""
     state = {"done": False}
 
     @functools.wraps(function)
@@ -49,8 +49,8 @@ def _adaptation(function: Callable[[], bool]) -> Callable[[], None]:
     return run
 
 
-def _detectron2_folder() -> Optional[Path]:
-    """Where detectron2 lies; ``None`` if it is absent. Imports nothing.
+def _detectron2_folder() -> Path | None:
+    """Where detectron2 lies; `None` if it is absent. Imports nothing.
 
     Beside a checkout of detectron2, Python takes its outer folder for a namespace package of that
     name, which has no origin and is none.
@@ -60,7 +60,7 @@ def _detectron2_folder() -> Optional[Path]:
 
 
 def _source_matches(relative_path: str, pattern: str) -> bool:
-    """Whether a file of detectron2 contains ``pattern``; reads the source, imports nothing."""
+    """Whether a file of detectron2 contains `pattern`; reads the source, imports nothing."""
     path = _detectron2_folder() / relative_path
     return path.is_file() and re.search(pattern, path.read_text(encoding="utf-8")) is not None
 
@@ -74,7 +74,7 @@ def has_compiled_detectron2() -> bool:
 
 
 def require_detectron2() -> None:
-    """Raise ``ImportError`` with a one-line remedy if detectron2 cannot be found."""
+    """Raise `ImportError` with a one-line remedy if detectron2 cannot be found."""
     if _detectron2_folder() is None:
         raise ImportError(_MISSING_DETECTRON2)
 
@@ -84,7 +84,7 @@ def require_detectron2() -> None:
 
 
 class _StubExtension(types.ModuleType):
-    """Stands in for ``detectron2._C``: importable; explains itself when a compiled op is called."""
+    """Stands in for `detectron2._C`: importable; explains itself when a compiled op is called."""
 
     __d2ext_stub__ = True
 
@@ -100,7 +100,7 @@ class _StubExtension(types.ModuleType):
 
 @_adaptation
 def _stub_extension() -> bool:
-    """``ImportError: cannot import name '_C' from 'detectron2'`` in layers and modeling."""
+    """`ImportError: cannot import name '_C' from 'detectron2'` in layers and modeling."""
     # Upstream main guards the import; a stub would hide the absence of _C from it.
     unguarded = _source_matches("layers/deform_conv.py", r"(?m)^from detectron2 import _C\b")
     if has_compiled_detectron2() or not unguarded:
@@ -120,7 +120,7 @@ def _stub_extension() -> bool:
 
 @_adaptation
 def _pillow_linear() -> bool:
-    """``AttributeError: module 'PIL.Image' has no attribute 'LINEAR'`` in the transforms."""
+    """`AttributeError: module 'PIL.Image' has no attribute 'LINEAR'` in the transforms."""
     import PIL.Image
 
     used = _source_matches("data/transforms/transform.py", r"\bImage\.LINEAR\b")
@@ -131,7 +131,7 @@ def _pillow_linear() -> bool:
 
 
 def install() -> None:
-    """Phase 1. Does nothing when detectron2 is absent (``d2ext.ops`` works without it)."""
+    """Phase 1. Does nothing when detectron2 is absent (`d2ext.ops` works without it)."""
     if _detectron2_folder() is None:
         return
     _stub_extension()
@@ -145,7 +145,7 @@ def install() -> None:
 class _NumpyWithOldAliases(types.ModuleType):
     """numpy plus the scalar aliases it dropped in 1.24, for single detectron2 modules.
 
-    Assigning ``numpy.int = int`` globally would mislead other libraries, which probe for the names.
+    Assigning `numpy.int = int` globally would mislead other libraries, which probe for the names.
     """
 
     _ALIASES = {"int": int, "float": float, "str": str, "bool": bool}
@@ -159,7 +159,7 @@ class _NumpyWithOldAliases(types.ModuleType):
 
 
 def _restore_numpy_aliases(module_name: str, *aliases: str) -> bool:
-    """Give ``module_name`` its own ``np`` if its source uses an alias that numpy lacks."""
+    """Give `module_name` its own `np` if its source uses an alias that numpy lacks."""
     import numpy
 
     module = importlib.import_module(module_name)
@@ -172,7 +172,7 @@ def _restore_numpy_aliases(module_name: str, *aliases: str) -> bool:
 
 
 class _SortingRandom(random.Random):
-    """``random.Random`` whose ``sample`` takes sets again."""
+    """`random.Random` whose `sample` takes sets again."""
 
     def sample(self, population, k, **kwargs):
         if isinstance(population, (set, frozenset)):
@@ -181,7 +181,7 @@ class _SortingRandom(random.Random):
 
 
 def _random_samples_sets() -> bool:
-    """Whether ``random.sample`` accepts a set, as it did before Python 3.11."""
+    """Whether `random.sample` accepts a set, as it did before Python 3.11."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -192,7 +192,7 @@ def _random_samples_sets() -> bool:
 
 @_adaptation
 def _map_dataset_sampling() -> bool:
-    """``TypeError: Population must be a sequence`` when a mapper returns ``None``."""
+    """`TypeError: Population must be a sequence` when a mapper returns `None`."""
     used = _source_matches("data/common.py", r"\bsample\(self\._fallback_candidates\b")
     if not used or _random_samples_sets():
         return False
@@ -213,19 +213,19 @@ def _map_dataset_sampling() -> bool:
 
 @_adaptation
 def _class_histogram() -> bool:
-    """The table of instances per class silently disappears from the log (``np.int``)."""
+    """The table of instances per class silently disappears from the log (`np.int`)."""
     return _restore_numpy_aliases("detectron2.data.build", "int")
 
 
 @_adaptation
 def _pascal_voc_ids() -> bool:
-    """``AttributeError: module 'numpy' has no attribute 'str'`` when Pascal VOC is loaded."""
+    """`AttributeError: module 'numpy' has no attribute 'str'` when Pascal VOC is loaded."""
     return _restore_numpy_aliases("detectron2.data.datasets.pascal_voc", "str")
 
 
 @_adaptation
 def _sem_seg_evaluation() -> bool:
-    """``AttributeError: module 'numpy' has no attribute 'int'`` in SemSegEvaluator."""
+    """`AttributeError: module 'numpy' has no attribute 'int'` in SemSegEvaluator."""
     return _restore_numpy_aliases(
         "detectron2.evaluation.sem_seg_evaluation", "int", "float", "bool"
     )
@@ -233,30 +233,30 @@ def _sem_seg_evaluation() -> bool:
 
 @_adaptation
 def _pascal_voc_evaluation() -> bool:
-    """``np.bool`` in the Pascal VOC evaluator, with numpy 1.24 to 1.26."""
+    """`np.bool` in the Pascal VOC evaluator, with numpy 1.24 to 1.26."""
     return _restore_numpy_aliases("detectron2.evaluation.pascal_voc_evaluation", "bool")
 
 
 @_adaptation
 def _mask_structures() -> bool:
-    """``np.bool`` in polygon and bit masks, with numpy 1.24 to 1.26."""
+    """`np.bool` in polygon and bit masks, with numpy 1.24 to 1.26."""
     return _restore_numpy_aliases("detectron2.structures.masks", "bool")
 
 
 @_adaptation
 def _visualizer() -> bool:
-    """``np.bool`` in the visualiser, with numpy 1.24 to 1.26."""
+    """`np.bool` in the visualiser, with numpy 1.24 to 1.26."""
     return _restore_numpy_aliases("detectron2.utils.visualizer", "bool", "int", "float")
 
 
 @_adaptation
 def _video_visualizer() -> bool:
-    """``np.bool`` in the video visualiser, with numpy 1.24 to 1.26."""
+    """`np.bool` in the video visualiser, with numpy 1.24 to 1.26."""
     return _restore_numpy_aliases("detectron2.utils.video_visualizer", "bool")
 
 
 def patch_data() -> None:
-    """For users of ``detectron2.data``."""
+    """For users of `detectron2.data`."""
     require_detectron2()
     _map_dataset_sampling()
     _class_histogram()
@@ -265,20 +265,20 @@ def patch_data() -> None:
 
 
 def patch_structures() -> None:
-    """For users of ``detectron2.structures``."""
+    """For users of `detectron2.structures`."""
     require_detectron2()
     _mask_structures()
 
 
 def patch_evaluation() -> None:
-    """For users of ``detectron2.evaluation``."""
+    """For users of `detectron2.evaluation`."""
     require_detectron2()
     _sem_seg_evaluation()
     _pascal_voc_evaluation()
 
 
 def patch_visualization() -> None:
-    """For users of ``detectron2.utils.visualizer``."""
+    """For users of `detectron2.utils.visualizer`."""
     require_detectron2()
     _visualizer()
     _video_visualizer()

@@ -95,7 +95,7 @@ def expand_inputs(inputs) -> list:
 
 
 def name_outputs(paths, folder) -> list:
-    """A stem below ``folder`` for each path; images of one name from several folders are numbered.
+    """A stem below `folder` for each path; images of one name from several folders are numbered.
 
     Raises:
         UserError: a picture would replace one of the images.
@@ -130,7 +130,7 @@ def read_bgr(path):
 
 
 def found_table(instances, class_names) -> str:
-    """What was found, one line per instance, the best ``_TABLE_ROWS`` of them."""
+    """What was found, one line per instance, the best `_TABLE_ROWS` of them."""
     more = len(instances) - _TABLE_ROWS
     instances = instances[instances.scores.argsort(descending=True, stable=True)[:_TABLE_ROWS]]
     areas = ["-"] * len(instances)
@@ -153,7 +153,7 @@ def found_table(instances, class_names) -> str:
 
 
 def coco_results(instances, image_id, path, class_names) -> list:
-    """COCO results of one image, plus ``file_name``, ``category`` (the name) and ``mask_score``
+    """COCO results of one image, plus `file_name`, `category` (the name) and `mask_score`
     where the model scores its masks."""
     results = [
         {**result, "file_name": str(path), "category": class_names[result["category_id"]]}

@@ -11,8 +11,6 @@ process time, which other programs disturb less than wall time. Exit status 1 wh
 quiet row.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import platform
@@ -115,7 +113,7 @@ def time_once(run: Callable) -> tuple[float, float]:
 
 
 def graphed(run: Callable, tensors: tuple) -> Callable | None:
-    """``run`` as a CUDA graph, or None when it cannot be captured."""
+    """`run` as a CUDA graph, or None when it cannot be captured."""
     try:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

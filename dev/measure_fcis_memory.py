@@ -34,7 +34,7 @@ def memory(name: str) -> float:
 
 
 def peak_of(function) -> dict:
-    """Peak of the resident memory while ``function`` runs, and how much it held before."""
+    """Peak of the resident memory while `function` runs, and how much it held before."""
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak starts from what is held now
     before, start = memory("VmRSS"), time.perf_counter()

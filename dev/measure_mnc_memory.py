@@ -37,7 +37,7 @@ def measure(config_file, height, width, overrides=()):
     """Predict once.
 
     Returns:
-        dict: "parameters", "weights_gib" (peak before the prediction), "peak_gib", "candidates"
+        "parameters", "weights_gib" (peak before the prediction), "peak_gib", "candidates"
         (boxes that voted), "detections" and "seconds".
     """
     register_all()

@@ -20,7 +20,7 @@ class Drawing:
         self.axes.axis("off")
 
     def box(self, x, y, width, height, text, color, size=12, note=""):
-        """A block centred at (x, y); ``note`` is a second, smaller line."""
+        """A block centred at (x, y); `note` is a second, smaller line."""
         shape = FancyBboxPatch(
             (x - width / 2, y - height / 2),
             width,
@@ -60,7 +60,7 @@ class Drawing:
         self.axes.plot(xs, ys, color=color, linewidth=width, **options)
 
     def arrow(self, points, color, width=2.0, zorder=3, halo=False):
-        """A line along the points that ends in an arrow head; ``halo`` sets it off from others."""
+        """A line along the points that ends in an arrow head; `halo` sets it off from others."""
         start, end = points[-2], points[-1]
         if halo:
             self.line(points, "white", width + 5, zorder=zorder - 0.5, solid_capstyle="butt")
@@ -85,7 +85,7 @@ class Drawing:
             self.line([(x - dx, y - dy), (x + dx, y + dy)], INK, 1.3, zorder=6)
 
     def backbone(self, x, y, levels=4):
-        """Slices that become smaller to the right, centred at height ``y``, from ``x`` on."""
+        """Slices that become smaller to the right, centred at height `y`, from `x` on."""
         for level in range(levels):
             left, half = x + 0.34 * level, 1.3 - 0.26 * level
             corners = [
@@ -98,7 +98,7 @@ class Drawing:
             self.axes.add_patch(shape)
 
     def legend(self, entries, y):
-        """``(color, width, text, step)`` in a row at the left; returns where the row ends."""
+        """`(color, width, text, step)` in a row at the left; returns where the row ends."""
         x = 0.35
         for color, width, text, step in entries:
             self.line([(x, y), (x + 0.4, y)], color, width)

@@ -1,8 +1,6 @@
 """What dev/benchmark_ops.py times: every operator at the sizes of real networks, what one would
 use instead, a float64 reference, and the gates."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -21,7 +19,7 @@ SCALE = peers_of.SCALE
 
 @dataclass
 class Case:
-    """One operator at one size; ``runs`` maps names of implementations to functions of inputs."""
+    """One operator at one size; `runs` maps names of implementations to functions of inputs."""
 
     op: str
     size: str
@@ -37,7 +35,7 @@ class Case:
 
 
 def both(function: Callable, wrt: tuple[int, ...]) -> Callable:
-    """Forward and backward of ``function`` with a gradient of ones-like noise."""
+    """Forward and backward of `function` with a gradient of ones-like noise."""
 
     def run(*inputs):
         *tensors, grad = inputs
@@ -53,7 +51,7 @@ def relative(found: torch.Tensor, oracle: torch.Tensor) -> float:
 
 
 class Cases:
-    """Makes the cases for one device; with ``quick`` at sizes that take seconds."""
+    """Makes the cases for one device; with `quick` at sizes that take seconds."""
 
     def __init__(self, device: torch.device, quick: bool):
         self.device, self.quick = device, quick

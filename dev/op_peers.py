@@ -1,7 +1,5 @@
 """Inputs and peers of dev/benchmark_ops.py: what users run today in place of d2ext.ops."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 import torchvision

@@ -94,7 +94,7 @@ def shapes_few(shapes_root):
 def run_python(tmp_path_factory):
     """Run Python in a process of its own that sees this checkout.
 
-    ``run_python(*arguments, path=(), **environment)`` gives the ``CompletedProcess``; ``path`` are
+    `run_python(*arguments, path=(), **environment)` gives the `CompletedProcess`; `path` are
     folders put before the checkout on the module search path.
     """
     folder = tmp_path_factory.mktemp("process")
@@ -219,8 +219,8 @@ for command in json.loads(sys.argv[1]):
 
 @pytest.fixture(scope="session")
 def run_scripts(run_python):
-    """Run scripts of this repository, ``run_scripts([script, *arguments], ..., path=folders)``, one
-    after the other in a process of their own, as :func:`run_python`; the output of all."""
+    """Run scripts of this repository, `run_scripts([script, *arguments], ..., path=folders)`, one
+    after the other in a process of their own, as `run_python`; the output of all."""
 
     def run(*commands, **options):
         commands = [[str(ROOT / script), *map(str, words)] for script, *words in commands]
@@ -233,6 +233,6 @@ def run_scripts(run_python):
 
 @pytest.fixture
 def register_argument(shapes_root):
-    """The ``--register`` argument of a set ``few`` of a few images."""
+    """The `--register` argument of a set `few` of a few images."""
     folder = os.path.join(shapes_root, "shapes/train")
     return f"few={folder}/annotations.json,{folder}/images"

@@ -83,7 +83,7 @@ def examples():
 
 @cache
 def help_text(script):
-    """What ``python script --help`` prints."""
+    """What `python script --help` prints."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(sys, "argv", [script, "--help"])

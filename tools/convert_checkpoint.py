@@ -4,7 +4,6 @@ this collection, and print what became of every tensor. Configs accept such file
 
 import argparse
 import sys
-from typing import List, Tuple
 
 import torch
 
@@ -43,7 +42,7 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def find_config(project: str, source: str) -> Tuple[str, List[str]]:
+def find_config(project: str, source: str) -> tuple[str, list[str]]:
     """The config of a project that fits a file, and overrides for it."""
     file = read_file(source)
     for importer in list_importers():
@@ -59,7 +58,7 @@ def find_config(project: str, source: str) -> Tuple[str, List[str]]:
     raise UserError(f"no config of project '{project}' is known for '{source}': add --config-file")
 
 
-def build_model(config: str, overrides: List[str], device: str) -> torch.nn.Module:
+def build_model(config: str, overrides: list[str], device: str) -> torch.nn.Module:
     """The model of a config; on "meta" without values, where only names and shapes matter."""
     experiment = build_experiment(config, overrides, with_data=False)
     experiment.set_device(device)

@@ -11,7 +11,6 @@ import math
 import os
 import sys
 import warnings
-from typing import Dict, List
 
 import torch
 from tabulate import tabulate
@@ -44,16 +43,16 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 @torch.no_grad()
-def evaluate_stages(model, loader, dataset_name: str) -> List[Dict[str, float]]:
+def evaluate_stages(model, loader, dataset_name: str) -> list[dict[str, float]]:
     """COCO metrics of the results after each stage.
 
     Args:
-        model: in evaluation mode, with ``inference_stages(batched_inputs)``.
+        model: in evaluation mode, with `inference_stages(batched_inputs)`.
         loader: batches of the data set.
         dataset_name: its registered name.
 
     Returns:
-        One ``{"bbox/AP": ..., "segm/AP50": ..., ...}`` per stage, in percent; an AP is 0 when
+        One `{"bbox/AP": ..., "segm/AP50": ..., ...}` per stage, in percent; an AP is 0 when
         nothing was found.
     """
     evaluators = []
@@ -75,7 +74,7 @@ def evaluate_stages(model, loader, dataset_name: str) -> List[Dict[str, float]]:
     return _without_gaps(results)
 
 
-def _without_gaps(results: List[Dict[str, float]]) -> List[Dict[str, float]]:
+def _without_gaps(results: list[dict[str, float]]) -> list[dict[str, float]]:
     """A stage that found nothing has no mask metrics and nan for boxes: both mean 0."""
     names = sorted({name for result in results for name in result if name in _COLUMNS})
     for result in results:
@@ -110,7 +109,7 @@ def run(args) -> None:
         _write(args.output, written)
 
 
-def _write(path: str, results: Dict[str, List[Dict[str, float]]]) -> None:
+def _write(path: str, results: dict[str, list[dict[str, float]]]) -> None:
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(path, "w", encoding="utf-8") as f:

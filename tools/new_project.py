@@ -33,7 +33,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def check_name(name: str) -> dict:
-    """What the templates call ``name``, ``cls`` and ``key``.
+    """What the templates call `name`, `cls` and `key`.
 
     Raises:
         UserError: not a name for a package, or something else has it.
@@ -74,10 +74,10 @@ def write_project(name: str, into: str) -> Path:
     """Write the files of a new project.
 
     Returns:
-        Its folder, ``into/name``.
+        Its folder, `into/name`.
 
     Raises:
-        UserError: see :func:`check_name`; or the folder exists or cannot be made.
+        UserError: see `check_name`; or the folder exists or cannot be made.
     """
     files = render(check_name(name))
     folder = Path(into) / name

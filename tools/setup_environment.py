@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Optional
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIREMENTS = ROOT / "requirements"
@@ -67,7 +66,7 @@ def check_checkout(folder: Path) -> None:
             raise CannotInstall(f"{folder} is no checkout of detectron2: it has no {name}")
 
 
-def fingerprint(detectron2: Optional[Path] = None) -> str:
+def fingerprint(detectron2: Path | None = None) -> str:
     """Hash of everything an installation depends on."""
     files = [ROOT / "setup.py", ROOT / "pyproject.toml", Path(__file__)]
     files += sorted(REQUIREMENTS.iterdir())
@@ -121,7 +120,7 @@ def torch_works(python: Path) -> bool:
     )
 
 
-def install_detectron2(python: Path, checkout: Optional[Path]) -> None:
+def install_detectron2(python: Path, checkout: Path | None) -> None:
     """The Python files of v0.6, unless detectron2 is there; or a checkout, compiled."""
     pip = (python, "-m", "pip", "install", "--no-cache-dir", "--use-pep517")
     pip += ("--no-build-isolation", "--no-deps")
@@ -139,7 +138,7 @@ def install_detectron2(python: Path, checkout: Optional[Path]) -> None:
         run(*pip, *pinned, DIST_EXTRA_CONFIG=str(REQUIREMENTS / "detectron2-build.cfg"))
 
 
-def install(venv: Path, development: bool, detectron2: Optional[Path] = None) -> None:
+def install(venv: Path, development: bool, detectron2: Path | None = None) -> None:
     """Create or complete the environment."""
     python = venv / "bin" / "python"
     if not python.exists():

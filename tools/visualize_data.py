@@ -76,12 +76,12 @@ def draw_record(record, metadata, scale=1.0):
     """Panels side by side: image, instances, semantic map (the latter only when there is one).
 
     Args:
-        record (dict): detectron2 record.
+        record: detectron2 record.
         metadata (Metadata): of its data set.
-        scale (float): panel size relative to the image.
+        scale: panel size relative to the image.
 
     Returns:
-        ndarray: uint8 RGB (H * scale, panels * W * scale, 3).
+        uint8 RGB (H * scale, panels * W * scale, 3).
     """
     image = _read(record["file_name"], "RGB")
     size = (int(image.shape[1] * scale), int(image.shape[0] * scale))

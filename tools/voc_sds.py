@@ -10,7 +10,6 @@ python tools/voc_sds.py example mydata                     a drawn miniature to 
 import argparse
 import os
 import sys
-from typing import List
 
 from PIL import Image
 from tqdm import tqdm
@@ -56,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _shortened(lines: List[str]) -> List[str]:
+def _shortened(lines: list[str]) -> list[str]:
     more = len(lines) - SHOWN
     return lines[:SHOWN] + ([f"and {more} more"] if more > 0 else [])
 

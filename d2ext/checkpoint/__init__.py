@@ -4,12 +4,12 @@ from d2ext import compat
 
 compat.require_detectron2()
 
-from d2ext.checkpoint.checkpointer import Checkpointer, read_metadata  # noqa: E402
-from d2ext.checkpoint.formats import CheckpointFile, read_file  # noqa: E402
-from d2ext.checkpoint.importing import import_weights, list_importers  # noqa: E402
-from d2ext.checkpoint.mapping import Conversion, Rule, export_weights  # noqa: E402
-from d2ext.checkpoint.registry import Importer, register_importer  # noqa: E402
-from d2ext.checkpoint.rng import RNGState, preserve_rng  # noqa: E402
+from d2ext.checkpoint.checkpointer import Checkpointer, read_metadata
+from d2ext.checkpoint.formats import CheckpointFile, read_file
+from d2ext.checkpoint.importing import import_weights, list_importers
+from d2ext.checkpoint.mapping import Conversion, Rule, export_weights
+from d2ext.checkpoint.registry import Importer, register_importer
+from d2ext.checkpoint.rng import RNGState, preserve_rng
 
 __all__ = [
     "CheckpointFile",

@@ -3,7 +3,8 @@
 import collections.abc
 import copy
 import os
-from typing import Any, Callable, Dict, List, Optional
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -23,18 +24,18 @@ _COUNTERS = ".num_batches_tracked"  # of batch norm; without meaning to fixed st
 
 class Checkpointer(DetectionCheckpointer):
     """detectron2's checkpointer plus atomic writing, class names, RNG states, one-line errors, and
-    the checkpoints of other programs, see :mod:`d2ext.checkpoint.importing`.
+    the checkpoints of other programs, see `d2ext.checkpoint.importing`.
 
     Nothing in a file can run.
 
     Args:
         model: the module, wrapped in DDP or not.
         save_dir: output folder.
-        metadata: plain values stored beside the weights; ``thing_classes`` (list of names) is what
+        metadata: plain values stored beside the weights; `thing_classes` (list of names) is what
             the predictor reads back.
-        checkpointables: as in detectron2; the trainer is passed as ``trainer=``.
+        checkpointables: as in detectron2; the trainer is passed as `trainer=`.
 
-    ``save`` is collective: every process calls it, because each contributes its RNG state.
+    `save` is collective: every process calls it, because each contributes its RNG state.
     """
 
     def __init__(
@@ -42,19 +43,19 @@ class Checkpointer(DetectionCheckpointer):
         model: torch.nn.Module,
         save_dir: str = "",
         *,
-        metadata: Optional[Dict[str, Any]] = None,
-        save_to_disk: Optional[bool] = None,
+        metadata: dict[str, Any] | None = None,
+        save_to_disk: bool | None = None,
         **checkpointables: Any,
     ):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.metadata = dict(metadata or {})
         self._source = ""
-        self._file: Optional[CheckpointFile] = None
+        self._file: CheckpointFile | None = None
         self._complete = False
-        self._missing: List[str] = []
+        self._missing: list[str] = []
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``save_dir/name.pth`` through a temporary file, then tag it as the last one.
+        """Write `save_dir/name.pth` through a temporary file, then tag it as the last one.
 
         Raises:
             UserError: the disk is full, or the folder cannot be written.
@@ -73,16 +74,16 @@ class Checkpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Make a file of the folder the one that ``--resume`` continues from."""
+        """Make a file of the folder the one that `--resume` continues from."""
         path = os.path.join(self.save_dir, "last_checkpoint")
         write_atomically(path, lambda f: f.write(last_filename_basename.encode()))
 
-    def load(self, path: str, checkpointables: Optional[List[str]] = None) -> Dict[str, Any]:
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load weights, and the named checkpointables (default: all).
 
         Args:
-            path: a file of any format that :mod:`d2ext.checkpoint.formats` reads, an address such
-                as ``https://...``, ``detectron2://...`` or ``d2ext://...``, or ``""`` to load
+            path: a file of any format that `d2ext.checkpoint.formats` reads, an address such
+                as `https://...`, `detectron2://...` or `d2ext://...`, or `""` to load
                 nothing.
             checkpointables: names given to the constructor.
 
@@ -106,11 +107,11 @@ class Checkpointer(DetectionCheckpointer):
         finally:
             self._file = None
 
-    def load_complete(self, path: str) -> Dict[str, Any]:
-        """As ``load(path, [])``, for evaluation and prediction: nothing may keep random weights.
+    def load_complete(self, path: str) -> dict[str, Any]:
+        """As `load(path, [])`, for evaluation and prediction: nothing may keep random weights.
 
         Raises:
-            UserError: as :meth:`load`, or the file lacks parameters of the model.
+            UserError: as `load`, or the file lacks parameters of the model.
         """
         self._complete = True
         try:
@@ -143,13 +144,13 @@ class Checkpointer(DetectionCheckpointer):
                 "train.init_checkpoint (lazy) to a file, or to '' to start from random weights"
             )
 
-    def _load_file(self, filename: str) -> Dict[str, Any]:
+    def _load_file(self, filename: str) -> dict[str, Any]:
         self._file = read_file(filename)
         # The weights are mapped into memory and copied into the model; a training state is kept,
         # and must not depend on the file any longer.
         return {**copy.deepcopy(self._file.rest), "model": self._file.weights}
 
-    def _load_model(self, checkpoint: Dict[str, Any]):
+    def _load_model(self, checkpoint: dict[str, Any]):
         settings = _plain_dict(_plain_dict(checkpoint.get(METADATA_KEY)).get(SETTINGS_KEY))
         if self._is_foreign(checkpoint):
             settings = self._convert(checkpoint)
@@ -175,14 +176,14 @@ class Checkpointer(DetectionCheckpointer):
         ]
         return incompatible
 
-    def _is_foreign(self, checkpoint: Dict[str, Any]) -> bool:
+    def _is_foreign(self, checkpoint: dict[str, Any]) -> bool:
         """Whether the names are those of another program (whose files detectron2 cannot match)."""
         if checkpoint.get("matching_heuristics", False):
             return False
         of_model = set(self.model.state_dict())
         return not any(name.removeprefix("module.") in of_model for name in checkpoint["model"])
 
-    def _convert(self, checkpoint: Dict[str, Any]) -> Dict[str, Any]:
+    def _convert(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
         """Put the weights of another program under the names of the model; their settings."""
         file = CheckpointFile(self._source, self._file.format, self._file.weights, self._file.rest)
         conversion = import_weights(file, self.model)
@@ -197,7 +198,7 @@ class Checkpointer(DetectionCheckpointer):
         return conversion.settings
 
 
-def _plain_dict(value: Any) -> Dict[str, Any]:
+def _plain_dict(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, collections.abc.Mapping) else {}
 
 
@@ -227,9 +228,9 @@ def write_atomically(path: str, write: Callable) -> None:
             os.unlink(temporary)
 
 
-def read_metadata(path: str) -> Dict[str, Any]:
-    """The ``metadata`` entry of a checkpoint file written by :class:`Checkpointer`, or what
-    MMDetection stores of its kind; else ``{}``.
+def read_metadata(path: str) -> dict[str, Any]:
+    """The `metadata` entry of a checkpoint file written by `Checkpointer`, or what
+    MMDetection stores of its kind; else `{}`.
 
     Weights stay on disk (memory-mapped), so this is quick for large files too.
     """

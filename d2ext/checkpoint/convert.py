@@ -1,7 +1,7 @@
 """Conversion of checkpoint files: from other programs into ours, and back."""
 
 import pickle
-from typing import Any, Dict, Optional
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,11 @@ from d2ext.checkpoint.importing import import_weights, list_importers
 from d2ext.checkpoint.mapping import Conversion, export_weights
 from d2ext.errors import UserError
 
-__all__ = ["export_file", "import_file", "save_weights"]
 
-
-def import_file(path: str, model: nn.Module, project: Optional[str] = None) -> Conversion:
+def import_file(path: str, model: nn.Module, project: str | None = None) -> Conversion:
     """Convert a file for a model, which may be without values (on the device "meta").
 
-    The caller decides by :meth:`Conversion.check` what is good enough.
+    The caller decides by `Conversion.check` what is good enough.
 
     Args:
         project: consider only importers of this project and those for all.
@@ -42,9 +40,9 @@ def import_file(path: str, model: nn.Module, project: Optional[str] = None) -> C
     return import_weights(file, model, project)
 
 
-def save_weights(path: str, weights: Dict[str, Tensor], metadata: Dict[str, Any]) -> None:
-    """Write weights as detectron2's ``.pkl`` of numpy arrays, as a ``.pth`` or as a
-    ``.safetensors`` with the metadata as JSON text in its header; floats as single precision.
+def save_weights(path: str, weights: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write weights as detectron2's `.pkl` of numpy arrays, as a `.pth` or as a
+    `.safetensors` with the metadata as JSON text in its header; floats as single precision.
 
     Raises:
         UserError: another ending, the file cannot be written, or its library is not installed.
@@ -70,14 +68,14 @@ def save_weights(path: str, weights: Dict[str, Tensor], metadata: Dict[str, Any]
         raise UserError(f"'{path}' must end in .pkl, .pth or .safetensors")
 
 
-def export_file(path: str, model: nn.Module, project: str, out: str) -> Dict[str, Tensor]:
+def export_file(path: str, model: nn.Module, project: str, out: str) -> dict[str, Tensor]:
     """Write one of our checkpoints under the names of the program whose files a project imports.
 
     Args:
         model: built by the checkpoint's config; gets its weights.
 
     Returns:
-        dict: the weights as written, under ``state_dict`` beside a ``meta`` with the classes and
+        the weights as written, under `state_dict` beside a `meta` with the classes and
         the pixel statistics as MMDetection spells them.
 
     Raises:

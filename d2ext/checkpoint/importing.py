@@ -1,14 +1,13 @@
 """The choice among the kinds of foreign checkpoints for a file, and its conversion.
 
-Projects add theirs by a module ``importer`` in their package, which calls
-:func:`d2ext.checkpoint.registry.register_importer`; it is found through the same entry points as
+Projects add theirs by a module `importer` in their package, which calls
+`d2ext.checkpoint.registry.register_importer`; it is found through the same entry points as
 their configs.
 """
 
 import functools
 import importlib.metadata
 import importlib.util
-from typing import List, Optional, Tuple
 
 from torch import nn
 
@@ -19,8 +18,6 @@ from d2ext.checkpoint.registry import Importer, Weights, registered_importers
 from d2ext.checkpoint.settings import SETTINGS_KEY
 from d2ext.config.projects import load_projects
 from d2ext.errors import UserError
-
-__all__ = ["find_importer", "import_weights", "list_importers"]
 
 
 @functools.cache
@@ -36,15 +33,15 @@ def _import_those_of_projects() -> None:
             importlib.import_module(name)
 
 
-def list_importers(project: Optional[str] = None) -> List[Importer]:
+def list_importers(project: str | None = None) -> list[Importer]:
     """All kinds, or those that models of a project can be loaded from."""
     _import_those_of_projects()
     return [x for x in registered_importers() if project is None or x.project in ("", project)]
 
 
 def find_importer(
-    file: CheckpointFile, model: nn.Module, project: Optional[str] = None
-) -> Tuple[Importer, Weights]:
+    file: CheckpointFile, model: nn.Module, project: str | None = None
+) -> tuple[Importer, Weights]:
     """The importer that has a use for most tensors of a file, and the file's weights as its rules
     name them.
 
@@ -72,12 +69,12 @@ def find_importer(
 
 
 def import_weights(
-    file: CheckpointFile, model: nn.Module, project: Optional[str] = None
+    file: CheckpointFile, model: nn.Module, project: str | None = None
 ) -> Conversion:
     """Convert the weights of a foreign checkpoint for a model, which is not changed.
 
     Args:
-        file: from :func:`d2ext.checkpoint.formats.read_file`.
+        file: from `d2ext.checkpoint.formats.read_file`.
         model: tells names, shapes and those settings that depend on it.
         project: consider only its importers and the shared ones.
 

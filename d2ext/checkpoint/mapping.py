@@ -4,32 +4,21 @@ parameter of a model, with an account of each tensor on either side."""
 import dataclasses
 import functools
 import re
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import (
     Any,
-    Callable,
-    Container,
-    Dict,
-    Iterable,
-    List,
-    Mapping,
-    Optional,
-    Sequence,
-    Tuple,
-    Union,
 )
 
 from torch import Tensor
 
 from d2ext.errors import UserError
 
-__all__ = ["Conversion", "Entry", "Rule", "convert_weights", "export_weights", "shapes_of"]
-
-Shape = Tuple[int, ...]
+Shape = tuple[int, ...]
 # Never loaded: counters without meaning to fixed statistics, and constants made from the config.
 _NOT_LOADED = re.compile(r"(.*\.num_batches_tracked|pixel_mean|pixel_std|.*cell_anchors\.\d+)")
 _FIELD = re.compile(r"\{(\w+)(?::([\w*]+)|([+-]\d+))?\}")
 _CLASSES = {None: r"\d+", "w": r"\w+", "*": r".*"}
-_FORMS: Dict[Optional[str], Callable[[str], str]] = {
+_FORMS: dict[str | None, Callable[[str], str]] = {
     None: str,
     # Layers of a block, and blocks of a stage, as Caffe counts them: a, b, c (from 1 or from 0),
     # or a, b1, b2, ...
@@ -44,11 +33,11 @@ class Rule:
     """How one kind of parameter is called elsewhere.
 
     Attributes:
-        target: pattern of our names. ``{n}`` stands for a number, ``{p:w}`` for a word, ``{x:*}``
+        target: pattern of our names. `{n}` stands for a number, `{p:w}` for a word, `{x:*}`
             for anything.
         sources: alternative names in the file, the first present one is taken; each is a template
-            with the fields of ``target`` (``{n-1}`` is one less, ``{n:letter}`` a letter), or a
-            tuple of them for a ``transform`` of several tensors. A name that ends in "?" may be
+            with the fields of `target` (`{n-1}` is one less, `{n:letter}` a letter), or a
+            tuple of them for a `transform` of several tensors. A name that ends in "?" may be
             absent: the transform gets None.
         transform: from the tensors in the file to ours; None renames only.
         per_class: the shape depends on the number of classes, so that it may differ when a network
@@ -57,17 +46,17 @@ class Rule:
     """
 
     target: str
-    sources: Union[str, Sequence[Union[str, Tuple[str, ...]]]]
-    transform: Optional[Callable[..., Tensor]] = None
+    sources: str | Sequence[str | tuple[str, ...]]
+    transform: Callable[..., Tensor] | None = None
     per_class: bool = False
     label: str = ""
 
-    def match(self, name: str) -> Optional[Dict[str, str]]:
+    def match(self, name: str) -> dict[str, str] | None:
         """The values of the fields in one of our names; None if it is another kind."""
         found = _pattern(self.target).fullmatch(name)
         return found.groupdict() if found else None
 
-    def alternatives(self, fields: Mapping[str, str]) -> List[Tuple[str, ...]]:
+    def alternatives(self, fields: Mapping[str, str]) -> list[tuple[str, ...]]:
         """The names in the file for the given fields, in order of preference."""
         sources = [self.sources] if isinstance(self.sources, str) else self.sources
         groups = [(x,) if isinstance(x, str) else tuple(x) for x in sources]
@@ -112,31 +101,31 @@ class Entry:
 
 @dataclasses.dataclass
 class Conversion:
-    """The result of :func:`convert_weights`: the weights that fit, and what became of the others.
+    """The result of `convert_weights`: the weights that fit, and what became of the others.
 
     Attributes:
         weights: by our names.
         entries: one per parameter of the model, then one per tensor of the file without a use.
         title: of the kind of file, e.g. "MMDetection".
-        settings: see :mod:`d2ext.checkpoint.settings`.
+        settings: see `d2ext.checkpoint.settings`.
         notes: one line each about what the model computes otherwise than the original.
         metadata: what else to store beside the weights.
         class_dependent: our names whose shape depends on the number of classes.
     """
 
-    weights: Dict[str, Tensor]
-    entries: List[Entry]
+    weights: dict[str, Tensor]
+    entries: list[Entry]
     title: str = ""
-    settings: Dict[str, Any] = dataclasses.field(default_factory=dict)
-    notes: List[str] = dataclasses.field(default_factory=list)
-    metadata: Dict[str, Any] = dataclasses.field(default_factory=dict)
-    class_dependent: List[str] = dataclasses.field(default_factory=list)
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+    class_dependent: list[str] = dataclasses.field(default_factory=list)
 
-    def having(self, *statuses: str) -> List[Entry]:
+    def having(self, *statuses: str) -> list[Entry]:
         """The entries with one of the given statuses."""
         return [entry for entry in self.entries if entry.status in statuses]
 
-    def unexplained(self) -> List[Entry]:
+    def unexplained(self) -> list[Entry]:
         """Tensors without a use and without a reason for that."""
         return [entry for entry in self.having("unused") if not entry.note]
 
@@ -166,7 +155,7 @@ class Conversion:
         return f"{self.title}: " + ", ".join(f"{counts[x]} {x}" for x in order if x in counts)
 
     def check(self, path: str, partial: bool = False, other_classes: bool = False) -> None:
-        """Raise a ``UserError`` unless everything has a place.
+        """Raise a `UserError` unless everything has a place.
 
         Args:
             path: of the file, for the message.
@@ -193,14 +182,14 @@ class Conversion:
                 )
 
 
-def shapes_of(state: Mapping[str, Tensor]) -> Dict[str, Shape]:
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, Shape]:
     """Shapes of what is loaded into a model, by name."""
     return {k: tuple(v.shape) for k, v in state.items() if not _NOT_LOADED.fullmatch(k)}
 
 
 def _find(
     name: str, rules: Sequence[Rule], weights: Container[str]
-) -> Tuple[Optional[Rule], Tuple[str, ...], Tuple[str, ...]]:
+) -> tuple[Rule | None, tuple[str, ...], tuple[str, ...]]:
     """The rule of a parameter, its names in the file (none if absent) and the one to report."""
     for rule in rules:
         fields = rule.match(name)
@@ -217,7 +206,7 @@ def _find(
 
 def used_names(
     names: Iterable[str], shapes: Mapping[str, Shape], rules: Sequence[Rule]
-) -> Tuple[int, int]:
+) -> tuple[int, int]:
     """How many of a file's names, and of a model's, the rules bring together."""
     names, used, filled = set(names), set(), 0
     for name in shapes:
@@ -231,13 +220,13 @@ def convert_weights(
     shapes: Mapping[str, Shape],
     weights: Mapping[str, Tensor],
     rules: Sequence[Rule],
-    unused: Sequence[Tuple[str, str]] = (),
+    unused: Sequence[tuple[str, str]] = (),
     partial: bool = False,
 ) -> Conversion:
     """Bring the weights of a file under the names of a model.
 
     Args:
-        shapes: of the model's parameters, see :func:`shapes_of`.
+        shapes: of the model's parameters, see `shapes_of`.
         weights: of the file.
         rules: the first one whose target fits a parameter counts.
         unused: (regular expression, reason) of tensors in the file that have no use.
@@ -276,7 +265,7 @@ def convert_weights(
     return Conversion(result, entries, class_dependent=class_dependent)
 
 
-def _transformed(rule: Rule, values: List[Optional[Tensor]], source: str) -> Tensor:
+def _transformed(rule: Rule, values: list[Tensor | None], source: str) -> Tensor:
     if rule.transform is None:
         return values[0]
     try:
@@ -288,11 +277,11 @@ def _transformed(rule: Rule, values: List[Optional[Tensor]], source: str) -> Ten
         ) from error
 
 
-def _without_ones(shape: Sequence[int]) -> Tuple[int, ...]:
+def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(n for n in shape if n != 1)
 
 
-def export_weights(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> Dict[str, Tensor]:
+def export_weights(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
     """The weights of a model under the names of another program, by rules that only rename.
 
     Raises:

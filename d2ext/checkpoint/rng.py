@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import random
-from typing import Any, Dict, List
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +11,10 @@ import torch
 from detectron2.utils import comm
 
 
-def get_rng_state() -> Dict[str, Any]:
+def get_rng_state() -> dict[str, Any]:
     """State of the torch, CUDA, numpy and Python generators of this process.
 
-    Only tensors and plain values, so that ``torch.load(weights_only=True)`` accepts it.
+    Only tensors and plain values, so that `torch.load(weights_only=True)` accepts it.
     """
     kind, keys, position, has_gauss, cached = np.random.get_state()
     state = {
@@ -27,8 +27,8 @@ def get_rng_state() -> Dict[str, Any]:
     return state
 
 
-def set_rng_state(state: Dict[str, Any]) -> None:
-    """Inverse of :func:`get_rng_state`; a CUDA state is ignored where there is no GPU."""
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Inverse of `get_rng_state`; a CUDA state is ignored where there is no GPU."""
     torch.set_rng_state(state["torch"])
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
@@ -51,20 +51,20 @@ def preserve_rng():
 class RNGState:
     """Checkpointable holding one generator state per process.
 
-    ``gather`` is collective: every process calls it, then the main process saves.
+    `gather` is collective: every process calls it, then the main process saves.
     """
 
     def __init__(self):
-        self._states: List[Dict[str, Any]] = []
+        self._states: list[dict[str, Any]] = []
 
     def gather(self) -> None:
         """Collect the states of all processes on the main one."""
         self._states = comm.gather(get_rng_state())
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"processes": self._states}
 
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore this process's state, unless there were more or fewer processes then."""
         states = state["processes"]
         if len(states) != comm.get_world_size():

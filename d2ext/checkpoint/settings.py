@@ -2,20 +2,18 @@
 order of the colour channels, places of strides, scales of box deltas.
 
 Settings are a dict from the path of an attribute of the model ("roi_heads.score_average") to a
-plain value. They are applied when weights are loaded, and travel in the ``metadata`` of
+plain value. They are applied when weights are loaded, and travel in the `metadata` of
 checkpoints, so that whoever loads these later gets the same network.
 """
 
 import collections.abc
 import math
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from d2ext.errors import UserError
-
-__all__ = ["INPUT_FORMAT", "SETTINGS_KEY", "apply_settings"]
 
 SETTINGS_KEY = "settings"
 # The setting that is not an attribute to be changed: data in another order are met by turning the
@@ -25,15 +23,15 @@ _PIXELS = ("pixel_mean", "pixel_std")
 
 
 def apply_settings(
-    model: nn.Module, settings: Dict[str, Any], source: str = ""
-) -> Tuple[List[str], Dict[str, Any]]:
+    model: nn.Module, settings: dict[str, Any], source: str = ""
+) -> tuple[list[str], dict[str, Any]]:
     """Give a model the settings that its weights, already loaded, need.
 
     Args:
         source: name of the checkpoint, for messages.
 
     Returns:
-        (list[str], dict): a line for every change, and the settings as they hold now: those to
+        a line for every change, and the settings as they hold now: those to
         store beside the weights.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The yaml keys that d2ext adds to detectron2's; projects add theirs under ``MODEL.<PROJECT>``."""
+"""The yaml keys that d2ext adds to detectron2's; projects add theirs under `MODEL.<PROJECT>`."""
 
 import torch
 

@@ -1,15 +1,16 @@
 """Find and load config files of both kinds.
 
-``load_config("x.yaml")`` returns a detectron2 ``CfgNode``, ``load_config("x.py")`` an omegaconf
-``DictConfig``; overrides are written the same way for both. A yaml file that holds a saved lazy
-config (``config.yaml`` in the output folder of such a run) is recognised and loaded as lazy.
+`load_config("x.yaml")` returns a detectron2 `CfgNode`, `load_config("x.py")` an omegaconf
+`DictConfig`; overrides are written the same way for both. A yaml file that holds a saved lazy
+config (`config.yaml` in the output folder of such a run) is recognised and loaded as lazy.
 """
 
 import builtins
 import re
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, List, Sequence, Union
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -32,14 +33,14 @@ _KINDS = (".yaml", ".yml", ".py")
 _LAZY_NODES = {"model", "dataloader", "optimizer", "lr_multiplier", "train"}
 
 
-def config_roots() -> List[Path]:
+def config_roots() -> list[Path]:
     """Folders that may hold the shared configs: the checkout's first, then the packaged copy."""
     package = Path(__file__).resolve().parents[1]
     return [root for root in (package.parent / "configs", package / "configs") if root.is_dir()]
 
 
 def get_config_file(name: str) -> str:
-    """Path of a shared config such as ``common/train.py`` or ``mask_rcnn_tiny.yaml``.
+    """Path of a shared config such as `common/train.py` or `mask_rcnn_tiny.yaml`.
 
     Raises:
         UserError: there is none of that name.
@@ -51,7 +52,7 @@ def get_config_file(name: str) -> str:
     raise UserError(f"no shared config '{name}'{nearest(name, names)}")
 
 
-def _config_files(paths) -> List[Path]:
+def _config_files(paths) -> list[Path]:
     return sorted(p for p in paths if p.suffix in _KINDS and p.name != "__init__.py")
 
 
@@ -60,18 +61,16 @@ def get_config(name: str) -> Any:
     return LazyConfig.load(get_config_file(name))
 
 
-def load_config(
-    path: Union[str, Path], overrides: Sequence[str] = ()
-) -> Union[CfgNode, DictConfig]:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode | DictConfig:
     """Load a config and apply overrides to it.
 
     Args:
-        path: a ``.yaml`` or ``.py`` file.
-        overrides: ``key=value`` strings (``KEY VALUE`` pairs are accepted too); see
-            :mod:`d2ext.config.overrides`.
+        path: a `.yaml` or `.py` file.
+        overrides: `key=value` strings (`KEY VALUE` pairs are accepted too); see
+            `d2ext.config.overrides`.
 
     Returns:
-        A ``CfgNode`` for a yaml config, a ``DictConfig`` for a lazy one.
+        A `CfgNode` for a yaml config, a `DictConfig` for a lazy one.
 
     Raises:
         UserError: one line that names the file or the key, with the nearest valid names.
@@ -95,7 +94,7 @@ def load_config(
 
 
 def is_lazy(cfg) -> bool:
-    """Whether ``cfg`` is a lazy config."""
+    """Whether `cfg` is a lazy config."""
     return isinstance(cfg, DictConfig)
 
 
@@ -136,7 +135,7 @@ def _load_lazy(path: str) -> DictConfig:
 
 
 def _line_in(path: str, error: BaseException) -> str:
-    """`` , line N`` of ``path`` where the error came up, if it did there."""
+    """` , line N` of `path` where the error came up, if it did there."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
     return f", line {lines[-1]}" if lines else ""
 

@@ -1,8 +1,6 @@
-"""The yaml keys of the building blocks in ``d2ext.modeling`` that several projects share."""
+"""The yaml keys of the building blocks in `d2ext.modeling` that several projects share."""
 
 from detectron2.config import CfgNode as CN
-
-__all__ = ["add_modeling_config"]
 
 
 def add_modeling_config(cfg: CN) -> None:

@@ -1,15 +1,16 @@
-"""The override grammar shared by yaml and lazy configs: ``key=value`` on the command line.
+"""The override grammar shared by yaml and lazy configs: `key=value` on the command line.
 
-A value is read in the type of the setting it replaces: text stays text (``OUTPUT_DIR=2024``), one
-entry is enough for a list (``DATASETS.TEST=shapes_val``). Everything else is a Python literal
-(``1e-4``, ``[1, 2]``), where ``true``, ``false`` and ``null`` are understood too and words need no
+A value is read in the type of the setting it replaces: text stays text (`OUTPUT_DIR=2024`), one
+entry is enough for a list (`DATASETS.TEST=shapes_val`). Everything else is a Python literal
+(`1e-4`, `[1, 2]`), where `true`, `false` and `null` are understood too and words need no
 quotes. A key that the config lacks is an error that lists the nearest ones; in lazy configs
-``+key=value`` adds it on purpose, and sets an existing one whatever its type.
+`+key=value` adds it on purpose, and sets an existing one whatever its type.
 """
 
 import difflib
 import re
-from typing import Any, Iterable, List, NamedTuple, Sequence, Tuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -53,7 +54,7 @@ _KEY_AND_VALUE = re.compile(r"\+?[A-Za-z_][\w.\-\[\]]*=")
 
 
 class Override(NamedTuple):
-    """One parsed override; ``add`` tells whether the key may be new, ``text`` is what was typed."""
+    """One parsed override; `add` tells whether the key may be new, `text` is what was typed."""
 
     key: str
     raw: str
@@ -66,11 +67,11 @@ class Override(NamedTuple):
         return parse_value(self.raw)
 
 
-def parse_overrides(arguments: Sequence[str]) -> List[Override]:
-    """Parse ``key=value`` words, and detectron2's older ``KEY value`` pairs, in any mixture.
+def parse_overrides(arguments: Sequence[str]) -> list[Override]:
+    """Parse `key=value` words, and detectron2's older `KEY value` pairs, in any mixture.
 
     Raises:
-        UserError: a word without ``=`` that is not followed by a value, or without a key.
+        UserError: a word without `=` that is not followed by a value, or without a key.
     """
     overrides, words = [], list(arguments)
     while words:
@@ -91,7 +92,7 @@ def parse_overrides(arguments: Sequence[str]) -> List[Override]:
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
-    """`` (nearest: a, b)``, or nothing when no name is similar."""
+    """` (nearest: a, b)`, or nothing when no name is similar."""
     by_lower = {n.lower(): n for n in names}
     matches = difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=0.6)
     if not matches:  # the same last part under another node is often what was meant
@@ -104,7 +105,7 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
 # yaml
 
 
-def yaml_keys(node, prefix: str = "") -> List[str]:
+def yaml_keys(node, prefix: str = "") -> list[str]:
     """All leaf keys of a CfgNode, as dotted paths."""
     keys = []
     for name, value in node.items():
@@ -113,7 +114,7 @@ def yaml_keys(node, prefix: str = "") -> List[str]:
 
 
 def apply_to_yaml(cfg, overrides: Sequence[Override]) -> None:
-    """Set ``overrides`` in a CfgNode.
+    """Set `overrides` in a CfgNode.
 
     Raises:
         UserError: unknown key or a value of the wrong type.
@@ -143,7 +144,7 @@ def apply_to_yaml(cfg, overrides: Sequence[Override]) -> None:
 # lazy
 
 
-def lazy_keys(node, prefix: str = "") -> List[str]:
+def lazy_keys(node, prefix: str = "") -> list[str]:
     """All leaf keys of a DictConfig or ListConfig as dotted paths; interpolations are leaves."""
     keys = []
     for name in range(len(node)) if OmegaConf.is_list(node) else node:
@@ -159,7 +160,7 @@ def lazy_keys(node, prefix: str = "") -> List[str]:
 
 
 def _child(node, name, resolve: bool = True) -> Any:
-    """One entry of a config node; ``None`` for a missing value or what cannot be resolved."""
+    """One entry of a config node; `None` for a missing value or what cannot be resolved."""
     if OmegaConf.is_missing(node, name):
         return None
     if not resolve and OmegaConf.is_interpolation(node, name):
@@ -170,18 +171,18 @@ def _child(node, name, resolve: bool = True) -> Any:
         return None
 
 
-def _entry(node, part: str) -> Tuple[bool, Any]:
-    """(whether ``node`` has an entry of that name or number, its name as an index of ``node``)."""
+def _entry(node, part: str) -> tuple[bool, Any]:
+    """(whether `node` has an entry of that name or number, its name as an index of `node`)."""
     if OmegaConf.is_list(node):
         return (part.isdigit() and int(part) < len(node), int(part) if part.isdigit() else part)
     return OmegaConf.is_dict(node) and part in node.keys(), part
 
 
 def apply_to_lazy(cfg, overrides: Sequence[Override]) -> None:
-    """Set ``overrides`` in a DictConfig; numbers in a key are list indices.
+    """Set `overrides` in a DictConfig; numbers in a key are list indices.
 
     Raises:
-        UserError: unknown key (unless added with ``+``), path through a value, wrong type.
+        UserError: unknown key (unless added with `+`), path through a value, wrong type.
     """
     for o in overrides:
         key = YAML_TO_LAZY.get(o.key, o.key)
@@ -215,7 +216,7 @@ def _no_entry(node, path: Sequence[str], part: str) -> str:
 
 
 def _value(o: Override, key: str, old: Any) -> Any:
-    """The override's value in the type of the setting ``old``."""
+    """The override's value in the type of the setting `old`."""
     if key in _PATHS and o.raw.strip().lower() in ("none", "null"):
         return ""
     value, wanted = convert(o.raw, old)

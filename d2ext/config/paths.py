@@ -1,7 +1,7 @@
-"""Addresses of the form ``d2ext://weights/x.pth``: files shipped in ``configs/``, wherever it lies.
+"""Addresses of the form `d2ext://weights/x.pth`: files shipped in `configs/`, wherever it lies.
 
-Works wherever detectron2 opens a path: ``MODEL.WEIGHTS``, ``train.init_checkpoint``, checkpointers,
-and ``_BASE_`` of a yaml config: that is how a project outside of this repository builds on them.
+Works wherever detectron2 opens a path: `MODEL.WEIGHTS`, `train.init_checkpoint`, checkpointers,
+and `_BASE_` of a yaml config: that is how a project outside of this repository builds on them.
 """
 
 from iopath.common.file_io import PathHandler
@@ -16,7 +16,7 @@ PREFIX = "d2ext://"
 
 
 class ShippedFileHandler(PathHandler):
-    """Resolve ``d2ext://NAME`` to the file NAME below the shared configs."""
+    """Resolve `d2ext://NAME` to the file NAME below the shared configs."""
 
     def _get_supported_prefixes(self):
         return [PREFIX]
@@ -41,7 +41,7 @@ _load_yaml_with_base = CfgNode.load_yaml_with_base.__func__
 
 
 def _load_with_shipped_base(cls, filename, allow_unsafe=False):
-    """Takes ``_BASE_: d2ext://NAME``, before which fvcore puts the folder of the config."""
+    """Takes `_BASE_: d2ext://NAME`, before which fvcore puts the folder of the config."""
     _, shipped, name = filename.partition(PREFIX)
     filename = get_config_file(name) if shipped else filename
     return _load_yaml_with_base(cls, filename, allow_unsafe=allow_unsafe)

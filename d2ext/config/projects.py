@@ -1,7 +1,7 @@
 """How projects reach the shared package without being named in it.
 
-A project package, in this repository or anywhere else, calls :func:`register_config` when it is
-imported and declares itself under the entry point group ``d2ext.projects``; :func:`load_projects`
+A project package, in this repository or anywhere else, calls `register_config` when it is
+imported and declares itself under the entry point group `d2ext.projects`; `load_projects`
 imports whatever is declared, so that every tool understands the configs of every installed project.
 """
 
@@ -9,25 +9,25 @@ import functools
 import importlib
 import importlib.metadata
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, List, Optional
 
 from detectron2.config import CfgNode
 
 ConfigFunction = Callable[[CfgNode], None]
 
 _GROUP = "d2ext.projects"
-_CONFIG_FUNCTIONS: List[ConfigFunction] = []
+_CONFIG_FUNCTIONS: list[ConfigFunction] = []
 
 
 def register_config(function: ConfigFunction) -> ConfigFunction:
-    """Add ``function(cfg)`` to those that extend detectron2's yaml keys; usable as a decorator."""
+    """Add `function(cfg)` to those that extend detectron2's yaml keys; usable as a decorator."""
     if function not in _CONFIG_FUNCTIONS:
         _CONFIG_FUNCTIONS.append(function)
     return function
 
 
-def config_functions() -> List[ConfigFunction]:
+def config_functions() -> list[ConfigFunction]:
     """Those registered so far, in order."""
     return list(_CONFIG_FUNCTIONS)
 
@@ -53,7 +53,7 @@ def load_projects() -> tuple:
     return tuple(loaded)
 
 
-def project_configs(name: str) -> Optional[Path]:
+def project_configs(name: str) -> Path | None:
     """Folder of an installed project's configs, in its package or beside it; None without one."""
     for entry in importlib.metadata.entry_points(group=_GROUP, name=name):
         package = Path(importlib.import_module(entry.module).__file__).resolve().parent

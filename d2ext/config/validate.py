@@ -21,7 +21,7 @@ _BOX_HEAD_USERS = ("StandardROIHeads", "CascadeROIHeads")  # others do without a
 
 
 def check_registered_names(cfg) -> None:
-    """Raise a ``UserError`` for the first name that no registry knows, with the nearest ones."""
+    """Raise a `UserError` for the first name that no registry knows, with the nearest ones."""
     from detectron2 import modeling
     from detectron2.modeling import anchor_generator, proposal_generator, roi_heads
 

@@ -3,7 +3,8 @@
 import ast
 import os
 import re
-from typing import Any, Iterable, Optional, Tuple
+from collections.abc import Iterable
+from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
@@ -13,9 +14,9 @@ _LITERALS = (bool, int, float, str, list, tuple, dict, type(None))
 
 
 def parse_value(text: str) -> Any:
-    """The value that ``text`` stands for by itself.
+    """The value that `text` stands for by itself.
 
-    A Python literal, ``true``, ``false``, ``null``, a list of unquoted words such as ``[a, b]``, or
+    A Python literal, `true`, `false`, `null`, a list of unquoted words such as `[a, b]`, or
     else the text.
     """
     text = text.strip()
@@ -47,7 +48,7 @@ def _parse_leaves(value: Any) -> Any:
 
 
 def kind_of(old: Any) -> str:
-    """What a setting that holds ``old`` takes, in words."""
+    """What a setting that holds `old` takes, in words."""
     if isinstance(old, dict) or OmegaConf.is_dict(old):
         return "a group of keys"
     if isinstance(old, (list, tuple)) or OmegaConf.is_list(old):
@@ -56,12 +57,12 @@ def kind_of(old: Any) -> str:
     return names.get(type(old), "a value")
 
 
-def convert(text: str, old: Any) -> Tuple[Any, Optional[str]]:
-    """Read ``text`` as a value for a setting that holds ``old``.
+def convert(text: str, old: Any) -> tuple[Any, str | None]:
+    """Read `text` as a value for a setting that holds `old`.
 
     Returns:
         (value, None), or (None, what the setting takes) if the text does not fit. Texts and
-        fractional numbers may be ``None``.
+        fractional numbers may be `None`.
     """
     value = parse_value(text)
     if isinstance(old, dict) or OmegaConf.is_dict(old):
@@ -87,7 +88,7 @@ def convert(text: str, old: Any) -> Tuple[Any, Optional[str]]:
     return (value, None) if fits else (None, kind_of(old))
 
 
-def _convert_list(text: str, value: Any, leaves: list) -> Tuple[Any, Optional[str]]:
+def _convert_list(text: str, value: Any, leaves: list) -> tuple[Any, str | None]:
     of_text = bool(leaves) and all(isinstance(v, str) for v in leaves)
     if value is None or isinstance(value, dict):
         return None, "a list"

@@ -4,19 +4,19 @@ from d2ext import compat
 
 compat.patch_data()
 
-from .build import (  # noqa: E402
+from d2ext.data.build import (
     GlobalBatchSampler,
     build_test_loader,
     build_train_loader,
     get_dataset_records,
 )
-from .builtin import register_all  # noqa: E402
-from .catalog import dataset_classes  # noqa: E402
-from .check import check_before_training, check_dataset, check_files  # noqa: E402
-from .mapper import InstanceSegMapper  # noqa: E402
-from .register import parse_register, register_coco_dataset  # noqa: E402
-from .semantic import semantic_from_instances, semantic_num_labels  # noqa: E402
-from .shapes import register_shapes  # noqa: E402
+from d2ext.data.builtin import register_all
+from d2ext.data.catalog import dataset_classes
+from d2ext.data.check import check_before_training, check_dataset, check_files
+from d2ext.data.mapper import InstanceSegMapper
+from d2ext.data.register import parse_register, register_coco_dataset
+from d2ext.data.semantic import semantic_from_instances, semantic_num_labels
+from d2ext.data.shapes import register_shapes
 
 __all__ = [
     "GlobalBatchSampler",

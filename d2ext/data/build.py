@@ -3,11 +3,12 @@ not depend on the number of processes or workers, and it can start at any iterat
 """
 
 import itertools
-from typing import Callable, List, Sequence, Union
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
+from d2ext.data.catalog import check_registered
 from d2ext.errors import UserError
 
 from detectron2.data import (
@@ -22,10 +23,8 @@ from detectron2.data.build import (
 )
 from detectron2.utils import comm
 
-from .catalog import check_registered
 
-
-def get_dataset_records(names: Union[str, Sequence[str]], filter_empty: bool = False) -> List[dict]:
+def get_dataset_records(names: str | Sequence[str], filter_empty: bool = False) -> list[dict]:
     """Records of one or several registered data sets, in detectron2's format.
 
     Args:
@@ -163,7 +162,7 @@ def _aspect_groups(records):
 
 
 def build_train_loader(
-    dataset: Union[str, Sequence[str], Sequence[dict]],
+    dataset: str | Sequence[str] | Sequence[dict],
     *,
     mapper: Callable[[dict], dict],
     total_batch_size: int,
@@ -189,7 +188,7 @@ def build_train_loader(
         start_iter: first iteration.
 
     Returns:
-        DataLoader: yields list[dict] of length total_batch_size / number of processes.
+        yields list[dict] of length total_batch_size / number of processes.
 
     Raises:
         UserError: unknown or empty data set, batch not divisible by the number of processes.
@@ -215,7 +214,7 @@ def build_train_loader(
 
 
 def build_test_loader(
-    dataset: Union[str, Sequence[str], Sequence[dict]],
+    dataset: str | Sequence[str] | Sequence[dict],
     *,
     mapper: Callable[[dict], dict],
     num_workers: int = 0,

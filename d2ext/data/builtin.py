@@ -8,10 +8,10 @@ Registering reads and writes nothing; a shapes set is generated when its records
 import functools
 import logging
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from d2ext.data import coco_stuff, shapes, voc_sds
+from d2ext.data.catalog import datasets_root, is_registered_as
 
-from . import coco_stuff, shapes, voc_sds
-from .catalog import datasets_root, is_registered_as
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ def register_all(root=None):
     """Register every built-in data set; calling it again is harmless.
 
     Args:
-        root (str): folder of all data sets, default $DETECTRON2_DATASETS or `datasets` as read now.
+        root: folder of all data sets, default $DETECTRON2_DATASETS or `datasets` as read now.
             When it differs from that of an earlier call, the sets move to the new folder with a
             warning.
     """

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from typing import List, Sequence, Union
+from collections.abc import Sequence
 
 from d2ext.errors import UserError
 
@@ -33,7 +33,7 @@ def is_registered_as(name, json_file, image_root, sem_seg_root=None) -> bool:
     return all(absolute(metadata.get(k)) == absolute(v) for k, v in wanted.items())
 
 
-def check_registered(names: Union[str, Sequence[str]]) -> List[str]:
+def check_registered(names: str | Sequence[str]) -> list[str]:
     """Names as a list, all of them registered.
 
     Raises:
@@ -51,7 +51,7 @@ def check_registered(names: Union[str, Sequence[str]]) -> List[str]:
     return names
 
 
-def dataset_classes(names: Union[str, Sequence[str]]) -> List[str]:
+def dataset_classes(names: str | Sequence[str]) -> list[str]:
     """Class names shared by one or several registered data sets.
 
     Raises:

@@ -11,19 +11,17 @@ from the panoptic PNGs and from COCO-Stuff's other release.
 
 import json
 import os
-from typing import Dict, List
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from d2ext.data.check.images import DECODE_ERRORS
+from d2ext.data.register import load_coco_records
+from d2ext.data.semantic import IGNORE_LABEL
 from d2ext.errors import UserError
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-
-from .check.images import DECODE_ERRORS
-from .register import load_coco_records
-from .semantic import IGNORE_LABEL
 
 # HTC's semantic output has 183 channels for the maps of COCO-Stuff, whose labels end at 181.
 NUM_STUFFTHING_LABELS = 183
@@ -38,7 +36,7 @@ _HINTS = {
 }
 
 
-def coco_paths(split: str, root: str, layout: str) -> Dict[str, str]:
+def coco_paths(split: str, root: str, layout: str) -> dict[str, str]:
     """`json_file`, `image_root` and `sem_seg_root` of a split, "train" or "val"."""
     return {
         "json_file": os.path.join(root, f"coco/annotations/instances_{split}2017.json"),
@@ -81,7 +79,7 @@ def _panoptic_metadata():
     return MetadataCatalog.get("coco_2017_train_panoptic_separated")
 
 
-def panoptic_stuff_labels(categories: List[dict]) -> Dict[int, int]:
+def panoptic_stuff_labels(categories: list[dict]) -> dict[int, int]:
     """Label of every category id of a panoptic annotation file: 0 for things; stuff classes count
     from 1 in the order of their ids."""
     stuff = sorted(c["id"] for c in categories if not c["isthing"])
@@ -91,7 +89,7 @@ def panoptic_stuff_labels(categories: List[dict]) -> Dict[int, int]:
 
 
 def stuff_from_panoptic(
-    panoptic: np.ndarray, segments: List[dict], labels: Dict[int, int]
+    panoptic: np.ndarray, segments: list[dict], labels: dict[int, int]
 ) -> np.ndarray:
     """Semantic map of a panoptic annotation.
 
@@ -101,7 +99,7 @@ def stuff_from_panoptic(
         labels: see `panoptic_stuff_labels`.
 
     Returns:
-        ndarray: uint8 (H, W).
+        uint8 (H, W).
 
     Raises:
         ValueError: a segment of the picture is not among `segments`.
@@ -123,7 +121,7 @@ def stuff_from_pixelmap(labels: np.ndarray) -> np.ndarray:
         labels: uint8 (H, W).
 
     Returns:
-        ndarray: uint8 (H, W); any thing is 182.
+        uint8 (H, W); any thing is 182.
     """
     return np.where(labels == 0, IGNORE_LABEL, labels.astype(np.int64) - 1).astype(np.uint8)
 
@@ -132,7 +130,7 @@ def convert_panoptic(json_file: str, panoptic_root: str, out: str) -> int:
     """Write a map `out/<stem>.png` for every image of a panoptic annotation file.
 
     Returns:
-        int: number of maps.
+        number of maps.
 
     Raises:
         UserError: a file is missing, damaged or of another format.
@@ -157,7 +155,7 @@ def convert_pixelmaps(folder: str, out: str) -> int:
     """Write a map `out/<stem>.png` for every pixel map of COCO-Stuff in a folder.
 
     Returns:
-        int: number of maps.
+        number of maps.
 
     Raises:
         UserError: no map there, or one is damaged or of another format.

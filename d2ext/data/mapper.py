@@ -3,11 +3,14 @@
 import functools
 import logging
 import warnings
-from typing import List, Optional, Union
 
 import numpy as np
 import torch
 
+from d2ext.data.check.images import DECODE_ERRORS, map_finding, read_header, unsupported_mode
+from d2ext.data.check.masks import mask_findings
+from d2ext.data.random_state import seeded_generators
+from d2ext.data.semantic import IGNORE_LABEL, check_semantic_mode, semantic_from_instances
 from d2ext.errors import UserError
 
 from detectron2.config import configurable
@@ -15,11 +18,6 @@ from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, PolygonMasks, polygons_to_bitmask
-
-from .check.images import DECODE_ERRORS, map_finding, read_header, unsupported_mode
-from .check.masks import mask_findings
-from .random_state import seeded_generators
-from .semantic import IGNORE_LABEL, check_semantic_mode, semantic_from_instances
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +37,13 @@ class InstanceSegMapper(DatasetMapper):
         self,
         is_train: bool,
         *,
-        augmentations: List[Union[T.Augmentation, T.Transform]],
+        augmentations: list[T.Augmentation | T.Transform],
         image_format: str = "BGR",
         mask_format: str = "bitmask",
         semantic: str = "auto",
-        num_classes: Optional[int] = None,
-        num_semantic_labels: Optional[int] = None,
-        recompute_boxes: Optional[bool] = None,
+        num_classes: int | None = None,
+        num_semantic_labels: int | None = None,
+        recompute_boxes: bool | None = None,
     ):
         """
         Args:
@@ -102,11 +100,11 @@ class InstanceSegMapper(DatasetMapper):
         """Load one image; never returns None.
 
         Args:
-            dataset_dict (dict): a detectron2 record, not modified. With `sample_seed` (int), the
+            dataset_dict: a detectron2 record, not modified. With `sample_seed` (int), the
                 augmentation depends on this number only.
 
         Returns:
-            dict: see the class.
+            see the class.
 
         Raises:
             UserError: image or map unreadable or of another size than the record says, a mask of

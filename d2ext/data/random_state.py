@@ -15,7 +15,7 @@ def seeded_generators(seed):
     the three. CUDA generators are left alone, as the block may run in a forked worker.
 
     Args:
-        seed (int or None): non-negative, at most 64 bit; None leaves all generators as they are.
+        seed: non-negative, at most 64 bit; None leaves all generators as they are.
     """
     if seed is None:
         yield

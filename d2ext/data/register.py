@@ -6,16 +6,15 @@ line before any model is built, and the class names are known at once.
 
 import logging
 import os
-from typing import List, NamedTuple, Optional
+from typing import NamedTuple
 
+from d2ext.data.catalog import is_registered_as, semantic_map_path
+from d2ext.data.check.coco_file import coco_summary
+from d2ext.data.check.problems import Report
 from d2ext.errors import UserError
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
-
-from .catalog import is_registered_as, semantic_map_path
-from .check.coco_file import coco_summary
-from .check.problems import Report
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +25,7 @@ class RegisterSpec(NamedTuple):
     name: str
     json_file: str
     image_root: str
-    sem_seg_root: Optional[str] = None
+    sem_seg_root: str | None = None
 
 
 def parse_register(text: str) -> RegisterSpec:
@@ -48,12 +47,12 @@ def load_coco_records(name, json_file, image_root, sem_seg_root=None):
     """detectron2's COCO records of a data set, with annotation ids and semantic map names.
 
     Args:
-        name (str): registered name; `load_coco_json` fills its class metadata.
-        json_file, image_root (str): COCO instances file and image folder.
-        sem_seg_root (str): folder of PNG maps named by the stem of the image, or None.
+        name: registered name; `load_coco_json` fills its class metadata.
+        json_file, image_root: COCO instances file and image folder.
+        sem_seg_root: folder of PNG maps named by the stem of the image, or None.
 
     Returns:
-        list[dict]: every annotation has `id`; with `sem_seg_root` a record has `sem_seg_file_name`.
+        every annotation has `id`; with `sem_seg_root` a record has `sem_seg_file_name`.
     """
     if not os.path.isfile(json_file):
         raise UserError(
@@ -73,11 +72,11 @@ def _load_checked_records(name, **paths):
     return load_coco_records(name, **paths)
 
 
-def check_coco_file(json_file: str) -> List[dict]:
+def check_coco_file(json_file: str) -> list[dict]:
     """Refuse a COCO instances file that would be read wrongly; its images are not looked at.
 
     Returns:
-        list[dict]: its categories.
+        its categories.
 
     Raises:
         UserError: the first thing wrong with it. If there are several, they are logged as a table.
@@ -106,8 +105,8 @@ def register_coco_dataset(
     name: str,
     json_file: str,
     image_root: str,
-    sem_seg_root: Optional[str] = None,
-    num_semantic_labels: Optional[int] = None,
+    sem_seg_root: str | None = None,
+    num_semantic_labels: int | None = None,
 ) -> None:
     """Check and register a COCO-format data set; doing it twice with the same paths is harmless.
 

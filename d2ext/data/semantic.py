@@ -2,17 +2,16 @@
 
 import glob
 import os
-from typing import Optional, Sequence, Union
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 
+from d2ext.data.catalog import check_registered, dataset_classes
 from d2ext.errors import UserError
 
 from detectron2.data import MetadataCatalog
-
-from .catalog import check_registered, dataset_classes
 
 IGNORE_LABEL = 255
 SEMANTIC_MODES = ("auto", "none", "dataset", "instances")
@@ -30,7 +29,7 @@ def semantic_from_instances(
     height: int,
     width: int,
     num_classes: int,
-    ignore: Optional[torch.Tensor] = None,
+    ignore: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Label every pixel with the class of the instance that covers it.
 
@@ -46,7 +45,7 @@ def semantic_from_instances(
             only: an annotated instance in front of a crowd keeps its class.
 
     Returns:
-        Tensor: int64 (height, width).
+        int64 (height, width).
     """
     labels = torch.full((height, width), num_classes, dtype=torch.int64)
     if ignore is not None:
@@ -85,7 +84,7 @@ def _num_labels_of_one(name, mode):
     return metadata.num_semantic_labels
 
 
-def semantic_num_labels(names: Union[str, Sequence[str]], mode: str) -> int:
+def semantic_num_labels(names: str | Sequence[str], mode: str) -> int:
     """Number of semantic labels S that the mapper produces for these data sets.
 
     Args:
@@ -93,7 +92,7 @@ def semantic_num_labels(names: Union[str, Sequence[str]], mode: str) -> int:
         mode: the `semantic` option of `InstanceSegMapper`.
 
     Returns:
-        int: 0 for mode "none"; the number of labels of the data set's own maps; or K + 1 where the
+        0 for mode "none"; the number of labels of the data set's own maps; or K + 1 where the
         labels come from the instances.
 
     Raises:

@@ -6,10 +6,10 @@ compat.require_detectron2()
 compat.patch_data()
 compat.patch_evaluation()
 
-from d2ext.engine.cli import main  # noqa: E402
-from d2ext.engine.experiment import Experiment  # noqa: E402
-from d2ext.engine.loop import evaluate, train  # noqa: E402
-from d2ext.engine.predictor import Predictor  # noqa: E402
-from d2ext.engine.setup import build_experiment  # noqa: E402
+from d2ext.engine.cli import main
+from d2ext.engine.experiment import Experiment
+from d2ext.engine.loop import evaluate, train
+from d2ext.engine.predictor import Predictor
+from d2ext.engine.setup import build_experiment
 
 __all__ = ["Experiment", "Predictor", "build_experiment", "evaluate", "main", "train"]

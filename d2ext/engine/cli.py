@@ -1,11 +1,11 @@
-"""The command line of every ``projects/*/train_net.py``."""
+"""The command line of every `projects/*/train_net.py`."""
 
 import argparse
 import logging
 import os
 import sys
 import warnings
-from typing import Callable, List, Optional
+from collections.abc import Callable
 
 from d2ext.engine import launch
 from d2ext.engine.experiment import Experiment
@@ -67,10 +67,10 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_guarded(function: Callable[[], Optional[int]]) -> int:
-    """Run a program; a :class:`UserError` becomes one line on stderr and exit status 1.
+def run_guarded(function: Callable[[], int | None]) -> int:
+    """Run a program; a `UserError` becomes one line on stderr and exit status 1.
 
-    ``D2EXT_TRACEBACK=1`` shows the traceback as well.
+    `D2EXT_TRACEBACK=1` shows the traceback as well.
     """
     try:
         return function() or 0
@@ -81,11 +81,11 @@ def run_guarded(function: Callable[[], Optional[int]]) -> int:
         return 1
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Train or evaluate as the command line says; exits with status 1 on a user's mistake.
 
     Args:
-        argv: arguments, default ``sys.argv[1:]``.
+        argv: arguments, default `sys.argv[1:]`.
     """
     args = argument_parser().parse_intermixed_args(argv)
     warnings.filterwarnings("ignore", "torch.meshgrid")  # of detectron2's anchors, harmless

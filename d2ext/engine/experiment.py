@@ -1,11 +1,12 @@
 """What the training loop needs to know about a run, read from either kind of config.
 
-:class:`Experiment` is the interface; its two subclasses read a detectron2 ``CfgNode`` (yaml) and an
-omegaconf ``DictConfig`` (lazy). Nothing else in the engine looks into a config.
+`Experiment` is the interface; its two subclasses read a detectron2 `CfgNode` (yaml) and an
+omegaconf `DictConfig` (lazy). Nothing else in the engine looks into a config.
 """
 
 import abc
-from typing import Any, Dict, List, Optional, Sequence, Union
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -32,7 +33,7 @@ NO_TEST_AUG = {"enabled": False, "min_sizes": [], "max_size": 4000, "flip": True
 class Experiment(abc.ABC):
     """One run: its settings, and builders for its parts."""
 
-    cfg: Union[CfgNode, DictConfig]
+    cfg: CfgNode | DictConfig
     output_dir: str
     init_checkpoint: str
     device: str
@@ -43,28 +44,28 @@ class Experiment(abc.ABC):
     checkpoint_keep: int
     eval_period: int
     log_period: int
-    ddp: Dict[str, Any]
+    ddp: dict[str, Any]
     image_format: str
     # Test-time augmentation of --eval-only: enabled, and its min_sizes, max_size, flip.
-    test_aug: Dict[str, Any]
+    test_aug: dict[str, Any]
     # Whether the command line named the weights, rather than the config.
     weights_chosen: bool = False
 
     @abc.abstractmethod
     def build_model(self) -> Module:
-        """The model in training mode, on ``device``, without loaded weights."""
+        """The model in training mode, on `device`, without loaded weights."""
 
     @abc.abstractmethod
     def build_optimizer(self, model: Module) -> torch.optim.Optimizer:
-        """The optimiser of ``model``'s trainable parameters."""
+        """The optimiser of `model`'s trainable parameters."""
 
     @abc.abstractmethod
     def build_lr_multiplier(self):
-        """fvcore ``ParamScheduler`` giving the factor of the learning rate."""
+        """fvcore `ParamScheduler` giving the factor of the learning rate."""
 
     @abc.abstractmethod
     def build_train_loader(self, start_iter: int = 0):
-        """Infinite loader of batches, continuing at ``start_iter``."""
+        """Infinite loader of batches, continuing at `start_iter`."""
 
     @abc.abstractmethod
     def build_test_loader(self, dataset_name: str):
@@ -75,11 +76,11 @@ class Experiment(abc.ABC):
         """Evaluator of one test set."""
 
     @abc.abstractmethod
-    def train_sets(self) -> List[str]:
+    def train_sets(self) -> list[str]:
         """Names of the training sets."""
 
     @abc.abstractmethod
-    def test_sets(self) -> List[str]:
+    def test_sets(self) -> list[str]:
         """Names of the test sets."""
 
     @abc.abstractmethod
@@ -91,12 +92,12 @@ class Experiment(abc.ABC):
         """Number of thing classes the model is configured for."""
 
     @abc.abstractmethod
-    def set_num_classes(self, things: int, semantic: Optional[int] = None) -> None:
+    def set_num_classes(self, things: int, semantic: int | None = None) -> None:
         """Configure the model for so many classes (and labels of its semantic branch, if any)."""
 
     @abc.abstractmethod
     def set_registered(self, texts: Sequence[str]) -> None:
-        """Remember ``--register`` arguments in the config, so that a saved one is complete."""
+        """Remember `--register` arguments in the config, so that a saved one is complete."""
 
     @abc.abstractmethod
     def set_device(self, device: str) -> None:
@@ -104,9 +105,9 @@ class Experiment(abc.ABC):
 
     @abc.abstractmethod
     def semantic_mode(self) -> str:
-        """The mapper's ``semantic`` option."""
+        """The mapper's `semantic` option."""
 
-    def metadata(self) -> Dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Plain values that travel with the weights."""
         names = self.train_sets() or self.test_sets()
         if not names:
@@ -187,10 +188,10 @@ class YacsExperiment(Experiment):
             mapr_area=test.MAPR_AREA,
         )
 
-    def train_sets(self) -> List[str]:
+    def train_sets(self) -> list[str]:
         return list(self.cfg.DATASETS.TRAIN)
 
-    def test_sets(self) -> List[str]:
+    def test_sets(self) -> list[str]:
         return list(self.cfg.DATASETS.TEST)
 
     def test_augmentations(self) -> list:
@@ -201,7 +202,7 @@ class YacsExperiment(Experiment):
     def num_classes(self) -> int:
         return self.cfg.MODEL.ROI_HEADS.NUM_CLASSES
 
-    def set_num_classes(self, things: int, semantic: Optional[int] = None) -> None:
+    def set_num_classes(self, things: int, semantic: int | None = None) -> None:
         self.cfg.defrost()
         self.cfg.MODEL.ROI_HEADS.NUM_CLASSES = things
         if semantic is not None:
@@ -220,7 +221,7 @@ class YacsExperiment(Experiment):
 
 
 class LazyExperiment(Experiment):
-    """A run described by a lazy config; see ``configs/common`` for the fields."""
+    """A run described by a lazy config; see `configs/common` for the fields."""
 
     # Where a model keeps its number of classes.
     CLASSES_KEY = "model.roi_heads.num_classes"
@@ -284,10 +285,10 @@ class LazyExperiment(Experiment):
         options = OmegaConf.to_container(self.cfg.dataloader.get("evaluator", OmegaConf.create()))
         return build_evaluator(dataset_name, self.output_dir, **options)
 
-    def train_sets(self) -> List[str]:
+    def train_sets(self) -> list[str]:
         return _names(self.cfg.dataloader.train.dataset)
 
-    def test_sets(self) -> List[str]:
+    def test_sets(self) -> list[str]:
         return _names(self.cfg.dataloader.test.dataset)
 
     def test_augmentations(self) -> list:
@@ -296,7 +297,7 @@ class LazyExperiment(Experiment):
     def num_classes(self) -> int:
         return OmegaConf.select(self.cfg, self.CLASSES_KEY)
 
-    def set_num_classes(self, things: int, semantic: Optional[int] = None) -> None:
+    def set_num_classes(self, things: int, semantic: int | None = None) -> None:
         OmegaConf.update(self.cfg, self.CLASSES_KEY, things)
         if semantic is not None:
             for key in self.SEMANTIC_KEYS:
@@ -313,7 +314,7 @@ class LazyExperiment(Experiment):
         return self.cfg.dataloader.train.mapper.get("semantic", "none")
 
 
-def _names(value) -> List[str]:
+def _names(value) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 

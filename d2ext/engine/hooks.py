@@ -56,7 +56,7 @@ class GracefulStop(HookBase):
 
 
 class KeepLastCheckpoints(HookBase):
-    """Delete all but the newest ``count`` numbered checkpoints; ``model_final`` always stays."""
+    """Delete all but the newest `count` numbered checkpoints; `model_final` always stays."""
 
     def __init__(self, checkpointer, count: int):
         self._checkpointer, self._count = checkpointer, count

@@ -1,8 +1,8 @@
-"""Start one or several processes: plainly, by detectron2's ``launch``, or under ``torchrun``."""
+"""Start one or several processes: plainly, by detectron2's `launch`, or under `torchrun`."""
 
 import gc
 import os
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -15,14 +15,14 @@ from detectron2.utils import comm
 
 
 def started_by_torchrun() -> bool:
-    """Whether the environment is that of a ``torchrun`` worker."""
+    """Whether the environment is that of a `torchrun` worker."""
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"))
 
 
 def run(function: Callable, args) -> None:
-    """Call ``function(args)`` in as many processes as the command line or ``torchrun`` asks for.
+    """Call `function(args)` in as many processes as the command line or `torchrun` asks for.
 
-    Several CPU processes run under ``torchrun`` (gloo); several GPU processes under either.
+    Several CPU processes run under `torchrun` (gloo); several GPU processes under either.
 
     Raises:
         UserError: more GPUs are asked for than there are.
@@ -83,7 +83,7 @@ def _forget_process_groups() -> None:
 
 
 def _create_local_process_group(local_size: int) -> None:
-    """What detectron2's own launcher does for ``comm.get_local_rank()`` to work."""
+    """What detectron2's own launcher does for `comm.get_local_rank()` to work."""
     if hasattr(comm, "create_local_process_group"):  # upstream main
         comm.create_local_process_group(local_size)
         return

@@ -1,6 +1,6 @@
 """The training loop and the evaluation, for every model and both kinds of config.
 
-detectron2's trainers, hooks, writers and checkpointer do the work; its ``DefaultTrainer`` is not
+detectron2's trainers, hooks, writers and checkpointer do the work; its `DefaultTrainer` is not
 used: in v0.6 its checkpoints hold no optimiser state, so that a resumed run starts over at warm-up.
 """
 
@@ -8,7 +8,7 @@ import logging
 import os
 import weakref
 from collections import OrderedDict
-from typing import Any, Dict
+from typing import Any
 
 import torch
 from fvcore.nn.precise_bn import get_bn_modules
@@ -31,8 +31,8 @@ from detectron2.utils.events import CommonMetricPrinter, JSONWriter, Tensorboard
 logger = logging.getLogger(__name__)
 
 
-def train(experiment: Experiment, resume: bool = False) -> Dict[str, Any]:
-    """Train to ``experiment.max_iter``, with checkpoints and evaluations on the way and at the end.
+def train(experiment: Experiment, resume: bool = False) -> dict[str, Any]:
+    """Train to `experiment.max_iter`, with checkpoints and evaluations on the way and at the end.
 
     Args:
         experiment: what to train.
@@ -41,7 +41,7 @@ def train(experiment: Experiment, resume: bool = False) -> Dict[str, Any]:
             schedule, AMP scaler, generators and order of the data are restored.
 
     Returns:
-        The results of the last evaluation, ``{metric: value}``; ``{}`` without test sets.
+        The results of the last evaluation, `{metric: value}`; `{}` without test sets.
     """
     make_output_folder(experiment)
     seed_all_rng(experiment.seed + comm.get_rank() if experiment.seed >= 0 else None)
@@ -69,7 +69,7 @@ def train(experiment: Experiment, resume: bool = False) -> Dict[str, Any]:
         trainer=weakref.proxy(trainer),
         rng=rng,
     )
-    last_results: Dict[str, Any] = {}
+    last_results: dict[str, Any] = {}
 
     def run_evaluation():
         with preserve_rng():
@@ -104,8 +104,8 @@ def train(experiment: Experiment, resume: bool = False) -> Dict[str, Any]:
     return dict(last_results)
 
 
-def evaluate(experiment: Experiment, model: torch.nn.Module) -> Dict[str, Any]:
-    """Results on every test set: ``{task: {metric: value}}``, one level deeper for several sets."""
+def evaluate(experiment: Experiment, model: torch.nn.Module) -> dict[str, Any]:
+    """Results on every test set: `{task: {metric: value}}`, one level deeper for several sets."""
     results = OrderedDict()
     for name in experiment.test_sets():
         loader = experiment.build_test_loader(name)  # first: it may generate the files
@@ -119,9 +119,9 @@ def evaluate(experiment: Experiment, model: torch.nn.Module) -> Dict[str, Any]:
     return results
 
 
-def evaluate_checkpoint(experiment: Experiment, resume: bool = False) -> Dict[str, Any]:
+def evaluate_checkpoint(experiment: Experiment, resume: bool = False) -> dict[str, Any]:
     """Evaluate the weights that the command line names, else the last ones of the output folder,
-    else those of the config; with ``resume`` the output folder comes first.
+    else those of the config; with `resume` the output folder comes first.
 
     Raises:
         UserError: there are none, or they are not of the whole model.
@@ -169,7 +169,7 @@ def _resume_iteration(experiment: Experiment) -> int:
         ) from error
 
 
-def _ddp_options(experiment: Experiment) -> Dict[str, Any]:
+def _ddp_options(experiment: Experiment) -> dict[str, Any]:
     options = dict(broadcast_buffers=False)
     options.update(experiment.ddp)
     if not experiment.device.startswith("cuda"):

@@ -1,7 +1,8 @@
 """Inference on single images for both kinds of config."""
 
 import copy
-from typing import Any, Dict, List, Optional, Sequence, Union
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,18 +19,18 @@ from detectron2.data.transforms import AugInput, AugmentationList
 
 
 class Predictor:
-    """The call of detectron2's ``DefaultPredictor``, for yaml and lazy configs.
+    """The call of detectron2's `DefaultPredictor`, for yaml and lazy configs.
 
     Args:
-        config: path of a config, a loaded config, or an :class:`Experiment`.
+        config: path of a config, a loaded config, or an `Experiment`.
         weights: checkpoint; default: the config's own.
-        overrides: ``key=value`` strings, with a path only.
+        overrides: `key=value` strings, with a path only.
         device: default: the config's.
 
     Attributes:
         model: in evaluation mode.
         class_names: names from the checkpoint, else from the config's data set, else numbers.
-        metadata: detectron2 ``Metadata`` with these names, for its ``Visualizer``.
+        metadata: detectron2 `Metadata` with these names, for its `Visualizer`.
 
     Raises:
         UserError: missing or unreadable files, unknown keys, no weights.
@@ -37,10 +38,10 @@ class Predictor:
 
     def __init__(
         self,
-        config: Union[str, CfgNode, DictConfig, Experiment],
-        weights: Optional[str] = None,
+        config: str | CfgNode | DictConfig | Experiment,
+        weights: str | None = None,
         overrides: Sequence[str] = (),
-        device: Optional[str] = None,
+        device: str | None = None,
     ):
         if not isinstance(config, Experiment):
             loaded = config if isinstance(config, str) else copy.deepcopy(config)
@@ -55,7 +56,7 @@ class Predictor:
             config.set_device(device)
         check_device(config)
         stored = read_metadata(path)
-        self.class_names: List[str] = list(stored.get("thing_classes") or _names_from_data(config))
+        self.class_names: list[str] = list(stored.get("thing_classes") or _names_from_data(config))
         if self.class_names:
             config.set_num_classes(len(self.class_names), stored.get("semantic_labels"))
         self.experiment = config
@@ -66,19 +67,19 @@ class Predictor:
         self._augmentations = AugmentationList(config.test_augmentations())
 
     @torch.no_grad()
-    def __call__(self, original_image: np.ndarray) -> Dict[str, Any]:
+    def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
         """Predict on one image.
 
         Args:
-            original_image: uint8, (H, W, 3), BGR, as ``cv2.imread`` gives it.
+            original_image: uint8, (H, W, 3), BGR, as `cv2.imread` gives it.
 
         Returns:
-            The model's output for the image, e.g. ``{"instances": Instances}`` in its pixels.
+            The model's output for the image, e.g. `{"instances": Instances}` in its pixels.
         """
         return self.model([self.prepare(original_image)])[0]
 
-    def prepare(self, original_image: np.ndarray) -> Dict[str, Any]:
-        """The model's input for one BGR image (see :meth:`__call__`)."""
+    def prepare(self, original_image: np.ndarray) -> dict[str, Any]:
+        """The model's input for one BGR image (see `__call__`)."""
         if original_image is None or original_image.ndim != 3 or original_image.shape[2] != 3:
             shape = None if original_image is None else tuple(original_image.shape)
             raise UserError(f"the predictor takes a BGR image (H, W, 3), not {shape}")
@@ -92,7 +93,7 @@ class Predictor:
         return {"image": tensor, "height": height, "width": width}
 
     def draw(self, image: np.ndarray, instances, threshold: float = 0.5) -> np.ndarray:
-        """Draw instances with at least ``threshold`` score; BGR in, BGR out.
+        """Draw instances with at least `threshold` score; BGR in, BGR out.
 
         Small images come back enlarged, so that names and outlines can be read.
         """
@@ -101,7 +102,7 @@ class Predictor:
         return draw_predictions(image[:, :, ::-1], instances, self.metadata, threshold)[:, :, ::-1]
 
 
-def _names_from_data(experiment: Experiment) -> List[str]:
+def _names_from_data(experiment: Experiment) -> list[str]:
     for name in experiment.test_sets() + experiment.train_sets():
         names = getattr(MetadataCatalog.get(name), "thing_classes", None)
         if names:

@@ -1,8 +1,8 @@
-"""From a command line to a checked :class:`Experiment`: data sets, number of classes, device."""
+"""From a command line to a checked `Experiment`: data sets, number of classes, device."""
 
 import logging
 import os
-from typing import Sequence, Tuple, Union
+from collections.abc import Sequence
 
 import torch
 from omegaconf import DictConfig
@@ -33,7 +33,7 @@ _CLASS_KEYS = ("MODEL.ROI_HEADS.NUM_CLASSES", "model.roi_heads.num_classes")
 
 
 def build_experiment(
-    config: Union[str, CfgNode, DictConfig],
+    config: str | CfgNode | DictConfig,
     overrides: Sequence[str] = (),
     register: Sequence[str] = (),
     with_data: bool = True,
@@ -41,10 +41,10 @@ def build_experiment(
     """Load a config, register its data sets and fit the number of classes to them.
 
     Args:
-        config: path of a yaml or lazy config, or a loaded one (``overrides`` must then be empty).
-        overrides: ``key=value`` strings.
-        register: ``NAME=annotations.json,image_dir[,semantic_dir]`` strings, beside those of the
-            config itself (``DATASETS.REGISTER``, ``dataloader.register``).
+        config: path of a yaml or lazy config, or a loaded one (`overrides` must then be empty).
+        overrides: `key=value` strings.
+        register: `NAME=annotations.json,image_dir[,semantic_dir]` strings, beside those of the
+            config itself (`DATASETS.REGISTER`, `dataloader.register`).
         with_data: False for prediction, which works without the data sets of the config.
 
     Raises:
@@ -121,7 +121,7 @@ def check_runnable(experiment: Experiment, model: Module) -> None:
 
 
 def make_output_folder(experiment: Experiment) -> None:
-    """Create the output folder; a ``UserError`` names it if that is impossible."""
+    """Create the output folder; a `UserError` names it if that is impossible."""
     try:
         os.makedirs(experiment.output_dir, exist_ok=True)
     except OSError as error:
@@ -154,7 +154,7 @@ def check_data(experiment: Experiment) -> None:
 
 
 def check_device(experiment: Experiment) -> None:
-    """Raise a ``UserError`` if the device is not on this machine."""
+    """Raise a `UserError` if the device is not on this machine."""
     if experiment.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
             f"device is '{experiment.device}', but this machine has no usable GPU; "
@@ -171,7 +171,7 @@ def _has_frozen_statistics(model: Module) -> bool:
     )
 
 
-def settings_summary(experiment: Experiment) -> Tuple[str, ...]:
+def settings_summary(experiment: Experiment) -> tuple[str, ...]:
     """One line per setting a reader of the log looks for first."""
     return (
         f"device {experiment.device}, seed {experiment.seed}, {experiment.max_iter} iterations",

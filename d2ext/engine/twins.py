@@ -8,14 +8,14 @@
         with twins.few_images(tmp_path):
             check(stem)
 
-A check raises an ``AssertionError`` with a line for everything that differs.
+A check raises an `AssertionError` with a line for everything that differs.
 """
 
 import contextlib
 import functools
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Union
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -33,25 +33,14 @@ from detectron2.modeling.backbone import FPN
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.utils.events import EventStorage
 
-__all__ = [
-    "CHECKS",
-    "assert_same",
-    "check_data",
-    "check_network",
-    "check_results",
-    "check_settings",
-    "config_stems",
-    "few_images",
-]
-
 KINDS = (".yaml", ".py")
 _GENERATED = "shapes_"
 # Facts about the process, not about the run.
 _INCIDENTAL = set(vars(nn.Module())) | {"_rng", "_log_derivation", "training"}
 
 
-def config_stems(folder: Union[str, Path]) -> List[str]:
-    """Paths without suffix of all configs in a folder, except bases (``Base-*``).
+def config_stems(folder: str | Path) -> list[str]:
+    """Paths without suffix of all configs in a folder, except bases (`Base-*`).
 
     Raises:
         AssertionError: there is none, or one exists in one kind only.
@@ -67,9 +56,9 @@ def config_stems(folder: Union[str, Path]) -> List[str]:
 
 
 @contextlib.contextmanager
-def few_images(folder: Union[str, Path], num_images: int = 8):
-    """Small data while a ``with`` block lasts: the generated sets have their first ``num_images``
-    images, written to ``folder``, and every other registered set a wide and a tall one that do not
+def few_images(folder: str | Path, num_images: int = 8):
+    """Small data while a `with` block lasts: the generated sets have their first `num_images`
+    images, written to `folder`, and every other registered set a wide and a tall one that do not
     exist, which is enough to build its loader."""
     annotation = {"bbox": [1, 1, 9, 9], "bbox_mode": 1, "category_id": 0, "iscrowd": 0}
     wide = {"file_name": "a.jpg", "image_id": 1, "height": 20, "width": 30}
@@ -119,7 +108,7 @@ def check_data(stem: str) -> None:
     assert_same(first, second)
 
 
-def check_network(stem: str) -> List[float]:
+def check_network(stem: str) -> list[float]:
     """Modules and their settings, the optimiser's for each parameter, and the learning rates, which
     are returned; weights are left uninitialised, so that large networks are built at once."""
     with _uninitialised():
@@ -136,8 +125,8 @@ def check_network(stem: str) -> List[float]:
 def check_results(stem: str) -> None:
     """Losses of a batch, the step that follows, and what is found then in a test image, all from
     the same random weights. For small networks on data that exist."""
-    results: List[tuple] = []
-    weights: Dict[str, torch.Tensor] = {}
+    results: list[tuple] = []
+    weights: dict[str, torch.Tensor] = {}
     for experiment in _experiments(stem, "MODEL.WEIGHTS="):
         torch.manual_seed(0)
         batch = next(iter(experiment.build_train_loader()))
@@ -186,12 +175,12 @@ def assert_same(first: Any, second: Any) -> None:
     assert not lines, "\n".join(lines)
 
 
-def _experiments(stem: str, *overrides: str) -> List[Experiment]:
+def _experiments(stem: str, *overrides: str) -> list[Experiment]:
     return [build_experiment(stem + kind, ["MODEL.DEVICE=cpu", *overrides]) for kind in KINDS]
 
 
-def _describe(value: Any, path: str = "", found: Optional[dict] = None) -> Dict[str, Any]:
-    """A flat picture of any object: ``{path: plain value or type}``, parameters left out."""
+def _describe(value: Any, path: str = "", found: dict | None = None) -> dict[str, Any]:
+    """A flat picture of any object: `{path: plain value or type}`, parameters left out."""
     found = {} if found is None else found
     assert path.count(".") < 20, f"objects refer to each other: {path}"
     if isinstance(value, (torch.Tensor, np.ndarray)):
@@ -216,7 +205,7 @@ def _describe(value: Any, path: str = "", found: Optional[dict] = None) -> Dict[
     return found
 
 
-def _attributes(value: Any) -> Dict[str, Any]:
+def _attributes(value: Any) -> dict[str, Any]:
     """What makes up an object, without what has no effect in its state."""
     found = dict(getattr(value, "__dict__", {}))
     if isinstance(value, nn.Module):
@@ -242,7 +231,7 @@ def _uninitialised():
         yield
 
 
-def _optimiser_settings(experiment: Experiment, model: nn.Module) -> Dict[str, Any]:
+def _optimiser_settings(experiment: Experiment, model: nn.Module) -> dict[str, Any]:
     """Class and effect of the optimiser, and the settings of every trained parameter by name."""
     optimizer = experiment.build_optimizer(model)
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -264,7 +253,7 @@ def _clipped(optimizer: torch.optim.Optimizer) -> torch.Tensor:
     return parameter.grad
 
 
-def _learning_rates(experiment: Experiment) -> List[float]:
+def _learning_rates(experiment: Experiment) -> list[float]:
     """Learning rate at five iterations: while warming up, between the steps, and at the end."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     n = experiment.max_iter

@@ -4,14 +4,14 @@ from d2ext import compat
 
 compat.patch_evaluation()
 
-from .average_precision import average_precision  # noqa: E402
-from .boundary import boundary_iou, mask_boundary  # noqa: E402
-from .build import build_evaluator  # noqa: E402
-from .coco_scores import coco_metrics, evaluate_coco  # noqa: E402
-from .evaluator import InstanceEvaluator, VOCSDSEvaluator  # noqa: E402
-from .ground_truth import GroundTruth, load_ground_truth  # noqa: E402
-from .inference import run_inference  # noqa: E402
-from .mapr import evaluate_mapr, mapr_metrics  # noqa: E402
+from d2ext.evaluation.average_precision import average_precision
+from d2ext.evaluation.boundary import boundary_iou, mask_boundary
+from d2ext.evaluation.build import build_evaluator
+from d2ext.evaluation.coco_scores import coco_metrics, evaluate_coco
+from d2ext.evaluation.evaluator import InstanceEvaluator, VOCSDSEvaluator
+from d2ext.evaluation.ground_truth import GroundTruth, load_ground_truth
+from d2ext.evaluation.inference import run_inference
+from d2ext.evaluation.mapr import evaluate_mapr, mapr_metrics
 
 __all__ = [
     "GroundTruth",

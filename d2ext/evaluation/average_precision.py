@@ -5,7 +5,7 @@ hit if that overlap reaches the threshold and no better-scored detection has cla
 There is no second choice (Hariharan et al., ECCV 2014, and the evaluation code of MNC and FCIS).
 """
 
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,13 +22,13 @@ class ClassDetections(NamedTuple):
     scores: np.ndarray  # float
     overlaps: np.ndarray  # float: IoU with the best object of the class; negative: there is none
     objects: np.ndarray  # int: number of that object, unique over all images
-    crowd_cover: Optional[np.ndarray] = None  # float: largest part inside one crowd region
+    crowd_cover: np.ndarray | None = None  # float: largest part inside one crowd region
 
 
 def judge(detections: ClassDetections, threshold: float) -> np.ndarray:
     """What becomes of each detection of a class at one IoU threshold.
 
-    Equal scores keep their order. A detection that is no hit, but of which at least ``threshold``
+    Equal scores keep their order. A detection that is no hit, but of which at least `threshold`
     lies inside a crowd region, is ignored; data without crowd regions know no such thing.
 
     Args:
@@ -51,7 +51,7 @@ def judge(detections: ClassDetections, threshold: float) -> np.ndarray:
     return result
 
 
-def recall_and_precision(hits: np.ndarray, num_objects: int) -> Tuple[np.ndarray, np.ndarray]:
+def recall_and_precision(hits: np.ndarray, num_objects: int) -> tuple[np.ndarray, np.ndarray]:
     """Recall and precision after each detection.
 
     Args:

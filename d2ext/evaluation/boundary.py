@@ -6,7 +6,6 @@ which everything beyond the image belongs. Boundary AP takes the smaller of mask
 """
 
 import math
-from typing import Tuple
 
 import cv2
 import numpy as np
@@ -15,7 +14,7 @@ import pycocotools.mask as mask_util
 DILATION_RATIO = 0.02
 
 
-def boundary_width(size: Tuple[int, int], ratio: float = DILATION_RATIO) -> int:
+def boundary_width(size: tuple[int, int], ratio: float = DILATION_RATIO) -> int:
     """Width of the boundary in pixels, at least 1, in an image of (height, width)."""
     return max(1, int(round(ratio * math.hypot(*size))))
 

@@ -1,14 +1,13 @@
 """One evaluator per data set."""
 
 import os
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 from d2ext.errors import UserError
+from d2ext.evaluation.evaluator import InstanceEvaluator
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
-
-from .evaluator import InstanceEvaluator
 
 # What is measured on a data set by itself, by its evaluator_type.
 OWN_METRICS = {"coco": ("coco",), "coco_panoptic_seg": ("coco",), "voc_sds": ("voc_sds",)}
@@ -16,18 +15,18 @@ OWN_METRICS = {"coco": ("coco",), "coco_panoptic_seg": ("coco",), "voc_sds": ("v
 
 def build_evaluator(
     dataset_name: str,
-    output_dir: Optional[str] = None,
+    output_dir: str | None = None,
     *,
     metrics: Sequence[str] = (),
     mapr_ious: Sequence[float] = (0.5, 0.7),
     mapr_area: bool = False,
 ) -> DatasetEvaluator:
-    """The evaluator that ``MetadataCatalog.get(dataset_name).evaluator_type`` asks for.
+    """The evaluator that `MetadataCatalog.get(dataset_name).evaluator_type` asks for.
 
     Args:
         dataset_name: a registered data set.
-        output_dir: results go to ``output_dir/inference/<dataset_name>``; ``None``: nowhere.
-        metrics: what to measure in addition: ``"coco"``, ``"boundary"``, ``"voc_sds"``.
+        output_dir: results go to `output_dir/inference/<dataset_name>`; `None`: nowhere.
+        metrics: what to measure in addition: `"coco"`, `"boundary"`, `"voc_sds"`.
         mapr_ious: IoU thresholds of mAP^r.
         mapr_area: mAP^r by the area under the curve instead of eleven points.
 

@@ -7,14 +7,15 @@ import contextlib
 import importlib.util
 import io
 import logging
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pycocotools.mask as mask_util
 
-from .boundary import boundary_rle
-from .ground_truth import GroundTruth
-from .predictions import ImageDetections, to_coco
+from d2ext.evaluation.boundary import boundary_rle
+from d2ext.evaluation.ground_truth import GroundTruth
+from d2ext.evaluation.predictions import ImageDetections, to_coco
 
 KINDS = ("bbox", "segm", "boundary")
 IMPLEMENTATIONS = ("faster-coco-eval", "pycocotools")
@@ -100,7 +101,7 @@ def _found_entries(order, detections, num_classes: int, with_masks: bool):
 
 def _limit_by_boundary(evaluation, annotations, found) -> None:
     """Make IoU the smaller of mask IoU and boundary IoU; in crowd regions it stays what it is."""
-    groups: Dict[tuple, tuple] = {}
+    groups: dict[tuple, tuple] = {}
     for place, entries in enumerate((annotations, found)):
         for entry in entries:
             key = entry["image_id"], entry["category_id"]
@@ -128,16 +129,16 @@ def _limit_by_boundary(evaluation, annotations, found) -> None:
 
 def evaluate_coco(
     truth: GroundTruth,
-    detections: Sequence[Optional[ImageDetections]],
+    detections: Sequence[ImageDetections | None],
     kind: str,
-    implementation: Optional[str] = None,
+    implementation: str | None = None,
 ) -> CocoTables:
     """COCO evaluation of all detections.
 
     Args:
         truth: annotations.
-        detections: by image of ``truth``; None: nothing was found there.
-        kind: ``"bbox"``, ``"segm"``, or ``"boundary"``: masks with boundary IoU.
+        detections: by image of `truth`; None: nothing was found there.
+        kind: `"bbox"`, `"segm"`, or `"boundary"`: masks with boundary IoU.
         implementation: one of `IMPLEMENTATIONS`, default the fastest that is installed.
     """
     if kind not in KINDS:
@@ -171,7 +172,7 @@ def _percent(values: np.ndarray) -> float:
     return 100 * float(values.mean()) if values.size else float("nan")
 
 
-def coco_metrics(tables: CocoTables, class_names: Sequence[str]) -> Dict[str, float]:
+def coco_metrics(tables: CocoTables, class_names: Sequence[str]) -> dict[str, float]:
     """Metrics in percent, under detectron2's names: `AP`, `AP50`, `AP75`, `APs`, `APm`, `APl`, and
     with several classes `AP-class`; and `AR@1`, `AR@10`, `AR@100`, `ARs`, `ARm`, `ARl`."""
     precision, recall = tables
@@ -192,7 +193,7 @@ def coco_metrics(tables: CocoTables, class_names: Sequence[str]) -> Dict[str, fl
     return metrics
 
 
-def class_rows(tables: CocoTables, class_names: Sequence[str]) -> List[list]:
+def class_rows(tables: CocoTables, class_names: Sequence[str]) -> list[list]:
     """Rows `[class, AP, AP50, AP75, APs, APm, APl, AR@100]` for a table, in percent."""
     precision, recall = tables
     rows = []

@@ -5,20 +5,24 @@ import json
 import logging
 import os
 from collections import OrderedDict
-from typing import Dict, List, Optional, Sequence
+from collections.abc import Sequence
 
 from tabulate import tabulate
 
 from d2ext.errors import UserError
+from d2ext.evaluation.coco_scores import (
+    class_rows,
+    coco_metrics,
+    default_implementation,
+    evaluate_coco,
+)
+from d2ext.evaluation.ground_truth import by_image, load_ground_truth
+from d2ext.evaluation.mapr import evaluate_mapr, mapr_metrics
+from d2ext.evaluation.predictions import ImageDetections, collect, write_results
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-
-from .coco_scores import class_rows, coco_metrics, default_implementation, evaluate_coco
-from .ground_truth import by_image, load_ground_truth
-from .mapr import evaluate_mapr, mapr_metrics
-from .predictions import ImageDetections, collect, write_results
 
 METRICS = ("coco", "boundary", "voc_sds")
 logger = logging.getLogger(__name__)
@@ -27,8 +31,8 @@ logger = logging.getLogger(__name__)
 class InstanceEvaluator(DatasetEvaluator):
     """Measures detections with masks on a data set with COCO-format annotations.
 
-    Metrics by name: ``"coco"`` is COCO's AP and AR of boxes and masks (tasks `bbox` and `segm`),
-    ``"boundary"`` the same with boundary IoU (task `boundary`), ``"voc_sds"`` mAP^r (task
+    Metrics by name: `"coco"` is COCO's AP and AR of boxes and masks (tasks `bbox` and `segm`),
+    `"boundary"` the same with boundary IoU (task `boundary`), `"voc_sds"` mAP^r (task
     `voc_sds`). Where nothing was found that was to be found the values are 0; nan means that there
     was nothing to be found.
     """
@@ -37,7 +41,7 @@ class InstanceEvaluator(DatasetEvaluator):
         self,
         dataset_name: str,
         metrics: Sequence[str] = ("coco",),
-        output_dir: Optional[str] = None,
+        output_dir: str | None = None,
         *,
         mapr_ious: Sequence[float] = (0.5, 0.7),
         mapr_area: bool = False,
@@ -73,10 +77,10 @@ class InstanceEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         """Forget all detections."""
-        self._found: Dict[object, ImageDetections] = {}
+        self._found: dict[object, ImageDetections] = {}
 
-    def process(self, inputs: List[dict], outputs: List[dict]) -> None:
-        """Keep the ``"instances"`` of a batch.
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Keep the `"instances"` of a batch.
 
         Args:
             inputs: records with `image_id`.
@@ -94,7 +98,7 @@ class InstanceEvaluator(DatasetEvaluator):
             image_id = record["image_id"]
             self._found[image_id] = collect(output["instances"], image_id)
 
-    def _gather(self) -> Optional[List[ImageDetections]]:
+    def _gather(self) -> list[ImageDetections] | None:
         """Detections of all processes, one entry per image; None in all but the main process."""
         found = list(self._found.values())
         if self.distributed and comm.get_world_size() > 1:
@@ -104,8 +108,8 @@ class InstanceEvaluator(DatasetEvaluator):
                 return None
         return list({image.image_id: image for image in found}.values())
 
-    def evaluate(self) -> Dict[str, Dict[str, float]]:
-        """Results ``{task: {metric: percent}}``; ``{}`` in all but the main process."""
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """Results `{task: {metric: percent}}`; `{}` in all but the main process."""
         found = self._gather()
         if found is None:
             return {}
@@ -186,7 +190,7 @@ class VOCSDSEvaluator(InstanceEvaluator):
     def __init__(
         self,
         dataset_name: str,
-        output_dir: Optional[str] = None,
+        output_dir: str | None = None,
         *,
         ious: Sequence[float] = (0.5, 0.7),
         area: bool = False,

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from typing import Dict, List, NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -20,7 +20,7 @@ class TruthImage(NamedTuple):
 
     image_id: object
     size: tuple  # (height, width)
-    annotations: List[dict]  # see GroundTruth
+    annotations: list[dict]  # see GroundTruth
 
 
 class GroundTruth(NamedTuple):
@@ -30,9 +30,9 @@ class GroundTruth(NamedTuple):
     (0 or 1) and `label`, the contiguous class.
     """
 
-    images: List[TruthImage]
-    class_names: List[str]
-    category_ids: List[int]  # of the file, by contiguous class
+    images: list[TruthImage]
+    class_names: list[str]
+    category_ids: list[int]  # of the file, by contiguous class
 
     def rle(self, image: TruthImage, annotation: dict) -> dict:
         """Compressed run-length code of an annotation.
@@ -86,7 +86,7 @@ def _dataset(name: str, metadata) -> dict:
         raise UserError(f"{path} is not valid JSON: {' '.join(str(e).split())}") from None
 
 
-def load_ground_truth(name: str) -> Optional[GroundTruth]:
+def load_ground_truth(name: str) -> GroundTruth | None:
     """Annotations of a registered data set; None if its file has none (a test set).
 
     Raises:
@@ -97,7 +97,7 @@ def load_ground_truth(name: str) -> Optional[GroundTruth]:
     if "annotations" not in dataset:
         return None
     categories = sorted(dataset["categories"], key=lambda c: c["id"])
-    mapping: Dict[int, int] = metadata.get("thing_dataset_id_to_contiguous_id") or {
+    mapping: dict[int, int] = metadata.get("thing_dataset_id_to_contiguous_id") or {
         c["id"]: i for i, c in enumerate(categories)
     }
     names = metadata.get("thing_classes") or [c["name"] for c in categories]

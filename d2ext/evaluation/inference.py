@@ -1,7 +1,7 @@
 """detectron2's inference loop with a progress bar."""
 
 import sys
-from typing import Any, Dict
+from typing import Any
 
 from tqdm import tqdm
 
@@ -23,16 +23,16 @@ class _WithProgress:
         yield from tqdm(self._loader, desc=self._label, unit="img", disable=quiet, leave=False)
 
 
-def run_inference(model, loader, evaluator: DatasetEvaluator, label: str = "") -> Dict[str, Any]:
-    """Run ``model`` over ``loader`` and evaluate what it finds.
+def run_inference(model, loader, evaluator: DatasetEvaluator, label: str = "") -> dict[str, Any]:
+    """Run `model` over `loader` and evaluate what it finds.
 
     Args:
-        model: takes a batch of ``loader``; put into evaluation mode meanwhile.
+        model: takes a batch of `loader`; put into evaluation mode meanwhile.
         loader: sized iterable of batches.
         evaluator: detectron2 evaluator.
         label: shown in front of the progress bar.
 
     Returns:
-        ``{task: {metric: value}}``; ``{}`` on all but the main process.
+        `{task: {metric: value}}`; `{}` on all but the main process.
     """
     return inference_on_dataset(model, _WithProgress(loader, label or "evaluating"), evaluator)

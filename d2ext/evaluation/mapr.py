@@ -5,14 +5,15 @@ evaluation code that MNC and FCIS were released with: every annotated object cou
 difficult, no pixel is void, the AP of a class is the mean of eleven points.
 """
 
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pycocotools.mask as mask_util
 
-from .average_precision import ClassDetections, class_average_precision
-from .ground_truth import GroundTruth, TruthImage
-from .predictions import ImageDetections
+from d2ext.evaluation.average_precision import ClassDetections, class_average_precision
+from d2ext.evaluation.ground_truth import GroundTruth, TruthImage
+from d2ext.evaluation.predictions import ImageDetections
 
 VOLUME_IOUS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -20,8 +21,8 @@ VOLUME_IOUS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 class MapR(NamedTuple):
     """AP^r by class and threshold, as fractions; nan for classes without any object."""
 
-    class_names: List[str]
-    ious: List[float]
+    class_names: list[str]
+    ious: list[float]
     table: np.ndarray  # (classes, thresholds)
 
     def mean(self, iou: float) -> float:
@@ -48,15 +49,15 @@ class _Image(NamedTuple):
     crowd_cover: np.ndarray
 
 
-def _overlaps(rles: List[dict], regions: List[dict], crowd: bool) -> np.ndarray:
-    """(N, G) IoU of masks; with ``crowd`` the part of each detection inside the region."""
+def _overlaps(rles: list[dict], regions: list[dict], crowd: bool) -> np.ndarray:
+    """(N, G) IoU of masks; with `crowd` the part of each detection inside the region."""
     if not rles or not regions:
         return np.zeros((len(rles), len(regions)))
     return np.asarray(mask_util.iou(rles, regions, [int(crowd)] * len(regions)))
 
 
 def match_image(
-    truth: GroundTruth, image: TruthImage, found: Optional[ImageDetections], first_object: int
+    truth: GroundTruth, image: TruthImage, found: ImageDetections | None, first_object: int
 ) -> _Image:
     """The best object of its class for each detection in an image.
 
@@ -90,15 +91,15 @@ def match_image(
 
 def evaluate_mapr(
     truth: GroundTruth,
-    detections: Sequence[Optional[ImageDetections]],
+    detections: Sequence[ImageDetections | None],
     ious: Sequence[float] = (0.5, 0.7),
     area: bool = False,
 ) -> MapR:
-    """AP^r of all classes at ``ious`` and at the thresholds of mAP^r_vol.
+    """AP^r of all classes at `ious` and at the thresholds of mAP^r_vol.
 
     Args:
         truth: annotations.
-        detections: by image of ``truth``; None: nothing was found there.
+        detections: by image of `truth`; None: nothing was found there.
         ious: thresholds in (0, 1].
         area: area under the curve instead of eleven points.
     """
@@ -124,10 +125,10 @@ def evaluate_mapr(
     return MapR(list(truth.class_names), ious, table)
 
 
-def mapr_metrics(result: MapR, ious: Sequence[float], area: bool = False) -> Dict[str, float]:
+def mapr_metrics(result: MapR, ious: Sequence[float], area: bool = False) -> dict[str, float]:
     """Metrics in percent: `mAPr@0.5` for each threshold, `mAPr_vol`, and `APr@0.5-class`.
 
-    With ``area`` the names are `mAPr_area@0.5` and so on, as the numbers are others.
+    With `area` the names are `mAPr_area@0.5` and so on, as the numbers are others.
     """
     kind = "APr_area" if area else "APr"
     metrics = {f"m{kind}@{iou:g}": 100 * result.mean(float(iou)) for iou in ious}

@@ -1,7 +1,8 @@
 """What a model found, kept small until all images are done: arrays and run-length codes."""
 
 import json
-from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -15,14 +16,14 @@ class ImageDetections(NamedTuple):
     """Detections in one image, in the order of the model."""
 
     image_id: object
-    size: Tuple[int, int]  # (height, width) of the image
+    size: tuple[int, int]  # (height, width) of the image
     boxes: np.ndarray  # float32 (N, 4), x1 y1 x2 y2 with exclusive far edges
     scores: np.ndarray  # float32 (N,)
     classes: np.ndarray  # int64 (N,), contiguous
-    masks: Optional[List[bytes]]  # COCO's compressed run-length codes; None: a model without masks
-    mask_scores: Optional[np.ndarray] = None  # float32 (N,), of the masks; None: those of the boxes
+    masks: list[bytes] | None  # COCO's compressed run-length codes; None: a model without masks
+    mask_scores: np.ndarray | None = None  # float32 (N,), of the masks; None: those of the boxes
 
-    def rles(self) -> List[dict]:
+    def rles(self) -> list[dict]:
         """Masks as pycocotools takes them."""
         return [{"size": list(self.size), "counts": counts} for counts in self.masks or ()]
 
@@ -32,7 +33,7 @@ class ImageDetections(NamedTuple):
         return self.mask_scores if own else self.scores
 
 
-def _encode(masks) -> List[bytes]:
+def _encode(masks) -> list[bytes]:
     """Run-length codes of bool (N, H, W) masks, one after the other to bound the memory."""
     codes = []
     for mask in masks:

@@ -4,14 +4,14 @@ from d2ext import compat
 
 compat.patch_structures()
 
-from .backbone import VGG16, CaffeResNet, ResNetFPN, SlimResNetFPN  # noqa: E402
-from .cascade.heads import MultiStageROIHeads  # noqa: E402
-from .detector import ReproducibleRCNN  # noqa: E402
-from .regions.refinement import ClampedBox2BoxTransform  # noqa: E402
-from .regions.sampling import ProposalSampler  # noqa: E402
-from .rpn.anchors import RoundedAnchorGenerator  # noqa: E402
-from .rpn.caffe import CaffeRPN  # noqa: E402
-from .rpn.mmdet import InsideAnchorRPN  # noqa: E402
+from d2ext.modeling.backbone import VGG16, CaffeResNet, ResNetFPN, SlimResNetFPN
+from d2ext.modeling.cascade.heads import MultiStageROIHeads
+from d2ext.modeling.detector import ReproducibleRCNN
+from d2ext.modeling.regions.refinement import ClampedBox2BoxTransform
+from d2ext.modeling.regions.sampling import ProposalSampler
+from d2ext.modeling.rpn.anchors import RoundedAnchorGenerator
+from d2ext.modeling.rpn.caffe import CaffeRPN
+from d2ext.modeling.rpn.mmdet import InsideAnchorRPN
 
 __all__ = [
     "CaffeRPN",

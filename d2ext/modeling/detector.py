@@ -1,32 +1,28 @@
 """The detector of this collection: detectron2's Generalized R-CNN with reproducible sampling and
 padding, results of every stage, and one step of a training that schemes override."""
 
-from typing import Dict, List, Optional, Tuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from d2ext.modeling.regions.sampling import image_seeds
 
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import ImageList, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
-from .regions.sampling import image_seeds
-
-__all__ = ["ReproducibleRCNN"]
-
 
 @META_ARCH_REGISTRY.register()
 class ReproducibleRCNN(GeneralizedRCNN):
     """detectron2's GeneralizedRCNN whose training depends on seeds of the images.
 
-    Anchors and regions are sampled from the ``sample_seed`` of each image where the inputs have
-    one. Parameters and outputs are those of GeneralizedRCNN. ``inference_stages`` needs region
-    heads with ``predict_stages``, such as :class:`MultiStageROIHeads`.
+    Anchors and regions are sampled from the `sample_seed` of each image where the inputs have
+    one. Parameters and outputs are those of GeneralizedRCNN. `inference_stages` needs region
+    heads with `predict_stages`, such as `MultiStageROIHeads`.
     """
 
-    def preprocess_image(self, batched_inputs: List[Dict]) -> ImageList:
+    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """As in GeneralizedRCNN; in training all processes pad to one size, that of the largest
         image among them, so that a result does not depend on how a batch is split up."""
         images = super().preprocess_image(batched_inputs)
@@ -38,7 +34,7 @@ class ReproducibleRCNN(GeneralizedRCNN):
         bottom, right = (largest - largest.new_tensor([height, width])).tolist()
         return ImageList(F.pad(images.tensor, (0, right, 0, bottom)), images.image_sizes)
 
-    def forward(self, batched_inputs: List[Dict]):
+    def forward(self, batched_inputs: list[dict]):
         """As in GeneralizedRCNN: dict of losses in training, list of results otherwise."""
         if not self.training:
             return self.inference(batched_inputs)
@@ -54,11 +50,11 @@ class ReproducibleRCNN(GeneralizedRCNN):
     def training_step(
         self,
         images: ImageList,
-        features: Dict[str, Tensor],
-        targets: List[Instances],
-        batched_inputs: List[Dict],
-    ) -> Tuple[List[Instances], Dict[str, Tensor]]:
-        """Regions to draw, per image with ``proposal_boxes``, and the losses of a batch."""
+        features: dict[str, Tensor],
+        targets: list[Instances],
+        batched_inputs: list[dict],
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """Regions to draw, per image with `proposal_boxes`, and the losses of a batch."""
         proposals, rpn_losses = self.propose(images, features, batched_inputs, targets)
         _, losses = self.roi_heads(images, features, proposals, targets)
         return proposals, {**losses, **rpn_losses}
@@ -66,26 +62,26 @@ class ReproducibleRCNN(GeneralizedRCNN):
     def propose(
         self,
         images: ImageList,
-        features: Dict[str, Tensor],
-        batched_inputs: List[Dict],
-        targets: Optional[List[Instances]] = None,
-    ) -> Tuple[List[Instances], Dict[str, Tensor]]:
+        features: dict[str, Tensor],
+        batched_inputs: list[dict],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
         """Proposals of each image, of the network or of the inputs, and losses in training."""
         if self.proposal_generator is not None:
             return self.proposal_generator(images, features, targets)
         return [x["proposals"].to(self.device) for x in batched_inputs], {}
 
     @torch.no_grad()
-    def inference_stages(self, batched_inputs: List[Dict]) -> List[List[Dict]]:
+    def inference_stages(self, batched_inputs: list[dict]) -> list[list[dict]]:
         """Results as if the network ended after its first, second, ..., last stage.
 
         Args:
-            batched_inputs: as for :meth:`forward`; the model must be in evaluation mode.
+            batched_inputs: as for `forward`; the model must be in evaluation mode.
 
         Returns:
-            list[list[dict]]: one entry per stage, each what :meth:`forward` returns: post-processed
-            ``Instances`` under "instances", in pixels of the output image. The last entry equals
-            the result of :meth:`forward`.
+            one entry per stage, each what `forward` returns: post-processed
+            `Instances` under "instances", in pixels of the output image. The last entry equals
+            the result of `forward`.
         """
         assert not self.training, "inference_stages() needs model.eval()"
         images = self.preprocess_image(batched_inputs)

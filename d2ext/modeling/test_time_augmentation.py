@@ -1,9 +1,9 @@
 """Test-time augmentation: several sizes of each image and their mirror images, merged.
 
-:func:`with_test_time_augmentation` wraps any model whose output are detectron2's ``Instances``.
+`with_test_time_augmentation` wraps any model whose output are detectron2's `Instances`.
 """
 
-from typing import Callable, Dict, List, Optional, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from fvcore.transforms import HFlipTransform, NoOpTransform
@@ -17,14 +17,6 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.test_time_augmentation import DatasetMapperTTA, GeneralizedRCNNWithTTA
 from detectron2.structures import Boxes, Instances, pairwise_iou
 
-__all__ = [
-    "MergedViewsTTA",
-    "is_mirrored",
-    "merge_views",
-    "mirror_boxes",
-    "with_test_time_augmentation",
-]
-
 
 def with_test_time_augmentation(
     model: nn.Module,
@@ -33,12 +25,12 @@ def with_test_time_augmentation(
     max_size: int,
     flip: bool = True,
 ) -> nn.Module:
-    """A module with the interface of ``model`` that runs it on several views of each image.
+    """A module with the interface of `model` that runs it on several views of each image.
 
-    Which way depends on the model: one with a method ``with_test_time_augmentation(tta_mapper)``
-    says itself; a ``GeneralizedRCNN`` with detectron2's inference and region masks runs in
-    detectron2's ``GeneralizedRCNNWithTTA``, which averages mask probabilities; the results of any
-    other model are merged by :class:`MergedViewsTTA`. As in detectron2, the views are made of the
+    Which way depends on the model: one with a method `with_test_time_augmentation(tta_mapper)`
+    says itself; a `GeneralizedRCNN` with detectron2's inference and region masks runs in
+    detectron2's `GeneralizedRCNNWithTTA`, which averages mask probabilities; the results of any
+    other model are merged by `MergedViewsTTA`. As in detectron2, the views are made of the
     image as it was loaded, at the test size.
 
     Args:
@@ -78,7 +70,7 @@ def _is_plain_rcnn(model: nn.Module) -> bool:
 
 
 def _test_settings(roi_heads: nn.Module) -> CfgNode:
-    """What ``GeneralizedRCNNWithTTA`` reads from a config, taken from the model instead, so that it
+    """What `GeneralizedRCNNWithTTA` reads from a config, taken from the model instead, so that it
     serves lazy configs as well."""
     predictor = roi_heads.box_predictor
     if isinstance(predictor, nn.ModuleList):
@@ -99,7 +91,7 @@ def _test_settings(roi_heads: nn.Module) -> CfgNode:
     )
 
 
-def _with_size(x: Dict) -> Dict:
+def _with_size(x: dict) -> dict:
     """An input with the size of the output, which is optional in a model's input."""
     return {"height": x["image"].shape[1], "width": x["image"].shape[2], **x}
 
@@ -108,7 +100,7 @@ class _RCNNWithTTA(GeneralizedRCNNWithTTA):
     """detectron2's class, as a model that takes what its model takes."""
 
     @torch.no_grad()
-    def __call__(self, batched_inputs: List[Dict]) -> List[Dict]:
+    def __call__(self, batched_inputs: list[dict]) -> list[dict]:
         return super().__call__([_with_size(x) for x in batched_inputs])
 
 
@@ -121,18 +113,18 @@ class MergedViewsTTA(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        tta_mapper: Callable[[Dict], List[Dict]],
+        tta_mapper: Callable[[dict], list[dict]],
         *,
         iou_threshold: float = 0.5,
-        max_detections: Optional[int] = None,
+        max_detections: int | None = None,
     ):
         """
         Args:
-            model: in evaluation mode; its results have ``pred_boxes``, ``scores``, ``pred_classes``
-                and, optionally, ``pred_masks`` (N x H x W bool).
-            tta_mapper: like detectron2's ``DatasetMapperTTA``, makes a list of resized or mirrored
-                inputs, each with the ``transforms`` that led to it.
-            iou_threshold, max_detections: see :func:`merge_views`.
+            model: in evaluation mode; its results have `pred_boxes`, `scores`, `pred_classes`
+                and, optionally, `pred_masks` (N x H x W bool).
+            tta_mapper: like detectron2's `DatasetMapperTTA`, makes a list of resized or mirrored
+                inputs, each with the `transforms` that led to it.
+            iou_threshold, max_detections: see `merge_views`.
         """
         super().__init__()
         self.model = model
@@ -141,11 +133,11 @@ class MergedViewsTTA(nn.Module):
         self.max_detections = max_detections
 
     @torch.no_grad()
-    def forward(self, batched_inputs: List[Dict]) -> List[Dict]:
+    def forward(self, batched_inputs: list[dict]) -> list[dict]:
         """Inputs and outputs of the model, with nothing but "instances" in the outputs."""
         return [{"instances": self._one_image(_with_size(x))} for x in batched_inputs]
 
-    def _one_image(self, x: Dict) -> Instances:
+    def _one_image(self, x: dict) -> Instances:
         views = []
         for view in self.tta_mapper(x):
             mirrored = is_mirrored(view.pop("transforms"))
@@ -195,22 +187,22 @@ def _mirror(found: Instances) -> Instances:
 def merge_views(
     views: Sequence[Instances],
     iou_threshold: float = 0.5,
-    max_detections: Optional[int] = None,
+    max_detections: int | None = None,
 ) -> Instances:
     """Merge results for several views of one image, all mapped back to it.
 
     Taken by falling score, a detection joins the group of its class whose first member overlaps its
-    box most, by at least ``iou_threshold``, and that has none of its own view yet: what one view
+    box most, by at least `iou_threshold`, and that has none of its own view yet: what one view
     holds for two objects stays two objects. Otherwise it starts a group. A group becomes one
     detection, with the score of its first member, the mean of its boxes weighted by their scores,
     and the pixels that have at least half of the weight in its masks.
 
     Args:
-        views: fields as for :class:`MergedViewsTTA`. The only view is returned as it is.
+        views: fields as for `MergedViewsTTA`. The only view is returned as it is.
         max_detections: keep so many of highest score; None for as many as the largest view has.
 
     Returns:
-        Instances: by falling score.
+        by falling score.
     """
     if len(views) == 1:
         return views[0]
@@ -241,13 +233,13 @@ def merge_views(
 
 
 def _group(
-    boxes: Tensor, scores: Tensor, classes: Tensor, view_of: List[int], threshold: float
-) -> List[List[int]]:
-    """Groups of rows as described at :func:`merge_views`, the highest-scoring row first in each."""
+    boxes: Tensor, scores: Tensor, classes: Tensor, view_of: list[int], threshold: float
+) -> list[list[int]]:
+    """Groups of rows as described at `merge_views`, the highest-scoring row first in each."""
     overlap = pairwise_iou(Boxes(boxes), Boxes(boxes))
     overlap[classes[:, None] != classes[None]] = -1.0
     overlap = overlap.cpu()
-    groups: List[List[int]] = []
+    groups: list[list[int]] = []
     for i in torch.argsort(scores, descending=True, stable=True).tolist():
         best, best_overlap = None, threshold
         row = overlap[i, [g[0] for g in groups]].tolist() if groups else []

@@ -1,6 +1,6 @@
 """Operators of the projects: RoI warp, position-sensitive assembly, joint head, masks.
 
-They need torch alone. ``python -m d2ext.ops`` says which implementation runs on which device.
+They need torch alone. `python -m d2ext.ops` says which implementation runs on which device.
 """
 
 from d2ext.ops._library import has_native

@@ -1,6 +1,4 @@
-"""``python -m d2ext.ops``: which implementation of each operator runs on which device, and why."""
-
-from __future__ import annotations
+"""`python -m d2ext.ops`: which implementation of each operator runs on which device, and why."""
 
 import torch
 

@@ -1,9 +1,7 @@
 """Argument rules of the operators, used by the PyTorch implementations and the shape functions.
 
-The compiled kernels check the same rules with the same words (``csrc/checks.h``).
+The compiled kernels check the same rules with the same words (`csrc/checks.h`).
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
@@ -15,7 +13,7 @@ VOTE_MODES = ("fcis", "mnc", "crop")
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise RuntimeError with ``message`` unless ``condition`` holds (tracing friendly)."""
+    """Raise RuntimeError with `message` unless `condition` holds (tracing friendly)."""
     torch._check(condition, lambda: message)
 
 
@@ -28,7 +26,7 @@ def check_floating(op: str, name: str, tensor: Tensor, dim: int) -> None:
 
 
 def check_coordinates(op: str, name: str, boxes: Tensor, columns: int, like: Tensor) -> None:
-    """(N, columns), float32 (float64 beside float64 data), on the device of ``like``."""
+    """(N, columns), float32 (float64 beside float64 data), on the device of `like`."""
     require(
         boxes.dim() == 2 and boxes.shape[1] == columns,
         f"{op}: {name} must have shape (N, {columns})",
@@ -51,7 +49,7 @@ def check_choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> No
 
 
 def channels_last(tensor: Tensor) -> bool:
-    """Whether results take the channels_last layout: only when ``tensor`` has it and no other."""
+    """Whether results take the channels_last layout: only when `tensor` has it and no other."""
     return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -1,12 +1,10 @@
-"""The operator library ``d2ext``: schemas, loading of the compiled kernels, registration helper.
+"""The operator library `d2ext`: schemas, loading of the compiled kernels, registration helper.
 
 Every schema stands once, here in Python. The compiled extension holds kernels for the dispatch keys
 CPU and CUDA only; the PyTorch implementation of an operator is registered under
 CompositeExplicitAutograd, a key the dispatcher reaches when a device has no kernel of its own.
 Hence no function of this package asks whether the extension is there.
 """
-
-from __future__ import annotations
 
 import glob
 import os
@@ -58,7 +56,7 @@ def operators() -> tuple[str, ...]:
 
 
 def implementation(name: str, device: str) -> tuple[str, str]:
-    """Which code runs operator ``name`` on ``device`` ("cpu" or "cuda"), and why.
+    """Which code runs operator `name` on `device` ("cpu" or "cuda"), and why.
 
     Returns:
         ("native", reason) or ("pytorch", reason).
@@ -80,14 +78,14 @@ def define_op(
     setup_context: Callable | None = None,
     backward: Callable | None = None,
 ) -> torch._ops.OpOverload:
-    """Define ``d2ext::name`` with all it needs to run, trace, compile and differentiate.
+    """Define `d2ext::name` with all it needs to run, trace, compile and differentiate.
 
     Args:
         signature: arguments and returns in schema syntax, without the name.
         reference: PyTorch implementation, run where no compiled kernel is registered.
         fake: shape function for tracing and compiling.
-        setup_context, backward: as in :func:`torch.library.register_autograd`. Without ``backward``
-            a gradient asked of the operator raises :class:`NotImplementedError`.
+        setup_context, backward: as in `torch.library.register_autograd`. Without `backward`
+            a gradient asked of the operator raises `NotImplementedError`.
     """
     try:
         _LIBRARY.define(name + signature, tags=(torch.Tag.pt2_compliant_tag,))

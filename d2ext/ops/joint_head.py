@@ -3,8 +3,6 @@
 Source: Li et al., "Fully Convolutional Instance-aware Semantic Segmentation" (FCIS), section 3.2.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -82,19 +80,19 @@ def fcis_joint_head(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Class scores and mask logits of FCIS in one pass over the score maps.
 
-    With A = ``ps_roi_assemble(score, ...)``, where map 2c is "outside" and map 2c + 1 "inside" of
+    With A = `ps_roi_assemble(score, ...)`, where map 2c is "outside" and map 2c + 1 "inside" of
     class c and the last class is the background: the score of class c is the mean over cells of
-    ``max(A[2c], A[2c+1])`` (a tie sends its gradient to "outside"), and the mask logits are the
+    `max(A[2c], A[2c+1])` (a tie sends its gradient to "outside"), and the mask logits are the
     pair of one picked class. A itself, (N, 2K, P, P), is never held.
 
     Args:
         score: (B, 2*K*k*k, H, W), floating; K counts the background.
-        rois, spatial_scale, group_size, out_size, inclusive: as in :func:`ps_roi_assemble`.
-        pick: (N,) int64, the class whose mask is wanted, e.g. training labels. Outside ``0..K-1``:
+        rois, spatial_scale, group_size, out_size, inclusive: as in `ps_roi_assemble`.
+        pick: (N,) int64, the class whose mask is wanted, e.g. training labels. Outside `0..K-1`:
             zeros without gradient. None picks the best class but the background.
 
     Returns:
-        ``cls_score`` (N, K), raw; ``seg_logit`` (N, 2, P, P), outside then inside;
-        ``picked`` (N,) int64, the class used (-1 when there is none besides the background).
+        `cls_score` (N, K), raw; `seg_logit` (N, 2, P, P), outside then inside;
+        `picked` (N,) int64, the class used (-1 when there is none besides the background).
     """
     return _head(score, rois, spatial_scale, group_size, out_size, pick, inclusive=inclusive)

@@ -2,10 +2,8 @@
 
 Sources: Dai et al., "Instance-aware Semantic Segmentation via Multi-task Network Cascades" (MNC),
 sections 3.3 and 4.3; Li et al., "Fully Convolutional Instance-aware Semantic Segmentation" (FCIS),
-section 4; detectron2's ``paste_masks_in_image``.
+section 4; detectron2's `paste_masks_in_image`.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
@@ -132,9 +130,9 @@ _mask_vote = define_op(
 
 
 def mask_resize(masks: Tensor, output_size: int | tuple[int, int]) -> Tensor:
-    """Bilinear resize with corner-anchored samples at ``i * M / out`` (MNC's mask resize).
+    """Bilinear resize with corner-anchored samples at `i * M / out` (MNC's mask resize).
 
-    This is neither setting of ``align_corners``. Samples more than half a cell past the last cell
+    This is neither setting of `align_corners`. Samples more than half a cell past the last cell
     give 0 (only when enlarging more than twice).
 
     Args:
@@ -152,10 +150,10 @@ def mask_gate(features: Tensor, masks: Tensor) -> Tensor:
 
     Args:
         features: (N, C, h, w), floating.
-        masks: (N, 1, M, M) of the same dtype, probabilities; resized as in :func:`mask_resize`.
+        masks: (N, 1, M, M) of the same dtype, probabilities; resized as in `mask_resize`.
 
     Returns:
-        ``features * mask_resize(masks, (h, w))``, differentiable in both.
+        `features * mask_resize(masks, (h, w))`, differentiable in both.
     """
     return _mask_gate(features, masks)
 
@@ -165,7 +163,7 @@ def paste_masks(
 ) -> Tensor:
     """Draw box masks into images, by detectron2's rule.
 
-    The centre of pixel x samples the mask at ``(x + 0.5 - x1) / (x2 - x1) * M - 0.5``, bilinear,
+    The centre of pixel x samples the mask at `(x + 0.5 - x1) / (x2 - x1) * M - 0.5`, bilinear,
     with zeros around the mask.
 
     Args:
@@ -173,7 +171,7 @@ def paste_masks(
         boxes: (N, 4) x1, y1, x2, y2 in pixels of the image, continuous (x2 exclusive), float32. A
             box without area, or with a NaN or an infinity, gives an empty mask.
         image_size: height, width.
-        threshold: at least 0: bool masks ``value >= threshold``; below 0: uint8 of ``255 * value``,
+        threshold: at least 0: bool masks `value >= threshold`; below 0: uint8 of `255 * value`,
             truncated.
 
     Returns:
@@ -195,21 +193,21 @@ def mask_vote(
 ) -> tuple[Tensor, Tensor]:
     """Weighted averages of box masks in image space, and the tight boxes around them.
 
-    Result r averages the candidates ``cand_offset[r]:cand_offset[r+1]`` of ``cand_index`` in that
-    order. :func:`vote_candidates` builds the three lists.
+    Result r averages the candidates `cand_offset[r]:cand_offset[r+1]` of `cand_index` in that
+    order. `vote_candidates` builds the three lists.
 
     Args:
         masks: (N, M, M) values in 0..1, floating.
         boxes: (N, 4) x1, y1, x2, y2, inclusive pixel indices of the image, float32.
-        cand_index: (E,) int32 rows of ``masks``.
+        cand_index: (E,) int32 rows of `masks`.
         cand_offset: (R + 1,) int32, rising from 0 to E.
         cand_weight: (E,) float32, each result's weights already normalised.
         image_size: height, width.
         binary_thresh: threshold of masks and of the average.
-        mode: "fcis": boxes rounded, half-pixel sampling, each mask made binary, average ``>=``
+        mode: "fcis": boxes rounded, half-pixel sampling, each mask made binary, average `>=`
             threshold, resampled from the whole average (FCIS' GPU release). "crop": the same,
             resampled from the tight box alone (CPU variants of both releases). "mnc": boxes as they
-            are, corner sampling, masks kept continuous, average ``>`` threshold (MNC's GPU
+            are, corner sampling, masks kept continuous, average `>` threshold (MNC's GPU
             release).
 
     Returns:
@@ -218,7 +216,7 @@ def mask_vote(
         centre.
 
     Raises:
-        NotImplementedError: when ``masks`` or ``boxes`` require a gradient and gradients are on.
+        NotImplementedError: when `masks` or `boxes` require a gradient and gradients are on.
     """
     return _mask_vote(
         masks, boxes, cand_index, cand_offset, cand_weight, *image_size,

@@ -5,8 +5,6 @@ Sources: Dai et al., "Instance-aware Semantic Segmentation via Multi-task Networ
 releases for thresholds and order.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -17,13 +15,13 @@ from d2ext.ops.mask_ops import mask_vote
 
 
 class VotedInstances(NamedTuple):
-    """Results of :class:`MaskVoting`; all inclusive pixel indices of the image.
+    """Results of `MaskVoting`; all inclusive pixel indices of the image.
 
     Attributes:
         boxes: (R, 4) int32, tight around the voted masks.
-        masks: (R, M, M) averages inside ``boxes``, to be thresholded after resizing.
+        masks: (R, M, M) averages inside `boxes`, to be thresholded after resizing.
         scores: (R,) class scores of the seeds.
-        classes: (R,) int64 column of ``scores``.
+        classes: (R,) int64 column of `scores`.
         seeds: (R,) int64 row of the box that started each result.
     """
 
@@ -35,7 +33,7 @@ class VotedInstances(NamedTuple):
 
 
 def inclusive_iou(first: Tensor, second: Tensor) -> Tensor:
-    """(n, m) IoU of boxes with inclusive corners (width ``x2 - x1 + 1``)."""
+    """(n, m) IoU of boxes with inclusive corners (width `x2 - x1 + 1`)."""
     low = torch.maximum(first[:, None, :2], second[None, :, :2])
     high = torch.minimum(first[:, None, 2:], second[None, :, 2:])
     width, height = (high - low + 1).clamp(min=0).unbind(-1)
@@ -57,7 +55,7 @@ def vote_candidates(
         iou_threshold: boxes with at least this IoU with the seed vote.
 
     Returns:
-        ``cand_index``, ``cand_offset``, ``cand_weight`` of :func:`mask_vote`. Weights are the
+        `cand_index`, `cand_offset`, `cand_weight` of `mask_vote`. Weights are the
         voters' scores of the seed's class divided by their sum, or equal shares if that sum is 0.
     """
     votes = inclusive_iou(boxes[seeds], boxes) >= iou_threshold
@@ -77,7 +75,7 @@ class MaskVoting(nn.Module):
     overlaps.
 
     Args:
-        mode: "fcis", "mnc" or "crop", see :func:`mask_vote`.
+        mode: "fcis", "mnc" or "crop", see `mask_vote`.
         nms_threshold: boxes above this IoU with a better one are no seeds.
         merge_threshold: boxes with at least this IoU with a seed vote for it.
         binary_threshold: threshold of the vote.

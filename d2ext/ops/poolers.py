@@ -1,10 +1,8 @@
-"""A RoI pooler with the call of detectron2's ``ROIPooler``, for one feature level.
+"""A RoI pooler with the call of detectron2's `ROIPooler`, for one feature level.
 
-It takes ``(feature maps, box lists)`` where a head would take an ``ROIPooler``; a box list is
-anything with a ``tensor`` of shape (n, 4), such as detectron2's ``Boxes``.
+It takes `(feature maps, box lists)` where a head would take an `ROIPooler`; a box list is
+anything with a `tensor` of shape (n, 4), such as detectron2's `Boxes`.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +17,7 @@ def boxes_to_rois(box_lists: Sequence[Any], *, inclusive: bool = False) -> Tenso
     """Stack per-image boxes to rows of image index, x1, y1, x2, y2, keeping gradients.
 
     Args:
-        box_lists: one per image, each with ``tensor`` (n, 4) in pixels, x2 and y2 exclusive.
+        box_lists: one per image, each with `tensor` (n, 4) in pixels, x2 and y2 exclusive.
         inclusive: subtract 1 from x2 and y2.
     """
     rows = []
@@ -34,12 +32,12 @@ def boxes_to_rois(box_lists: Sequence[Any], *, inclusive: bool = False) -> Tenso
 
 
 class RoIWarpPooler(nn.Module):
-    """:class:`RoIWarp` as a pooler; gradients reach the boxes.
+    """`RoIWarp` as a pooler; gradients reach the boxes.
 
     Args:
         output_size: output height and width.
         scales: one number, feature cells per pixel.
-        max_pool, aligned, quantize, border, bin_reduce: as in :class:`RoIWarp`. Unless ``aligned``,
+        max_pool, aligned, quantize, border, bin_reduce: as in `RoIWarp`. Unless `aligned`,
             1 is subtracted from x2 and y2 first: MNC's sampling counts pixels by their indices.
     """
 
@@ -71,7 +69,7 @@ class RoIWarpPooler(nn.Module):
             box_lists: B box lists in pixels of the network input, x2 and y2 exclusive.
 
         Returns:
-            (M, C, height, width) with M boxes in total, in the order of ``box_lists``.
+            (M, C, height, width) with M boxes in total, in the order of `box_lists`.
         """
         if len(x) != 1:
             raise ValueError(f"RoIWarpPooler: one feature level expected, got {len(x)}")

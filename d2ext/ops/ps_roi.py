@@ -4,8 +4,6 @@ Source: Li et al., "Fully Convolutional Instance-aware Semantic Segmentation" (F
 with the bin rule of its release.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -103,23 +101,23 @@ def ps_roi_assemble(
 ) -> Tensor:
     """Assemble position-sensitive score maps inside regions.
 
-    Output cell (i, j) of map d averages channel ``(d*k + i*k//P)*k + j*k//P`` over all cells its
-    bin touches (k = ``group_size``, P = ``out_size``); bins outside the map give 0. No gradient
-    flows to ``rois``. Bounds are computed in float32 whatever the dtype of ``input``.
+    Output cell (i, j) of map d averages channel `(d*k + i*k//P)*k + j*k//P` over all cells its
+    bin touches (k = `group_size`, P = `out_size`); bins outside the map give 0. No gradient
+    flows to `rois`. Bounds are computed in float32 whatever the dtype of `input`.
 
     Args:
         input: (B, D*k*k, H, W), floating.
         rois: (N, 5), rows of image index, x1, y1, x2, y2 in pixels of the network input; float32,
-            or float64 beside a float64 ``input``. Rows with a NaN, an infinity or an index outside
-            ``0..B-1`` give zeros.
+            or float64 beside a float64 `input`. Rows with a NaN, an infinity or an index outside
+            `0..B-1` give zeros.
         spatial_scale: feature cells per pixel.
         group_size: parts per side, k.
-        out_size: P, with ``k <= P <= 128``.
+        out_size: P, with `k <= P <= 128`.
         inclusive: corners are inclusive pixel indices, rounded half away from zero, and the end is
             moved by one before scaling: FCIS' release. detectron2's boxes need x2 - 1, y2 - 1 then.
 
     Returns:
-        (N, D, P, P) in the dtype and memory format of ``input``.
+        (N, D, P, P) in the dtype and memory format of `input`.
     """
     return _ps_roi_assemble(input, rois, spatial_scale, group_size, out_size, inclusive=inclusive)
 
@@ -133,12 +131,12 @@ def ps_roi_mean(
     *,
     inclusive: bool = False,
 ) -> Tensor:
-    """Mean of :func:`ps_roi_assemble` over its P*P cells: (N, D). FCIS' box branch."""
+    """Mean of `ps_roi_assemble` over its P*P cells: (N, D). FCIS' box branch."""
     return _ps_roi_mean(input, rois, spatial_scale, group_size, out_size, inclusive=inclusive)
 
 
 class PSRoIAssemble(nn.Module):
-    """See :func:`ps_roi_assemble`."""
+    """See `ps_roi_assemble`."""
 
     operator = staticmethod(ps_roi_assemble)
 
@@ -171,6 +169,6 @@ class PSRoIAssemble(nn.Module):
 
 
 class PSRoIMean(PSRoIAssemble):
-    """See :func:`ps_roi_mean`; the output is (N, D)."""
+    """See `ps_roi_mean`; the output is (N, D)."""
 
     operator = staticmethod(ps_roi_mean)

@@ -4,8 +4,6 @@ Source: Dai et al., "Instance-aware Semantic Segmentation via Multi-task Network
 section 3.2, and the sampling rules of its Caffe releases.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -113,7 +111,7 @@ _roi_warp_max_pool = define_op(
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """``7`` -> ``(7, 7)``."""
+    """`7` -> `(7, 7)`."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
@@ -130,33 +128,33 @@ def roi_warp(
 ) -> Tensor:
     """Warp regions of a feature map to a fixed size, one bilinear sample per output cell.
 
-    Differentiable in ``input`` and in ``rois``. Along x (y alike), with ``a = x1 * spatial_scale``,
-    extent ``e = max(x2 * spatial_scale - a, 0)`` and P output cells, cell p samples at
-    ``a + e*p/P``, or at ``a + e*(p+0.5)/P - 0.5`` when ``aligned``. Cell j of the map
+    Differentiable in `input` and in `rois`. Along x (y alike), with `a = x1 * spatial_scale`,
+    extent `e = max(x2 * spatial_scale - a, 0)` and P output cells, cell p samples at
+    `a + e*p/P`, or at `a + e*(p+0.5)/P - 0.5` when `aligned`. Cell j of the map
     lies at coordinate j.
 
     Args:
         input: (B, C, H, W), float32, float64, float16 or bfloat16, contiguous or channels_last.
         rois: (N, 5), rows of image index, x1, y1, x2, y2 in pixels of the network input; float32,
-            or float64 beside a float64 ``input``. Without ``aligned`` corners are inclusive pixel
+            or float64 beside a float64 `input`. Without `aligned` corners are inclusive pixel
             indices, as in MNC: subtract 1 from x2 and y2 of detectron2's boxes. A row with a NaN,
             an infinity or
-            an index outside ``0..B-1`` gives zeros.
+            an index outside `0..B-1` gives zeros.
         output_size: output height and width, each in 1..64.
-        spatial_scale: feature cells per pixel, e.g. ``1/16``.
+        spatial_scale: feature cells per pixel, e.g. `1/16`.
         aligned: sample bin centres, half-pixel aligned; this is torchvision's
-            ``roi_align(aligned=True, sampling_ratio=1)``, with gradients to the boxes. False
+            `roi_align(aligned=True, sampling_ratio=1)`, with gradients to the boxes. False
             samples the upper left corners of the bins, as MNC does.
         quantize: round scaled corners to whole cells, halves away from zero, as MNC's release does.
             The gradient passes as if nothing was rounded.
         border: "clamp_half" clamps samples up to half a cell outside the map and gives 0 further
             out (release); "zeros" interpolates against zeros around the map (paper).
-        bin_reduce: "point", or "edge_max": the maximum over a grid of ``ceil(e/P) + 1`` samples per
+        bin_reduce: "point", or "edge_max": the maximum over a grid of `ceil(e/P) + 1` samples per
             axis from edge to edge of the bin, samples outside the map left out (MNC's first
             release). At most W (H) sub-steps are taken along x (y).
 
     Returns:
-        (N, C, output height, output width) in the dtype and memory format of ``input``.
+        (N, C, output height, output width) in the dtype and memory format of `input`.
 
     Raises:
         RuntimeError: for shapes, dtypes or values outside the ranges above.
@@ -178,11 +176,11 @@ def roi_warp_max_pool(
     quantize: bool = False,
     border: str = "clamp_half",
 ) -> Tensor:
-    """:func:`roi_warp` at twice ``output_size``, then 2x2 maximum pooling, in one step.
+    """`roi_warp` at twice `output_size`, then 2x2 maximum pooling, in one step.
 
     Nothing of the doubled size is allocated, forward or backward. The first maximum in row-major
-    order takes the whole gradient. ``output_size=14, aligned=False, quantize=True`` is MNC's RoI
-    feature. Arguments and result as :func:`roi_warp`.
+    order takes the whole gradient. `output_size=14, aligned=False, quantize=True` is MNC's RoI
+    feature. Arguments and result as `roi_warp`.
     """
     height, width = pair(output_size)
     return _roi_warp_max_pool(
@@ -191,7 +189,7 @@ def roi_warp_max_pool(
 
 
 class RoIWarp(nn.Module):
-    """See :func:`roi_warp`; with ``max_pool``, :func:`roi_warp_max_pool`."""
+    """See `roi_warp`; with `max_pool`, `roi_warp_max_pool`."""
 
     def __init__(
         self,

@@ -4,8 +4,8 @@ from d2ext import compat
 
 compat.require_detectron2()
 
-from d2ext.solver.optimizer import build_optimizer, get_optimizer_params, make_optimizer  # noqa: E402
-from d2ext.solver.schedule import build_lr_multiplier, warmup_cosine, warmup_multistep  # noqa: E402
+from d2ext.solver.optimizer import build_optimizer, get_optimizer_params, make_optimizer
+from d2ext.solver.schedule import build_lr_multiplier, warmup_cosine, warmup_multistep
 
 __all__ = [
     "build_lr_multiplier",

@@ -1,12 +1,13 @@
 """Parameter groups and optimisers.
 
 detectron2 v0.6 cannot give single layers their own learning rate (upstream main can, through
-another argument), so :func:`get_optimizer_params` adds ``lr_multipliers`` on top of its groups.
+another argument), so `get_optimizer_params` adds `lr_multipliers` on top of its groups.
 """
 
 import inspect
 import math
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -22,19 +23,19 @@ def get_optimizer_params(
     model: torch.nn.Module,
     base_lr: float,
     weight_decay: float,
-    weight_decay_norm: Optional[float] = None,
-    weight_decay_bias: Optional[float] = None,
+    weight_decay_norm: float | None = None,
+    weight_decay_bias: float | None = None,
     bias_lr_factor: float = 1.0,
-    lr_multipliers: Union[Mapping[str, float], Sequence[Tuple[str, float]]] = (),
-) -> List[Dict[str, Any]]:
-    """Parameter groups of ``model``; parameters with equal settings share a group.
+    lr_multipliers: Mapping[str, float] | Sequence[tuple[str, float]] = (),
+) -> list[dict[str, Any]]:
+    """Parameter groups of `model`; parameters with equal settings share a group.
 
     Args:
         model: only parameters that require a gradient are taken.
         base_lr: learning rate before multipliers.
         weight_decay: for everything not named by the next two.
-        weight_decay_norm: for the affine parameters of normalisation layers; ``None``: as others.
-        weight_decay_bias: for biases; ``None``: as the others.
+        weight_decay_norm: for the affine parameters of normalisation layers; `None`: as others.
+        weight_decay_bias: for biases; `None`: as the others.
         bias_lr_factor: learning rate factor of biases.
         lr_multipliers: parameter name prefix -> learning rate factor; the longest prefix wins.
 
@@ -53,7 +54,7 @@ def get_optimizer_params(
         raise UserError(
             f"learning rate multiplier for '{sorted(unused)[0]}': no parameter name starts with it"
         )
-    groups: Dict[tuple, Dict[str, Any]] = {}
+    groups: dict[tuple, dict[str, Any]] = {}
     for group in get_default_optimizer_params(
         model,
         base_lr=base_lr,
@@ -77,22 +78,22 @@ def make_optimizer(
     name: str = "SGD",
     lr: float = 0.02,
     weight_decay: float = 1e-4,
-    weight_decay_norm: Optional[float] = 0.0,
-    weight_decay_bias: Optional[float] = None,
+    weight_decay_norm: float | None = 0.0,
+    weight_decay_bias: float | None = None,
     bias_lr_factor: float = 1.0,
-    lr_multipliers: Union[Mapping[str, float], Sequence[Tuple[str, float]]] = (),
-    clip_gradients: Optional[Mapping[str, Any]] = None,
+    lr_multipliers: Mapping[str, float] | Sequence[tuple[str, float]] = (),
+    clip_gradients: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> torch.optim.Optimizer:
-    """The optimiser of a lazy config, and behind :func:`build_optimizer` that of a yaml config.
+    """The optimiser of a lazy config, and behind `build_optimizer` that of a yaml config.
 
     Args:
-        model, lr, weight_decay ... lr_multipliers: see :func:`get_optimizer_params`.
-        name: ``"SGD"`` or ``"AdamW"``.
-        clip_gradients: ``None``, or ``{"type": "norm"|"full_model"|"value", "value": x,
+        model, lr, weight_decay ... lr_multipliers: see `get_optimizer_params`.
+        name: `"SGD"` or `"AdamW"`.
+        clip_gradients: `None`, or ``{"type": "norm"|"full_model"|"value", "value": x,
             "norm_type": 2.0}``: gradients are clipped in every step ("norm" per parameter,
             "full_model" over all of them), after AMP's unscaling.
-        options: handed to the optimiser: ``momentum`` and ``nesterov``, or ``betas`` and ``eps``.
+        options: handed to the optimiser: `momentum` and `nesterov`, or `betas` and `eps`.
 
     Raises:
         UserError: unknown names of optimiser, option or clipping; an impossible learning rate.
@@ -123,7 +124,7 @@ def make_optimizer(
     return optimizer_class(params, lr=lr, weight_decay=weight_decay, **options)
 
 
-def _with_clipping(optimizer_class: type, clip: Dict[str, Any]) -> type:
+def _with_clipping(optimizer_class: type, clip: dict[str, Any]) -> type:
     unknown = sorted(set(clip) - {"type", "value", "norm_type"})
     if unknown:
         raise UserError(
@@ -160,7 +161,7 @@ class _FullModelClipping:
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a yaml config (``SOLVER.*``)."""
+    """The optimiser of a yaml config (`SOLVER.*`)."""
     solver = cfg.SOLVER
     clip = solver.CLIP_GRADIENTS
     sgd = {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}

@@ -1,11 +1,11 @@
-"""Learning rate schedules: warm-up, then steps or half a cosine, always through ``LRMultiplier``.
+"""Learning rate schedules: warm-up, then steps or half a cosine, always through `LRMultiplier`.
 
 detectron2's own multiplier is the only scheduler that both of its versions save and restore with a
 checkpoint, so nothing else is used.
 """
 
 import logging
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from fvcore.common.param_scheduler import (
@@ -28,12 +28,12 @@ def warmup_multistep(
     warmup_factor: float = 0.001,
     warmup_method: str = "linear",
 ) -> ParamScheduler:
-    """Multiply the learning rate by ``gamma`` at each milestone, in iterations.
+    """Multiply the learning rate by `gamma` at each milestone, in iterations.
 
     Milestones past the end are ignored, so that a short trial run of a long config works.
 
     Raises:
-        UserError: ``max_iter`` is not positive, milestones are not ascending, or the name of the
+        UserError: `max_iter` is not positive, milestones are not ascending, or the name of the
             warm-up is unknown.
     """
     _check_length(max_iter)
@@ -59,10 +59,10 @@ def warmup_cosine(
     warmup_factor: float = 0.001,
     warmup_method: str = "linear",
 ) -> ParamScheduler:
-    """Half a cosine from 1 down to ``end``.
+    """Half a cosine from 1 down to `end`.
 
     Raises:
-        UserError: ``max_iter`` is not positive, or the name of the warm-up is unknown.
+        UserError: `max_iter` is not positive, or the name of the warm-up is unknown.
     """
     _check_length(max_iter)
     schedule = CosineParamScheduler(1.0, end)
@@ -85,7 +85,7 @@ def _with_warmup(schedule, max_iter, warmup_iters, warmup_factor, warmup_method)
 
 
 def build_lr_multiplier(cfg: CfgNode) -> ParamScheduler:
-    """The schedule of a yaml config (``SOLVER.LR_SCHEDULER_NAME``)."""
+    """The schedule of a yaml config (`SOLVER.LR_SCHEDULER_NAME`)."""
     solver = cfg.SOLVER
     common = dict(
         max_iter=solver.MAX_ITER,

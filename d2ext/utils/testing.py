@@ -1,6 +1,6 @@
 """Tiny configs and inputs with which tests build and run real detectors in milliseconds."""
 
-from typing import Callable, Dict, List, Tuple
+from collections.abc import Callable
 
 import torch
 
@@ -9,15 +9,6 @@ from d2ext.config import add_modeling_config
 from detectron2.config import CfgNode, get_cfg
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
-
-__all__ = [
-    "as_double",
-    "assert_numbers",
-    "near_objects",
-    "random_batch",
-    "tiny_config",
-    "training_losses",
-]
 
 
 def tiny_config(*add_config: Callable[[CfgNode], None]) -> CfgNode:
@@ -64,19 +55,19 @@ def tiny_config(*add_config: Callable[[CfgNode], None]) -> CfgNode:
 
 def random_batch(
     num_images: int = 2,
-    size: Tuple[int, int] = (64, 96),
+    size: tuple[int, int] = (64, 96),
     num_objects: int = 3,
     num_classes: int = 3,
     num_labels: int = 7,
     seed: int = 0,
-) -> List[dict]:
+) -> list[dict]:
     """Model inputs with noise images, elliptic objects and noise label maps.
 
     Args:
         size: (height, width) in pixels, at least 48 each.
-        num_objects (int): objects of each image; 0 leaves ``gt_masks`` out, as detectron2 does.
-        num_classes (int): object classes are random in [0, num_classes).
-        num_labels (int): labels of ``sem_seg`` are random in [0, num_labels).
+        num_objects: objects of each image; 0 leaves `gt_masks` out, as detectron2 does.
+        num_classes: object classes are random in [0, num_classes).
+        num_labels: labels of `sem_seg` are random in [0, num_labels).
     """
     generator = torch.Generator().manual_seed(seed)
     height, width = size
@@ -112,11 +103,11 @@ def random_batch(
     return batch
 
 
-def near_objects(batch: List[dict], per_object: int = 4, seed: int = 0) -> List[Instances]:
+def near_objects(batch: list[dict], per_object: int = 4, seed: int = 0) -> list[Instances]:
     """Proposals scattered around the objects of a batch, as a region proposal network gives them.
 
     Returns:
-        Per image ``Instances`` with ``proposal_boxes``, ``per_object`` times as many as objects.
+        Per image `Instances` with `proposal_boxes`, `per_object` times as many as objects.
     """
     generator = torch.Generator().manual_seed(seed)
     result = []
@@ -128,7 +119,7 @@ def near_objects(batch: List[dict], per_object: int = 4, seed: int = 0) -> List[
     return result
 
 
-def training_losses(model: torch.nn.Module, batch: List[dict]) -> Dict[str, torch.Tensor]:
+def training_losses(model: torch.nn.Module, batch: list[dict]) -> dict[str, torch.Tensor]:
     """The losses of a detector in training mode, with the event storage it writes to."""
     with EventStorage():
         return model.train()(batch)
@@ -140,7 +131,7 @@ def as_double(value) -> torch.Tensor:
 
 
 def assert_numbers(value: torch.Tensor, expected, atol: float = 1e-5) -> None:
-    """Fail unless a tensor, in the shape of nested lists of numbers, equals these to ``atol``."""
+    """Fail unless a tensor, in the shape of nested lists of numbers, equals these to `atol`."""
     expected = as_double(expected)
     found = value.detach().to(expected.dtype).reshape(expected.shape)
     torch.testing.assert_close(found, expected, rtol=0, atol=atol)

@@ -4,13 +4,13 @@ from d2ext import compat
 
 compat.patch_visualization()
 
-from .instances import (  # noqa: E402
+from d2ext.visualization.instances import (
     display_scale,
     draw_ground_truth,
     draw_predictions,
     draw_stages,
 )
-from .panels import side_by_side  # noqa: E402
+from d2ext.visualization.panels import side_by_side
 
 __all__ = [
     "display_scale",

@@ -1,18 +1,16 @@
 """What is drawn: predictions, ground truth, and the stages of a cascade."""
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from d2ext.errors import UserError
+from d2ext.visualization.overlay import class_labels, instance_colors, overlay
+from d2ext.visualization.panels import side_by_side
 
 from detectron2.data.detection_utils import annotations_to_instances, read_image
 from detectron2.structures import BoxMode, Instances
-
-from .overlay import class_labels, display_scale, instance_colors, overlay
-from .panels import side_by_side
-
-__all__ = ["display_scale", "draw_ground_truth", "draw_predictions", "draw_stages"]
 
 
 def draw_predictions(
@@ -20,21 +18,21 @@ def draw_predictions(
     instances: Instances,
     metadata,
     threshold: float = 0.5,
-    scale: Optional[float] = None,
+    scale: float | None = None,
 ) -> np.ndarray:
     """Masks, boxes, class names and scores over an image.
 
     Args:
         rgb: uint8 (H, W, 3).
-        instances: of a detector, in pixels of the image: ``pred_boxes``, ``pred_classes``,
-            ``scores`` and, optionally, bool ``pred_masks`` (N, H, W).
-        metadata: detectron2 ``Metadata`` with ``thing_classes`` (and, optionally,
-            ``thing_colors``).
+        instances: of a detector, in pixels of the image: `pred_boxes`, `pred_classes`,
+            `scores` and, optionally, bool `pred_masks` (N, H, W).
+        metadata: detectron2 `Metadata` with `thing_classes` (and, optionally,
+            `thing_colors`).
         threshold: lowest score that is drawn.
         scale: enlargement; default: as much as a small image needs to be readable.
 
     Returns:
-        uint8 RGB, ``scale`` times as large.
+        uint8 RGB, `scale` times as large.
 
     Raises:
         UserError: a class without a name, or instances of another image size.
@@ -55,21 +53,21 @@ def draw_predictions(
 
 
 def draw_ground_truth(
-    record: Dict[str, Any],
+    record: dict[str, Any],
     metadata,
-    rgb: Optional[np.ndarray] = None,
-    scale: Optional[float] = None,
+    rgb: np.ndarray | None = None,
+    scale: float | None = None,
 ) -> np.ndarray:
     """Annotated masks, boxes and class names over an image.
 
     Args:
-        record: a detectron2 data set record: ``annotations`` and ``file_name``.
-        metadata: as for :func:`draw_predictions`.
-        rgb: the image, uint8 (H, W, 3); default: read from ``file_name``.
-        scale: as for :func:`draw_predictions`.
+        record: a detectron2 data set record: `annotations` and `file_name`.
+        metadata: as for `draw_predictions`.
+        rgb: the image, uint8 (H, W, 3); default: read from `file_name`.
+        scale: as for `draw_predictions`.
 
     Returns:
-        uint8 RGB, ``scale`` times as large. Crowd regions are labelled ``name (crowd)``.
+        uint8 RGB, `scale` times as large. Crowd regions are labelled `name (crowd)`.
 
     Raises:
         UserError: unreadable image, image of another size than the record says, a class without
@@ -105,16 +103,16 @@ def draw_stages(
     per_stage_instances: Sequence[Instances],
     metadata,
     threshold: float = 0.5,
-    scale: Optional[float] = None,
+    scale: float | None = None,
 ) -> np.ndarray:
-    """One panel per stage of a cascade, in a row, each as :func:`draw_predictions` draws it.
+    """One panel per stage of a cascade, in a row, each as `draw_predictions` draws it.
 
     Args:
         per_stage_instances: the results after the first, second, ... stage, for example the
-            ``"instances"`` of ``model.inference_stages([inputs])``.
+            `"instances"` of `model.inference_stages([inputs])`.
     """
-    panels: List[np.ndarray] = []
-    titles: List[str] = []
+    panels: list[np.ndarray] = []
+    titles: list[str] = []
     for number, instances in enumerate(per_stage_instances, start=1):
         panels.append(draw_predictions(rgb, instances, metadata, threshold, scale))
         found = int((instances.scores >= threshold).sum())
@@ -126,6 +124,6 @@ def _thing_colors(metadata):
     return metadata.get("thing_colors") if metadata is not None else None
 
 
-def _check_size(rgb: np.ndarray, size: Tuple[int, int], what: str) -> None:
+def _check_size(rgb: np.ndarray, size: tuple[int, int], what: str) -> None:
     if rgb.shape[:2] != tuple(size):
         raise UserError(f"the image is {rgb.shape[:2]} (height, width), {what} {tuple(size)}")

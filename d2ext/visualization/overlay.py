@@ -1,22 +1,21 @@
 """Masks, boxes and labels over an image.
 
-Boxes and labels are drawn by detectron2's ``Visualizer``. Masks are not: its ``overlay_instances``
-fills their holes, and its ``draw_binary_mask`` leaves out the outline of those that have holes.
+Boxes and labels are drawn by detectron2's `Visualizer`. Masks are not: its `overlay_instances`
+fills their holes, and its `draw_binary_mask` leaves out the outline of those that have holes.
 """
 
 import colorsys
-from typing import List, Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
 from d2ext.errors import UserError
+from d2ext.visualization.text import place_labels, text_size
 
 from detectron2.utils.visualizer import Visualizer
 
-from .text import place_labels, text_size
-
-Color = Tuple[float, float, float]  # red, green, blue in [0, 1]
+Color = tuple[float, float, float]  # red, green, blue in [0, 1]
 
 # Saturation and value of the first, second, ... instance of a class, repeated.
 _SHADES = ((0.80, 1.00), (0.45, 1.00), (0.95, 0.72), (0.60, 0.85))
@@ -28,12 +27,12 @@ _GOLDEN_RATIO = 0.61803398875
 def display_scale(height: int, width: int, target: int = 560) -> float:
     """Factor by which a small image is enlarged, so that text and outlines can be read on it.
 
-    A whole number from 1 to 8, the one that brings the longer side closest to ``target`` pixels.
+    A whole number from 1 to 8, the one that brings the longer side closest to `target` pixels.
     """
     return float(min(max(round(target / max(height, width)), 1), 8))
 
 
-def instance_colors(classes: Sequence[int], thing_colors: Optional[Sequence] = None) -> List[Color]:
+def instance_colors(classes: Sequence[int], thing_colors: Sequence | None = None) -> list[Color]:
     """A hue for each class, the same in every picture, and a shade of it for each instance.
 
     Args:
@@ -55,9 +54,9 @@ def instance_colors(classes: Sequence[int], thing_colors: Optional[Sequence] = N
 
 
 def class_labels(
-    classes: Sequence[int], metadata, scores: Optional[Sequence[float]] = None
-) -> List[str]:
-    """``name`` or ``name 97%`` for every instance.
+    classes: Sequence[int], metadata, scores: Sequence[float] | None = None
+) -> list[str]:
+    """`name` or `name 97%` for every instance.
 
     Raises:
         UserError: the metadata has no name for a class.
@@ -76,10 +75,10 @@ def class_labels(
 def overlay(
     rgb: np.ndarray,
     boxes: np.ndarray,
-    masks: Optional[np.ndarray],
+    masks: np.ndarray | None,
     labels: Sequence[str],
     colors: Sequence[Color],
-    scale: Optional[float] = None,
+    scale: float | None = None,
     alpha: float = 0.4,
 ) -> np.ndarray:
     """Draw instances over a copy of an image, large ones first.
@@ -89,7 +88,7 @@ def overlay(
         boxes: (N, 4) x0, y0, x1, y1, continuous coordinates in pixels of the image.
         masks: bool (N, H, W), or None.
         labels, colors: N each.
-        scale: enlargement; default: :func:`display_scale`.
+        scale: enlargement; default: `display_scale`.
         alpha: opacity of the masks.
 
     Returns:

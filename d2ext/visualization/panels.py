@@ -1,11 +1,11 @@
 """Several pictures in one, with titles."""
 
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .text import font
+from d2ext.visualization.text import font
 
 _PAPER = (255, 255, 255)
 _INK = (32, 36, 42)
@@ -13,8 +13,8 @@ _INK = (32, 36, 42)
 
 def side_by_side(
     panels: Sequence[np.ndarray],
-    titles: Optional[Sequence[str]] = None,
-    columns: Optional[int] = None,
+    titles: Sequence[str] | None = None,
+    columns: int | None = None,
 ) -> np.ndarray:
     """Arrange pictures in rows on white paper, each under its title.
 

@@ -2,30 +2,30 @@
 what matplotlib draws, and labels that get out of each other's way."""
 
 import functools
-from typing import List, Sequence, Tuple
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
 from PIL import ImageFont
 
-Rect = Tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the picture
+Rect = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the picture
 
 
 @functools.lru_cache(maxsize=64)
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """The font that comes with matplotlib, ``size`` pixels high."""
+    """The font that comes with matplotlib, `size` pixels high."""
     folder = matplotlib.get_data_path()
     return ImageFont.truetype(f"{folder}/fonts/ttf/DejaVuSans.ttf", size)
 
 
-def text_size(text: str, size: int) -> Tuple[float, float]:
+def text_size(text: str, size: int) -> tuple[float, float]:
     """Width and height in pixels of a line of text with a little room around it."""
     return font(size).getlength(text) + 0.3 * size, 1.25 * size
 
 
 def place_labels(
-    boxes: np.ndarray, sizes: Sequence[Tuple[float, float]], height: int, width: int
-) -> List[Tuple[float, float]]:
+    boxes: np.ndarray, sizes: Sequence[tuple[float, float]], height: int, width: int
+) -> list[tuple[float, float]]:
     """Top left corners of labels near their boxes, with little overlap among the labels.
 
     Args:
@@ -33,7 +33,7 @@ def place_labels(
         sizes: width and height of each label in pixels.
         height, width: of the picture; labels stay inside where they fit at all.
     """
-    taken: List[Rect] = []
+    taken: list[Rect] = []
     corners = []
     for (x0, y0, x1, y1), (w, h) in zip(boxes.tolist(), sizes):
         best, best_cost = None, float("inf")

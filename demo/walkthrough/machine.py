@@ -3,7 +3,6 @@
 import os
 import platform
 from pathlib import Path
-from typing import Optional
 
 # Networks this small gain nothing from more threads.
 _MAX_THREADS = 8
@@ -22,7 +21,7 @@ def default_threads() -> int:
     return min(usable_cores(), _MAX_THREADS)
 
 
-def _physical_cores(allowed, cpuinfo: str = "/proc/cpuinfo") -> Optional[int]:
+def _physical_cores(allowed, cpuinfo: str = "/proc/cpuinfo") -> int | None:
     """Cores without counting hyper-threads twice; None where the system does not tell."""
     try:
         text = Path(cpuinfo).read_text(encoding="utf-8")
@@ -39,7 +38,7 @@ def _physical_cores(allowed, cpuinfo: str = "/proc/cpuinfo") -> Optional[int]:
     return len(cores) or None
 
 
-def _cgroup_quota(folder: str = "/sys/fs/cgroup") -> Optional[int]:
+def _cgroup_quota(folder: str = "/sys/fs/cgroup") -> int | None:
     """Processors granted to a container (cgroup v2 or v1), rounded down, at least 1; else None."""
     root = Path(folder)
     try:

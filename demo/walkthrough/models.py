@@ -1,8 +1,9 @@
-"""The networks of the demo; a new project joins by a line in :data:`MODELS`."""
+"""The networks of the demo; a new project joins by a line in `MODELS`."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, NamedTuple, Sequence
+from typing import NamedTuple
 
 from d2ext.errors import UserError
 
@@ -71,9 +72,9 @@ MODELS = (
 )
 
 
-def select(names: Sequence[str]) -> List[Model]:
-    """The models of these names, in the order of :data:`MODELS`, and after them those of the names
-    that are paths of configs, of any installed project; all of :data:`MODELS` without names."""
+def select(names: Sequence[str]) -> list[Model]:
+    """The models of these names, in the order of `MODELS`, and after them those of the names
+    that are paths of configs, of any installed project; all of `MODELS` without names."""
     known = [model.name for model in MODELS]
     configs = [Path(name) for name in names if Path(name).suffix in (".yaml", ".py")]
     for name in names:
@@ -91,11 +92,11 @@ def select(names: Sequence[str]) -> List[Model]:
     return chosen
 
 
-def overrides_for(model: Model, overrides: Sequence[str], names: Sequence[str] = ()) -> List[str]:
-    """Of the ``KEY=VALUE`` and ``MODEL:KEY=VALUE`` words, those that concern one model.
+def overrides_for(model: Model, overrides: Sequence[str], names: Sequence[str] = ()) -> list[str]:
+    """Of the `KEY=VALUE` and `MODEL:KEY=VALUE` words, those that concern one model.
 
     Args:
-        names: what :func:`select` was given.
+        names: what `select` was given.
     """
     known = [m.name for m in MODELS] + [Path(name).stem for name in names]
     found = []

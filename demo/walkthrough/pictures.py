@@ -2,7 +2,7 @@
 
 import base64
 import io
-from typing import Dict, List, Sequence, Tuple
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
@@ -19,7 +19,7 @@ LINE_COLORS = ("#3b82f6", "#f59e0b", "#10b981", "#ec4899", "#8b5cf6")
 _AXES_COLOR = "#8a93a0"
 
 
-def choose_records(records: Sequence[dict], count: int) -> List[dict]:
+def choose_records(records: Sequence[dict], count: int) -> list[dict]:
     """Records spread evenly over those with three objects or more (all, if there are too few)."""
     good = [r for r in records if len(r.get("annotations", ())) >= 3]
     good = good if len(good) >= count else list(records)
@@ -38,11 +38,11 @@ def _uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def ground_truth_pictures(records: Sequence[dict], metadata) -> List[str]:
+def ground_truth_pictures(records: Sequence[dict], metadata) -> list[str]:
     return [data_uri(draw_ground_truth(record, metadata)) for record in records]
 
 
-def prediction_pictures(predictor: Predictor, records: Sequence[dict]) -> List[str]:
+def prediction_pictures(predictor: Predictor, records: Sequence[dict]) -> list[str]:
     """Predictions on the image files of the records, through the public predictor."""
     pictures = []
     for record in records:
@@ -52,7 +52,7 @@ def prediction_pictures(predictor: Predictor, records: Sequence[dict]) -> List[s
     return pictures
 
 
-def stage_pictures(predictor: Predictor, records: Sequence[dict]) -> List[List[str]]:
+def stage_pictures(predictor: Predictor, records: Sequence[dict]) -> list[list[str]]:
     """For each record, a picture of the result after each stage."""
     rows = []
     for record in records:
@@ -67,11 +67,11 @@ def stage_pictures(predictor: Predictor, records: Sequence[dict]) -> List[List[s
     return rows
 
 
-def overview(columns: Dict[str, Sequence[str]], rows: int = 3) -> np.ndarray:
+def overview(columns: dict[str, Sequence[str]], rows: int = 3) -> np.ndarray:
     """One picture of all networks: a row per image, a column per network.
 
     Args:
-        columns: pictures as :func:`data_uri` makes them, by the title above them.
+        columns: pictures as `data_uri` makes them, by the title above them.
         rows: how many of the pictures of each column.
 
     Returns:
@@ -88,7 +88,7 @@ def _from_uri(uri: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
-def loss_chart(curves: Dict[str, List[dict]]) -> str:
+def loss_chart(curves: dict[str, list[dict]]) -> str:
     """Total loss over iterations as an SVG in an address; raw values faint, their trend strong.
 
     Args:
@@ -122,12 +122,12 @@ def loss_chart(curves: Dict[str, List[dict]]) -> str:
     return _uri("image/svg+xml", buffer.getvalue())
 
 
-def _cycle(colors: Tuple[str, ...]):
+def _cycle(colors: tuple[str, ...]):
     while True:
         yield from colors
 
 
-def _trend(values: List[float], reach: int = 3) -> List[float]:
-    """Mean over each value and up to ``reach`` neighbours on either side."""
+def _trend(values: list[float], reach: int = 3) -> list[float]:
+    """Mean over each value and up to `reach` neighbours on either side."""
     windows = [values[max(i - reach, 0) : i + reach + 1] for i in range(len(values))]
     return [sum(window) / len(window) for window in windows]

@@ -4,16 +4,15 @@ import json
 import math
 import platform
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import jinja2
 import torch
 from tabulate import tabulate
+from walkthrough.models import Model
+from walkthrough.training import TrainingResult
 
 from d2ext.version import __version__
-
-from .models import Model
-from .training import TrainingResult
 
 COLUMNS = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50", "segm/AP75")
 
@@ -35,9 +34,9 @@ class Outcome(NamedTuple):
     weights: Path
     parameters: int
     training: TrainingResult
-    pictures: List[str]
-    stages: Optional[List[Dict[str, float]]] = None
-    stage_pictures: Optional[List[List[str]]] = None
+    pictures: list[str]
+    stages: list[dict[str, float]] | None = None
+    stage_pictures: list[list[str]] | None = None
 
 
 def number(value: Any) -> float:
@@ -45,7 +44,7 @@ def number(value: Any) -> float:
     return 0.0 if value is None or math.isnan(value) else round(float(value), 3)
 
 
-def summary(outcome: Outcome) -> Dict[str, float]:
+def summary(outcome: Outcome) -> dict[str, float]:
     """What metrics.json holds for one network; APs in percent."""
     values = {column: number(outcome.training.metrics.get(column)) for column in COLUMNS}
     values["train_seconds"] = round(outcome.training.seconds, 1)
@@ -55,12 +54,12 @@ def summary(outcome: Outcome) -> Dict[str, float]:
     return values
 
 
-def write_metrics(outcomes: List[Outcome], path: Path) -> None:
+def write_metrics(outcomes: list[Outcome], path: Path) -> None:
     metrics = {outcome.model.name: summary(outcome) for outcome in outcomes}
     path.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
 
 
-def table(outcomes: List[Outcome]) -> str:
+def table(outcomes: list[Outcome]) -> str:
     """The table for the terminal."""
     rows = []
     for outcome in outcomes:
@@ -73,7 +72,7 @@ def table(outcomes: List[Outcome]) -> str:
     return tabulate(rows, headers, floatfmt=".1f", disable_numparse=[1])
 
 
-def class_table(outcomes: List[Outcome], names: List[str]) -> List[dict]:
+def class_table(outcomes: list[Outcome], names: list[str]) -> list[dict]:
     """Mask AP per class: name and one value per network, None where the class does not occur."""
     rows = []
     for name in names:
@@ -84,13 +83,13 @@ def class_table(outcomes: List[Outcome], names: List[str]) -> List[dict]:
 
 
 def duration(seconds: float) -> str:
-    """Such as ``12 min 5 s``."""
+    """Such as `12 min 5 s`."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
-def write_report(path: Path, outcomes: List[Outcome], **facts: Any) -> None:
-    """Render report.html; ``facts`` are further variables of the template."""
+def write_report(path: Path, outcomes: list[Outcome], **facts: Any) -> None:
+    """Render report.html; `facts` are further variables of the template."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -11,11 +11,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional
+from typing import NamedTuple
+
+from walkthrough.machine import default_threads
 
 from d2ext.errors import UserError
-
-from .machine import default_threads
 
 _POLL_SECONDS = 0.3
 
@@ -25,17 +25,17 @@ class TrainingResult(NamedTuple):
 
     Attributes:
         seconds: from the first to the last iteration, without start-up and evaluation.
-        metrics: ``{"segm/AP50": ..., ...}`` of the evaluation at the end.
-        curve: ``iteration`` and ``total_loss`` lines of metrics.json, in order.
+        metrics: `{"segm/AP50": ..., ...}` of the evaluation at the end.
+        curve: `iteration` and `total_loss` lines of metrics.json, in order.
     """
 
     seconds: float
-    metrics: Dict[str, float]
-    curve: List[Dict[str, float]]
+    metrics: dict[str, float]
+    curve: list[dict[str, float]]
 
 
-def child_environment(shares: int = 1) -> Dict[str, str]:
-    """The environment of one of ``shares`` child processes that run at a time: its part of the
+def child_environment(shares: int = 1) -> dict[str, str]:
+    """The environment of one of `shares` child processes that run at a time: its part of the
     cores, unless the user has chosen otherwise."""
     env = dict(os.environ)
     env.setdefault("OMP_NUM_THREADS", str(max(default_threads() // shares, 1)))
@@ -54,7 +54,7 @@ class Child:
         shares: number of such processes that run at a time.
     """
 
-    def __init__(self, command: List[str], log: Path, shares: int = 1):
+    def __init__(self, command: list[str], log: Path, shares: int = 1):
         self._command, self._log = command, log
         self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
         self._process = subprocess.Popen(
@@ -73,14 +73,14 @@ class Child:
         _end(self._process)
 
     def check(self) -> None:
-        """After its end: raise a ``UserError`` that names the log if it failed."""
+        """After its end: raise a `UserError` that names the log if it failed."""
         if self._process.returncode:
             self._stderr.seek(0)
             _fail(self._command, self._process.returncode, self._stderr.read(), self._log)
 
 
-def run_logged(command: List[str], log: Path, poll=lambda: None) -> None:
-    """Run a command whose messages end up in ``log``, calling ``poll`` while it runs.
+def run_logged(command: list[str], log: Path, poll=lambda: None) -> None:
+    """Run a command whose messages end up in `log`, calling `poll` while it runs.
 
     Raises:
         UserError: it failed; names the log.
@@ -107,7 +107,7 @@ def _end(process: subprocess.Popen) -> None:
             process.wait()
 
 
-def _fail(command: List[str], status: int, stderr: str, log: Path) -> None:
+def _fail(command: list[str], status: int, stderr: str, log: Path) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as f:
         f.write(f"\n$ {' '.join(command)}\n{stderr}\nexit status {status}\n")
@@ -127,15 +127,15 @@ class Watcher:
         curve: lines of metrics.json that hold a loss.
         metrics: of the final evaluation; empty until then.
         started, finished: when the first iteration began and the last one ended, as
-            ``time.monotonic()``, to within the polling interval.
+            `time.monotonic()`, to within the polling interval.
     """
 
     def __init__(self, folder: Path, max_iter: int):
         self.max_iter = max_iter
-        self.curve: List[Dict[str, float]] = []
-        self.metrics: Dict[str, float] = {}
-        self.started: Optional[float] = None
-        self.finished: Optional[float] = None
+        self.curve: list[dict[str, float]] = []
+        self.metrics: dict[str, float] = {}
+        self.started: float | None = None
+        self.finished: float | None = None
         self._updated = 0.0
         self._evaluated = ""
         self._log = _GrowingFile(folder / "log.txt")
@@ -192,7 +192,7 @@ class _GrowingFile:
     def __init__(self, path: Path):
         self._path, self._position = path, 0
 
-    def new_lines(self) -> List[str]:
+    def new_lines(self) -> list[str]:
         try:
             with open(self._path, "rb") as f:
                 f.seek(self._position)
@@ -212,7 +212,7 @@ class ProgressLine:
         self._last = None
 
     def show(self, status: str) -> None:
-        """Show a status such as ``training  42%  loss 1.2``."""
+        """Show a status such as `training  42%  loss 1.2`."""
         text = f"{self._name:<24} {status}"
         if self._stream.isatty():
             self._stream.write(f"\r\033[K{text}")
@@ -233,7 +233,7 @@ class ProgressLine:
 
 
 def clock(seconds: float) -> str:
-    """``m:ss``, or ``h:mm:ss``."""
+    """`m:ss`, or `h:mm:ss`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
@@ -244,8 +244,8 @@ class ProgressGroup:
 
     def __init__(self, stream=None):
         self._stream = stream or sys.stdout
-        self._statuses: Dict[str, str] = {}
-        self._lines: Dict[str, ProgressLine] = {}
+        self._statuses: dict[str, str] = {}
+        self._lines: dict[str, ProgressLine] = {}
 
     def show(self, name: str, status: str) -> None:
         """Show the status of one training beside those of the others."""
@@ -268,13 +268,13 @@ class Training(NamedTuple):
     """A training to run: its name, command, output folder and number of iterations."""
 
     name: str
-    command: List[str]
+    command: list[str]
     folder: Path
     max_iter: int
 
 
-def train_all(trainings: List[Training], workers: int) -> Dict[str, TrainingResult]:
-    """Run training commands, ``workers`` at a time, and show their progress.
+def train_all(trainings: list[Training], workers: int) -> dict[str, TrainingResult]:
+    """Run training commands, `workers` at a time, and show their progress.
 
     Returns:
         Name -> result.

@@ -24,7 +24,7 @@ def build(path, *overrides):
 
 @pytest.fixture
 def meta_model(request):
-    """``meta_model(path below the repository, *overrides)``."""
+    """`meta_model(path below the repository, *overrides)`."""
     root = request.config.rootpath
     return lambda path, *overrides: build(str(root / path), *overrides)
 
@@ -49,7 +49,7 @@ def coded():
 
 @pytest.fixture
 def first_column():
-    """The value of each row of a tensor from :class:`Coded`, rows being constant."""
+    """The value of each row of a tensor from `Coded`, rows being constant."""
 
     def rows(x):
         flat = (

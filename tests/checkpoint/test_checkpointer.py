@@ -61,7 +61,7 @@ def test_weights_metadata_and_further_values_come_back(folder):
 
 
 def test_a_checkpoint_of_a_whole_training_state_loads_without_executing_code(folder):
-    """torch refuses everything but tensors and plain values with ``weights_only``."""
+    """torch refuses everything but tensors and plain values with `weights_only`."""
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for p in model.parameters():

@@ -187,7 +187,7 @@ def test_a_registered_importer_of_ones_own_is_used(tmp_path, monkeypatch):
 
 @pytest.fixture
 def convert(monkeypatch, capsys):
-    """``convert(*arguments)`` runs the tool: (exit status, stdout, stderr)."""
+    """`convert(*arguments)` runs the tool: (exit status, stdout, stderr)."""
     spec = importlib.util.spec_from_file_location("tool", ROOT / "tools/convert_checkpoint.py")
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)

@@ -57,7 +57,7 @@ def pyramid_and_rpn(table):
 
 
 def box_head(table, theirs, ours, deltas=4):
-    """``ours`` holds the place of the stage: "roi_heads.{}.0"."""
+    """`ours` holds the place of the stage: "roi_heads.{}.0"."""
     head, predictor = ours.format("box_head"), ours.format("box_predictor")
     pair(table, f"{theirs}.shared_fcs.0", f"{head}.fc1", 1024, 12544)
     pair(table, f"{theirs}.shared_fcs.1", f"{head}.fc2", 1024, 1024)

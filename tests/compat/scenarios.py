@@ -1,6 +1,6 @@
 """Uses of detectron2 that v0.6 gets wrong on today's stack; a program, run by test_symptoms.py.
 
-``scenarios.py bare`` imports detectron2 directly, ``scenarios.py adapted`` imports d2ext first.
+`scenarios.py bare` imports detectron2 directly, `scenarios.py adapted` imports d2ext first.
 Each prints one JSON object: for every scenario "works" or the text of the error, and what applied.
 """
 
@@ -203,7 +203,7 @@ def outcome(function):
 
 @contextlib.contextmanager
 def numpy_without_bool():
-    """numpy 1.24 to 1.26 have no ``numpy.bool``; numpy 2 has the name again."""
+    """numpy 1.24 to 1.26 have no `numpy.bool`; numpy 2 has the name again."""
     saved = vars(np).pop("bool", None)
     try:
         yield

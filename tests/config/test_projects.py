@@ -38,7 +38,7 @@ def install(tmp_path, monkeypatch):
 
 
 def load_anew():
-    """What :func:`load_projects` does in a new process."""
+    """What `load_projects` does in a new process."""
     return load_projects.__wrapped__()
 
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def configs():
-    """Stems of the tiny configs; add ``.yaml`` or ``.py``."""
+    """Stems of the tiny configs; add `.yaml` or `.py`."""
     return {
         "mask_rcnn": ROOT / "configs/mask_rcnn_tiny",
         "htc": ROOT / "projects/HTC/configs/htc_tiny",
@@ -43,7 +43,7 @@ def short_overrides(name, kind, output_dir, dataset):
 
 @pytest.fixture
 def short_run(configs, shapes_few, tmp_path):
-    """Make an experiment: ``short_run("htc", "yaml", "folder", "more=overrides")``."""
+    """Make an experiment: `short_run("htc", "yaml", "folder", "more=overrides")`."""
 
     def make(name, kind, folder, *more):
         overrides = short_overrides(name, kind, tmp_path / folder, shapes_few)

@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog
 
 
 def run_main(*argv):
-    """Exit status of ``main``."""
+    """Exit status of `main`."""
     with pytest.raises(SystemExit) as exit_info:
         main(argv=[str(a) for a in argv])
     return exit_info.value.code

@@ -30,7 +30,7 @@ def encode(mask):
 
 
 def truth_of(images, num_classes):
-    """GroundTruth of ``[(size, [(class, mask, crowd), ...]), ...]``."""
+    """GroundTruth of `[(size, [(class, mask, crowd), ...]), ...]`."""
     entries = []
     for number, (size, objects) in enumerate(images):
         annotations = [
@@ -49,7 +49,7 @@ def truth_of(images, num_classes):
 
 
 def found_of(images):
-    """ImageDetections of ``[(size, [(class, mask, score), ...]), ...]``; None: no output."""
+    """ImageDetections of `[(size, [(class, mask, score), ...]), ...]`; None: no output."""
     result = []
     for number, (size, objects) in enumerate(images):
         if objects is None:

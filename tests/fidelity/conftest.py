@@ -48,7 +48,7 @@ def resnet(weights, x, blocks, *, stride_in_1x1, dilated_res5=False, caffe_pool=
 
 
 def iou_matrix(a, b, extra=0.0):
-    """IoU of boxes; ``extra`` 1 for corners that are first and last pixels."""
+    """IoU of boxes; `extra` 1 for corners that are first and last pixels."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     area = [(x[:, 2] - x[:, 0] + extra) * (x[:, 3] - x[:, 1] + extra) for x in (a, b)]
     low = np.maximum(a[:, None, :2], b[None, :, :2])
@@ -127,7 +127,7 @@ def roi_align(feature, box, size, scale):
 
 
 def assert_near(actual, expected, limit=1e-4):
-    """Equal shapes, and differences below ``limit`` of the largest value."""
+    """Equal shapes, and differences below `limit` of the largest value."""
     actual = torch.as_tensor(np.asarray(actual) if not torch.is_tensor(actual) else actual)
     expected = torch.as_tensor(np.asarray(expected) if not torch.is_tensor(expected) else expected)
     assert tuple(actual.shape) == tuple(expected.shape)

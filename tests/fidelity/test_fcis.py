@@ -1,5 +1,5 @@
 """FCIS against a second implementation, from pixels to pasted masks, on weights that come from a
-``.params`` file with the names of the authors' release. The reference follows the paper and that
+`.params` file with the names of the authors' release. The reference follows the paper and that
 release: first and last pixels as corners, rounding, means over whole cells in single precision, and
 mask voting on the CPU of numpy."""
 

@@ -1,5 +1,5 @@
 """Multi-task Network Cascades against a second implementation: both passes and the voting, on
-weights that come from a ``.caffemodel`` with the names of the authors' release. The reference
+weights that come from a `.caffemodel` with the names of the authors' release. The reference
 follows the paper and that release: first and last pixels as corners, a decoder without the -1,
 point-sampled RoI warping, and voting on continuous masks."""
 

@@ -42,7 +42,7 @@ def generator():
 
 @pytest.fixture
 def make_rois(generator):
-    """``make_rois(n, batch, height, width)``: boxes in pixels, most of them inside the image."""
+    """`make_rois(n, batch, height, width)`: boxes in pixels, most of them inside the image."""
 
     def make(count, batch, height, width, dtype=torch.float32, margin=0.1):
         size = torch.tensor([width, height, width, height], dtype=torch.float64)

@@ -173,7 +173,7 @@ def test_unused_outputs_need_no_gradient(make_rois):
 
 
 def allocated(run):
-    """Largest sum of live CPU bytes the allocator reports while ``run`` works."""
+    """Largest sum of live CPU bytes the allocator reports while `run` works."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         result = run()
     del result

@@ -30,7 +30,7 @@ def ordered(options):
 
 
 def folded_grid_sample(input, rois, scale, size, aligned):
-    """The corner- or centre-sampled warp by ``grid_sample``; differentiable in both."""
+    """The corner- or centre-sampled warp by `grid_sample`; differentiable in both."""
     height, width = input.shape[2:]
     out = []
     for roi in rois:

@@ -102,7 +102,7 @@ def test_bin_bounds_are_those_of_float32(impl, fcis_vectors, dtype):
 
 
 def score_map_of(assembled):
-    """A score map and a RoI whose assembly is ``assembled`` (1, K, 2, 2, 2)."""
+    """A score map and a RoI whose assembly is `assembled` (1, K, 2, 2, 2)."""
     assembled = torch.as_tensor(assembled)
     maps = assembled.shape[1] * 2
     # one cell per output position: group_size 1, a 2x2 map under a two-cell RoI

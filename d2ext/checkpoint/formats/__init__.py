@@ -4,22 +4,21 @@ the program that wrote it."""
 import collections.abc
 import dataclasses
 import mmap
-from typing import Any, Dict
+from typing import Any
 
 import numpy as np
 import torch
 
+from d2ext.checkpoint.formats.caffemodel import read_caffemodel
+from d2ext.checkpoint.formats.common import FormatError, map_file
+from d2ext.checkpoint.formats.hdf5 import SIGNATURE as HDF5_SIGNATURE
+from d2ext.checkpoint.formats.hdf5 import read_hdf5
+from d2ext.checkpoint.formats.mxnet_params import MAGIC as MXNET_MAGIC
+from d2ext.checkpoint.formats.mxnet_params import read_mxnet_params
+from d2ext.checkpoint.formats.pickles import read_pickle
+from d2ext.checkpoint.formats.safetensors_files import is_safetensors, read_safetensors
+from d2ext.checkpoint.formats.torch_files import LEGACY_MAGIC, read_legacy_file, read_zip_file
 from d2ext.errors import UserError
-
-from .caffemodel import read_caffemodel
-from .common import FormatError, map_file
-from .hdf5 import SIGNATURE as HDF5_SIGNATURE
-from .hdf5 import read_hdf5
-from .mxnet_params import MAGIC as MXNET_MAGIC
-from .mxnet_params import read_mxnet_params
-from .pickles import read_pickle
-from .safetensors_files import is_safetensors, read_safetensors
-from .torch_files import LEGACY_MAGIC, read_legacy_file, read_zip_file
 
 __all__ = ["CheckpointFile", "FormatError", "detect_format", "read_file"]
 
@@ -42,13 +41,13 @@ class CheckpointFile:
         path: of the file.
         format: "torch", "torch-legacy", "pickle", "safetensors", "mxnet", "caffemodel" or "hdf5".
         weights: tensors by the names of the program that wrote them.
-        rest: whatever else there is (``meta`` of MMDetection, ``trainer`` of ours, ...).
+        rest: whatever else there is (`meta` of MMDetection, `trainer` of ours, ...).
     """
 
     path: str
     format: str
-    weights: Dict[str, torch.Tensor]
-    rest: Dict[str, Any] = dataclasses.field(default_factory=dict)
+    weights: dict[str, torch.Tensor]
+    rest: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def detect_format(path: str, data: mmap.mmap) -> str:
@@ -109,7 +108,7 @@ def _unwrap(path: str, kind: str, content: Any) -> CheckpointFile:
     """Find the weights in what torch or pickle stored: ours and detectron2's are under "model",
     MMDetection's under "state_dict", Caffe2's under "blobs", pycls' under "model_state",
     torchvision's at the top."""
-    rest: Dict[str, Any] = {}
+    rest: dict[str, Any] = {}
     weights = content
     if isinstance(content, collections.abc.Mapping):
         for key in ("model", "state_dict", "blobs", "model_state"):

@@ -1,16 +1,14 @@
-"""Reads Caffe's binary ``.caffemodel`` files by protobuf, which skips all fields but the few that
-hold weights. The library comes with the extra ``importers``."""
+"""Reads Caffe's binary `.caffemodel` files by protobuf, which skips all fields but the few that
+hold weights. The library comes with the extra `importers`."""
 
 import functools
 import mmap
-from typing import Any, Dict, List
+from typing import Any
 
 import numpy as np
 import torch
 
-from .common import FormatError, as_tensor, require
-
-__all__ = ["read_caffemodel"]
+from d2ext.checkpoint.formats.common import FormatError, as_tensor, require
 
 # Messages of caffe.proto: {field: (number, type)}, "*" for repeated ones. Arrays of numbers look
 # like bytes in a file, and are taken as such: nothing is converted number by number.
@@ -50,8 +48,8 @@ def _net_class() -> type:
     return factory.GetMessageClass(pool.FindMessageTypeByName("caffe.Net"))
 
 
-def read_caffemodel(path: str, data: mmap.mmap) -> Dict[str, torch.Tensor]:
-    """Blobs by layer and position: ``conv1_1.0`` is a weight, ``conv1_1.1`` its bias.
+def read_caffemodel(path: str, data: mmap.mmap) -> dict[str, torch.Tensor]:
+    """Blobs by layer and position: `conv1_1.0` is a weight, `conv1_1.1` its bias.
 
     Weights of fully connected layers in old files, stored as 1 x 1 x outputs x inputs, become
     outputs x inputs, and biases one-dimensional.
@@ -61,7 +59,7 @@ def read_caffemodel(path: str, data: mmap.mmap) -> Dict[str, torch.Tensor]:
         net.ParseFromString(data[:])
     except require("google.protobuf.message", "protobuf").DecodeError as error:
         raise FormatError("it is not a protocol buffer") from error
-    blobs: Dict[str, torch.Tensor] = {}
+    blobs: dict[str, torch.Tensor] = {}
     for layer in (*net.layers, *net.layer):
         for index, blob in enumerate(layer.blobs):
             if f"{layer.name}.{index}" in blobs:
@@ -89,7 +87,7 @@ def _single_numbers(blob: Any) -> bytearray:
     return bytearray(np.array(numbers, "<u4"))
 
 
-def _modern_shape(legacy: List[int]) -> List[int]:
+def _modern_shape(legacy: list[int]) -> list[int]:
     if legacy[:3] == [1, 1, 1]:
         return legacy[3:]
     return legacy[2:] if legacy[:2] == [1, 1] else legacy

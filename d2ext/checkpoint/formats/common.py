@@ -4,13 +4,11 @@ that may be absent, and the error of a file that is not what it should be."""
 import importlib
 import math
 import mmap
+from collections.abc import Sequence
 from types import ModuleType
-from typing import Sequence
 
 import numpy as np
 import torch
-
-__all__ = ["FormatError", "as_tensor", "map_file", "require"]
 
 
 class FormatError(ValueError):
@@ -18,7 +16,7 @@ class FormatError(ValueError):
 
 
 def require(module: str, package: str = "") -> ModuleType:
-    """Import a library that is part of the extra ``importers``.
+    """Import a library that is part of the extra `importers`.
 
     Args:
         package: its name in the package index, where that is another one.

@@ -1,23 +1,21 @@
-"""Reads HDF5 files, as Caffe writes them (``.caffemodel.h5``), by h5py. The library comes with the
-extra ``importers``."""
+"""Reads HDF5 files, as Caffe writes them (`.caffemodel.h5`), by h5py. The library comes with the
+extra `importers`."""
 
 import mmap
-from typing import Any, Dict
+from typing import Any
 
 import torch
 
-from .common import FormatError, as_tensor, require
-
-__all__ = ["SIGNATURE", "read_hdf5"]
+from d2ext.checkpoint.formats.common import FormatError, as_tensor, require
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _LARGEST_RATIO = 100  # of an unpacked array to the file; weights are hardly compressible
 
 
-def read_hdf5(path: str, data: mmap.mmap) -> Dict[str, torch.Tensor]:
-    """Arrays by path without the leading slash, e.g. ``data/conv1_1/0``."""
+def read_hdf5(path: str, data: mmap.mmap) -> dict[str, torch.Tensor]:
+    """Arrays by path without the leading slash, e.g. `data/conv1_1/0`."""
     h5py = require("h5py")
-    found: Dict[str, torch.Tensor] = {}
+    found: dict[str, torch.Tensor] = {}
     seen = set()
 
     def visit(group: Any, prefix: str) -> None:

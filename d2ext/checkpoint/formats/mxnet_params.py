@@ -1,16 +1,13 @@
-"""Reads MXNet's ``.params`` files: a list of arrays followed by the list of their names. MXNet is
+"""Reads MXNet's `.params` files: a list of arrays followed by the list of their names. MXNet is
 no longer developed, and no library besides it reads them."""
 
 import math
 import mmap
 import struct
-from typing import Dict, Tuple
 
 import torch
 
-from .common import FormatError, as_tensor
-
-__all__ = ["MAGIC", "read_mxnet_params"]
+from d2ext.checkpoint.formats.common import FormatError, as_tensor
 
 MAGIC = (0x112).to_bytes(8, "little")
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
@@ -24,26 +21,26 @@ class _Bytes:
         self.data = data
 
     def take(self, n: int) -> memoryview:
-        """The next ``n`` bytes."""
+        """The next `n` bytes."""
         if not 0 <= n <= len(self.data):
             raise FormatError(f"the file is truncated: {n} bytes are wanted, {len(self.data)} left")
         taken, self.data = self.data[:n], self.data[n:]
         return taken
 
-    def unpack(self, layout: str) -> Tuple:
-        """The next numbers, little-endian; ``layout`` as in :mod:`struct`."""
+    def unpack(self, layout: str) -> tuple:
+        """The next numbers, little-endian; `layout` as in `struct`."""
         return struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout)))
 
     def count(self, smallest: int) -> int:
-        """The length of a list whose items have at least ``smallest`` bytes."""
+        """The length of a list whose items have at least `smallest` bytes."""
         (count,) = self.unpack("Q")
         if count * smallest > len(self.data):
             raise FormatError(f"the file is truncated: it should hold {count} items")
         return count
 
 
-def read_mxnet_params(path: str, data: mmap.mmap) -> Dict[str, torch.Tensor]:
-    """Arrays by name, e.g. ``arg:conv1_weight`` and ``aux:bn_conv1_moving_mean``.
+def read_mxnet_params(path: str, data: mmap.mmap) -> dict[str, torch.Tensor]:
+    """Arrays by name, e.g. `arg:conv1_weight` and `aux:bn_conv1_moving_mean`.
 
     Understands the array headers of MXNet before 0.12 (no magic number, 32-bit sizes), and those
     called V1 and V2.

@@ -1,4 +1,4 @@
-"""Reads pickles of arrays and plain values, such as detectron2's ``.pkl``, and looks through those
+"""Reads pickles of arrays and plain values, such as detectron2's `.pkl`, and looks through those
 in files of torch before torch reads them.
 
 A pickle is a program. Here it gets inert stand-ins for whatever it asks for, so that nothing of a
@@ -11,12 +11,19 @@ import mmap
 import pickle
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
-from typing import Any, BinaryIO, Callable, Dict, List
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
-from .common import FormatError
-from .stand_ins import FUNCTIONS, Array, Dtype, Opaque, checked, hides_methods, stand_in
-
-__all__ = ["Unpickler", "read_pickle"]
+from d2ext.checkpoint.formats.common import FormatError
+from d2ext.checkpoint.formats.stand_ins import (
+    FUNCTIONS,
+    Array,
+    Dtype,
+    Opaque,
+    checked,
+    hides_methods,
+    stand_in,
+)
 
 _MOST_NAMES = 1000
 _SIZED = (str, bytes, bytearray, list, tuple, dict, set)
@@ -40,8 +47,8 @@ class Unpickler(pickle._Unpickler):
 
     def __init__(self, stream: BinaryIO, size: int):
         super().__init__(stream, encoding="latin1")
-        self.classes: Dict[str, type] = {}
-        self.storages: Dict[str, int] = {}
+        self.classes: dict[str, type] = {}
+        self.storages: dict[str, int] = {}
         self._budget = 4 * size + (1 << 20)
 
     def load(self) -> Any:
@@ -84,7 +91,7 @@ class Unpickler(pickle._Unpickler):
         if self._budget < 0:
             raise FormatError("it copies the same values again and again")
 
-    def _check_entries(self, target: Any, keys: List[Any]) -> None:
+    def _check_entries(self, target: Any, keys: list[Any]) -> None:
         if not isinstance(target, (dict, Opaque)):
             raise FormatError(f"entries for a {type(target).__name__}")
         checked(keys)
@@ -129,5 +136,5 @@ Unpickler.dispatch[pickle.BYTEARRAY8[0]] = Unpickler.load_bytearray8
 
 
 def read_pickle(path: str, data: mmap.mmap) -> Any:
-    """The value of a pickle, with an :class:`Opaque` for each object."""
+    """The value of a pickle, with an `Opaque` for each object."""
     return Unpickler(data, len(data)).load()

@@ -1,14 +1,12 @@
-"""Reads and writes ``.safetensors`` files. The library comes with the extra ``importers``."""
+"""Reads and writes `.safetensors` files. The library comes with the extra `importers`."""
 
 import json
 import mmap
-from typing import Any, Dict
+from typing import Any
 
 import torch
 
-from .common import FormatError, require
-
-__all__ = ["dump_safetensors", "is_safetensors", "read_safetensors"]
+from d2ext.checkpoint.formats.common import FormatError, require
 
 _METADATA = "metadata"  # JSON text, in a header that holds only texts
 
@@ -18,9 +16,9 @@ def is_safetensors(data: mmap.mmap) -> bool:
     return int.from_bytes(data[:8], "little") <= len(data) - 8 and data[8:9] == b"{"
 
 
-def read_safetensors(path: str, data: mmap.mmap) -> Dict[str, Any]:
-    """``model``: tensors by name, which share the mapped file; beside it the texts of the header,
-    ``metadata`` as the values it was written from."""
+def read_safetensors(path: str, data: mmap.mmap) -> dict[str, Any]:
+    """`model`: tensors by name, which share the mapped file; beside it the texts of the header,
+    `metadata` as the values it was written from."""
     library = require("safetensors")
     try:
         with library.safe_open(path, framework="pt") as file:
@@ -36,7 +34,7 @@ def read_safetensors(path: str, data: mmap.mmap) -> Dict[str, Any]:
     return content
 
 
-def dump_safetensors(weights: Dict[str, torch.Tensor], metadata: Dict[str, Any]) -> bytes:
+def dump_safetensors(weights: dict[str, torch.Tensor], metadata: dict[str, Any]) -> bytes:
     """The content of a file; the tensors are contiguous and share no memory.
 
     Raises:

@@ -4,13 +4,12 @@ effect, and NumPy's arrays with their sizes checked."""
 import math
 import re
 from collections import Counter, OrderedDict
-from typing import Any, Iterable, Optional
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
-from .common import FormatError
-
-__all__ = ["FUNCTIONS", "Array", "Dtype", "Opaque", "checked", "hides_methods", "stand_in"]
+from d2ext.checkpoint.formats.common import FormatError
 
 # Functions and classes of torch that weights need; no others of torch are called.
 _REBUILD = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")
@@ -29,9 +28,9 @@ class Opaque:
     """
 
     source = "?"
-    items: Optional[type] = None
+    items: type | None = None
     hides = False
-    made_as: Optional[type] = None
+    made_as: type | None = None
 
     def __new__(cls, *args, **kwargs):
         # torch has these itself, and a bytearray of an integer is so many zeros.
@@ -114,7 +113,7 @@ def _encode(text: Any, encoding: Any) -> bytes:
     return text.encode(encoding)
 
 
-def checked(items: Iterable[Any], index: Optional[int] = None) -> Iterable[Any]:
+def checked(items: Iterable[Any], index: int | None = None) -> Iterable[Any]:
     """The items; they, or one part of each, become keys."""
     for item in items:
         key = item if index is None else item[index]

@@ -1,4 +1,4 @@
-"""Reads what ``torch.save`` wrote, by ``torch.load(weights_only=True)``: its present form (a zip
+"""Reads what `torch.save` wrote, by `torch.load(weights_only=True)`: its present form (a zip
 archive), mapped into memory, and the one before torch 1.6 (pickles followed by raw storages)."""
 
 import io
@@ -8,15 +8,13 @@ import re
 import tarfile
 import warnings
 import zipfile
-from typing import Any, BinaryIO, List
+from typing import Any, BinaryIO
 
 import torch
 
-from .common import FormatError
-from .pickles import Unpickler
-from .stand_ins import FUNCTIONS, Opaque, stand_in
-
-__all__ = ["LEGACY_MAGIC", "read_legacy_file", "read_zip_file"]
+from d2ext.checkpoint.formats.common import FormatError
+from d2ext.checkpoint.formats.pickles import Unpickler
+from d2ext.checkpoint.formats.stand_ins import FUNCTIONS, Opaque, stand_in
 
 LEGACY_MAGIC = b"\x8a\x0a" + (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 
@@ -60,7 +58,7 @@ def _look_through(stream: BinaryIO, size: int) -> Unpickler:
     return unpickler
 
 
-def _load(path: str, scans: List[Unpickler], **options: Any) -> Any:
+def _load(path: str, scans: list[Unpickler], **options: Any) -> Any:
     kinds = [stand_in(name) for name in FUNCTIONS]  # not all of them are known to torch 2.4
     kinds += [kind for scan in scans for kind in scan.classes.values()]
     for kind in kinds:

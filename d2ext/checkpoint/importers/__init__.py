@@ -1,4 +1,4 @@
 """Importers of checkpoints that models of any project can use; importing this package registers
 them."""
 
-from . import mmdet, resnet, vgg  # noqa: F401
+from d2ext.checkpoint.importers import mmdet, resnet, vgg  # noqa: F401

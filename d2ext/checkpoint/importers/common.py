@@ -1,6 +1,7 @@
 """Settings that several importers share."""
 
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -8,16 +9,6 @@ from d2ext.checkpoint.settings import INPUT_FORMAT
 from d2ext.modeling import RoundedAnchorGenerator
 
 from detectron2.modeling.backbone.resnet import BottleneckBlock, DeformBottleneckBlock
-
-__all__ = [
-    "MSRA_PIXELS",
-    "TORCHVISION_PIXELS",
-    "anchor_notes",
-    "one_logit",
-    "pixel_settings",
-    "stride_settings",
-    "strides_in_1x1",
-]
 
 # torchvision's statistics, for pixels of 0 to 255 in RGB order.
 TORCHVISION_PIXELS = ("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
@@ -27,14 +18,14 @@ MSRA_PIXELS = ("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
 
 def pixel_settings(
     model: nn.Module, order: str, mean: Sequence[float], std: Sequence[float]
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """Channel order and pixel statistics, for models that have them."""
     if not hasattr(model, "pixel_mean"):
         return {}
     return {INPUT_FORMAT: order, "pixel_mean": list(mean), "pixel_std": list(std)}
 
 
-def stride_settings(model: nn.Module, in_1x1: bool) -> Dict[str, List[int]]:
+def stride_settings(model: nn.Module, in_1x1: bool) -> dict[str, list[int]]:
     """Strides of all bottleneck blocks: in the first 1x1 convolution (the ResNets of MSRA) or in
     the 3x3 convolution (torchvision)."""
     settings = {}
@@ -55,7 +46,7 @@ def strides_in_1x1(model: nn.Module) -> bool:
     return any(_first(block.conv1.stride) > 1 for _, block in _bottlenecks(model))
 
 
-def _bottlenecks(model: nn.Module) -> Iterator[Tuple[str, nn.Module]]:
+def _bottlenecks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if isinstance(module, (BottleneckBlock, DeformBottleneckBlock)):
             yield name, module
@@ -68,7 +59,7 @@ def one_logit(x: Tensor) -> Tensor:
     return foreground - background
 
 
-def anchor_notes(model: nn.Module) -> List[str]:
+def anchor_notes(model: nn.Module) -> list[str]:
     """A line if the anchors are not those of Faster R-CNN's Caffe release."""
     if isinstance(model.proposal_generator.anchor_generator, RoundedAnchorGenerator):
         return []

@@ -2,25 +2,15 @@
 Mask R-CNN, Cascade Mask R-CNN, with ResNet- or ResNeXt-FPN."""
 
 import re
-from typing import Any, Dict, List
+from typing import Any
 
 from torch import Tensor, nn
 
 from d2ext.checkpoint.formats import CheckpointFile
+from d2ext.checkpoint.importers.common import TORCHVISION_PIXELS, pixel_settings, stride_settings
+from d2ext.checkpoint.importers.resnet import strip_prefixes, torch_resnet_rules
 from d2ext.checkpoint.mapping import Rule
 from d2ext.checkpoint.registry import Importer, register_importer
-
-from .common import TORCHVISION_PIXELS, pixel_settings, stride_settings
-from .resnet import strip_prefixes, torch_resnet_rules
-
-__all__ = [
-    "MMDET_UNUSED",
-    "box_scale_settings",
-    "mmdet_metadata",
-    "mmdet_rules",
-    "mmdet_settings",
-    "refuse_mmdet_1",
-]
 
 MMDET_UNUSED = [
     (r".*\.num_batches_tracked", "a counter"),
@@ -31,8 +21,8 @@ MMDET_UNUSED = [
 STAGE_STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
 
 
-def mmdet_rules() -> List[Rule]:
-    """Names of backbone, pyramid, RPN, box and mask heads; ``{t}`` is the stage of a cascade."""
+def mmdet_rules() -> list[Rule]:
+    """Names of backbone, pyramid, RPN, box and mask heads; `{t}` is the stage of a cascade."""
     rules = torch_resnet_rules("backbone.bottom_up.", "backbone.")
     rules += [
         Rule("backbone.fpn_lateral{n}.{p:w}", "neck.lateral_convs.{n-2}.conv.{p}"),
@@ -70,7 +60,7 @@ def config_text(file: CheckpointFile) -> str:
     return found if isinstance(found, str) else ""
 
 
-def mmdet_settings(file: CheckpointFile, model: nn.Module) -> Dict[str, Any]:
+def mmdet_settings(file: CheckpointFile, model: nn.Module) -> dict[str, Any]:
     """Pixels and strides, as the config in the checkpoint says, else those of the PyTorch-style
     ResNets that nearly all published models have."""
     text = config_text(file)
@@ -87,13 +77,13 @@ def mmdet_settings(file: CheckpointFile, model: nn.Module) -> Dict[str, Any]:
     }
 
 
-def _numbers(text: str, name: str) -> List[float]:
+def _numbers(text: str, name: str) -> list[float]:
     found = re.search(rf"\b{name}\s*=\s*\[([\d\s.,]{{5,200}})\]", text)
     values = [float(x) for x in found[1].split(",") if x.strip()] if found else []
     return values if len(values) == 3 else []
 
 
-def box_scale_settings(model: nn.Module) -> Dict[str, Any]:
+def box_scale_settings(model: nn.Module) -> dict[str, Any]:
     """Reciprocals of the standard deviations of the deltas of each stage."""
     predictor = getattr(model.roi_heads, "box_predictor", None)
     path = "roi_heads.box_predictor."
@@ -104,7 +94,7 @@ def box_scale_settings(model: nn.Module) -> Dict[str, Any]:
     }
 
 
-def refuse_mmdet_1(weights: Dict[str, Tensor]) -> str:
+def refuse_mmdet_1(weights: dict[str, Tensor]) -> str:
     """Why a checkpoint of MMDetection 1.x is of no use."""
     if any(x.startswith(("bbox_head.", "mask_head.", "semantic_head.")) for x in weights) and any(
         x.startswith("rpn_head.") for x in weights
@@ -116,8 +106,8 @@ def refuse_mmdet_1(weights: Dict[str, Tensor]) -> str:
     return ""
 
 
-def mmdet_metadata(file: CheckpointFile) -> Dict[str, Any]:
-    """``thing_classes``, if the checkpoint names them."""
+def mmdet_metadata(file: CheckpointFile) -> dict[str, Any]:
+    """`thing_classes`, if the checkpoint names them."""
     meta = file.rest.get("meta")
     meta = meta if isinstance(meta, dict) else {}
     data = meta.get("dataset_meta")
@@ -129,7 +119,7 @@ def mmdet_metadata(file: CheckpointFile) -> Dict[str, Any]:
     return {}
 
 
-def _notes(file: CheckpointFile, model: nn.Module) -> List[str]:
+def _notes(file: CheckpointFile, model: nn.Module) -> list[str]:
     lines = []
     if any(x.startswith("roi_head.mask_head.2.") for x in file.weights):
         if not isinstance(getattr(model.roi_heads, "mask_head", None), nn.ModuleList):

@@ -1,24 +1,24 @@
-"""ImageNet ResNets as backbones: torchvision's and MMDetection's ``.pth``, the ``.caffemodel`` of
-MSRA (He et al., CVPR 2016) and its conversions for MXNet (``.params``)."""
-
-from typing import Dict, List, Optional
+"""ImageNet ResNets as backbones: torchvision's and MMDetection's `.pth`, the `.caffemodel` of
+MSRA (He et al., CVPR 2016) and its conversions for MXNet (`.params`)."""
 
 from torch import Tensor, nn
 
 from d2ext.checkpoint.formats import CheckpointFile
+from d2ext.checkpoint.importers.common import (
+    MSRA_PIXELS,
+    TORCHVISION_PIXELS,
+    pixel_settings,
+    stride_settings,
+)
 from d2ext.checkpoint.mapping import Rule
 from d2ext.checkpoint.registry import Importer, register_importer
 from d2ext.modeling.backbone.resnet_caffe import CaffeStem
-
-from .common import MSRA_PIXELS, TORCHVISION_PIXELS, pixel_settings, stride_settings
-
-__all__ = ["caffe_resnet_rules", "mxnet_resnet_rules", "strip_prefixes", "torch_resnet_rules"]
 
 _PREFIX = "backbone.{pre:*}"  # "bottom_up." in a pyramid
 _CLASSIFIER = "classifier of ImageNet"
 
 
-def torch_resnet_rules(target: str = _PREFIX, source: str = "") -> List[Rule]:
+def torch_resnet_rules(target: str = _PREFIX, source: str = "") -> list[Rule]:
     """detectron2's ResNet names <- those of torchvision, ResNeXt and deformable ones included."""
     block, other = f"{target}res{{s}}.{{j}}.", f"{source}layer{{s-1}}.{{j}}."
     return [
@@ -35,7 +35,7 @@ def torch_resnet_rules(target: str = _PREFIX, source: str = "") -> List[Rule]:
     ]
 
 
-def _branches() -> List[tuple]:
+def _branches() -> list[tuple]:
     """(layer of a detectron2 block, alternative names of it in Caffe without the word before)."""
     return [
         ("conv{i}", ["{s}{j:letter}_branch2{i:abc}", "{s}{j:count}_branch2{i:abc}"]),
@@ -43,7 +43,7 @@ def _branches() -> List[tuple]:
     ]
 
 
-def mxnet_resnet_rules(target: str = _PREFIX) -> List[Rule]:
+def mxnet_resnet_rules(target: str = _PREFIX) -> list[Rule]:
     """detectron2's ResNet names <- Caffe's as MXNet's conversions spell them."""
     parts = {"weight": "gamma", "bias": "beta"}
     parts.update(running_mean="moving_mean", running_var="moving_var")
@@ -57,20 +57,20 @@ def mxnet_resnet_rules(target: str = _PREFIX) -> List[Rule]:
     return rules
 
 
-def _caffe_statistics(value: Tensor, scale: Optional[Tensor]) -> Tensor:
+def _caffe_statistics(value: Tensor, scale: Tensor | None) -> Tensor:
     """Caffe keeps sums and, in a third blob, what to divide them by."""
     if scale is None or scale.numel() != 1:
         return value
     return value / scale if scale != 0 else value * 0
 
 
-def _caffe_mean(value: Tensor, scale: Optional[Tensor], bias: Optional[Tensor]) -> Tensor:
+def _caffe_mean(value: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
     """The mean, less the bias of the convolution before (ResNet-50 has one in conv1)."""
     mean = _caffe_statistics(value, scale)
     return mean if bias is None else mean - bias
 
 
-def caffe_resnet_rules(target: str = _PREFIX) -> List[Rule]:
+def caffe_resnet_rules(target: str = _PREFIX) -> list[Rule]:
     """detectron2's ResNet names <- Caffe's layers, with batch norm in two of them."""
     layers = [("stem.conv1", ["conv1"], ["bn_conv1"], ["scale_conv1"])]
     for layer, names in _branches():
@@ -99,7 +99,7 @@ def caffe_resnet_rules(target: str = _PREFIX) -> List[Rule]:
 def strip_prefixes(*prefixes: str):
     """A function that removes the first of the prefixes from every name that has one."""
 
-    def prepare(weights: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    def prepare(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         result = {}
         for name, value in weights.items():
             found = [x for x in prefixes if name.startswith(x)]
@@ -128,7 +128,7 @@ def caffe_stem(model: nn.Module) -> bool:
     return any(isinstance(module, CaffeStem) for module in model.modules())
 
 
-def _torch_notes(file: CheckpointFile, model: nn.Module) -> List[str]:
+def _torch_notes(file: CheckpointFile, model: nn.Module) -> list[str]:
     if not caffe_stem(model):
         return []
     return ["the stem pools without padding; MODEL.CAFFE_RESNET.CEIL_POOL False is torchvision's"]

@@ -1,26 +1,21 @@
-"""ImageNet VGG-16 as a backbone: torchvision's ``.pth`` and the authors' ``.caffemodel``."""
-
-from typing import List
+"""ImageNet VGG-16 as a backbone: torchvision's `.pth` and the authors' `.caffemodel`."""
 
 from torch import nn
 
 from d2ext.checkpoint.formats import CheckpointFile
+from d2ext.checkpoint.importers.common import TORCHVISION_PIXELS, pixel_settings
+from d2ext.checkpoint.importers.resnet import strip_prefixes
 from d2ext.checkpoint.mapping import Rule
 from d2ext.checkpoint.registry import Importer, register_importer
 from d2ext.checkpoint.settings import INPUT_FORMAT
-
-from .common import TORCHVISION_PIXELS, pixel_settings
-from .resnet import strip_prefixes
-
-__all__ = ["caffe_vgg_rules", "torch_vgg_rules"]
 
 # Positions of conv{i}_{j} among torchvision's ``features``.
 _FEATURES = {1: (0, 2), 2: (5, 7), 3: (10, 12, 14), 4: (17, 19, 21), 5: (24, 26, 28)}
 _REST = "fully connected layers of ImageNet"
 
 
-def torch_vgg_rules() -> List[Rule]:
-    """``backbone.conv{i}_{j}`` <- ``features.{n}``."""
+def torch_vgg_rules() -> list[Rule]:
+    """`backbone.conv{i}_{j}` <- `features.{n}`."""
     return [
         Rule(f"backbone.conv{i}_{j}.{{p:w}}", f"features.{n}.{{p}}")
         for i, positions in _FEATURES.items()
@@ -28,8 +23,8 @@ def torch_vgg_rules() -> List[Rule]:
     ]
 
 
-def caffe_vgg_rules() -> List[Rule]:
-    """``backbone.conv{i}_{j}`` <- the layers of the same names."""
+def caffe_vgg_rules() -> list[Rule]:
+    """`backbone.conv{i}_{j}` <- the layers of the same names."""
     return [
         Rule("backbone.conv{i}_{j}.weight", "conv{i}_{j}.0"),
         Rule("backbone.conv{i}_{j}.bias", "conv{i}_{j}.1"),

@@ -1,5 +1,5 @@
 """The data check: what is wrong with annotations, images and semantic maps, before a training."""
 
-from .dataset import check_before_training, check_dataset, check_files
+from d2ext.data.check.dataset import check_before_training, check_dataset, check_files
 
 __all__ = ["check_before_training", "check_dataset", "check_files"]

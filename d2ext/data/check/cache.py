@@ -4,7 +4,8 @@ import hashlib
 import json
 import logging
 import os
-from typing import Any, List, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from detectron2.utils.file_io import PathManager
 
@@ -21,7 +22,7 @@ def cache_folder() -> str:
     return os.path.join(base, "d2ext", "data_check")
 
 
-def fingerprint(paths: Sequence[str]) -> List[list]:
+def fingerprint(paths: Sequence[str]) -> list[list]:
     """Absolute path, time of change and size of files or folders (a folder changes with its list
     of files, not with their content). A missing one counts as such."""
     prints = []
@@ -39,7 +40,7 @@ def _file(key: Any) -> str:
     return os.path.join(cache_folder(), hashlib.sha256(text.encode()).hexdigest() + ".json")
 
 
-def load(key: Any) -> Optional[Any]:
+def load(key: Any) -> Any | None:
     """What was stored under a key (anything that JSON can hold), or None."""
     try:
         with open(_file(key), encoding="utf-8") as f:

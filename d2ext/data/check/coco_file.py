@@ -9,16 +9,15 @@ import json
 import math
 import os
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from d2ext.data.check import cache
+from d2ext.data.check.cache import fingerprint
+from d2ext.data.check.masks import Finding, mask_findings
+from d2ext.data.check.problems import Problem
 from d2ext.errors import UserError
-
-from . import cache
-from .cache import fingerprint
-from .masks import Finding, mask_findings
-from .problems import Problem
 
 _REQUIRED_KEYS = {
     "categories": ("id", "name"),
@@ -89,7 +88,7 @@ def _is_id(value: Any) -> bool:
     return type(value) in (int, str)
 
 
-def _image_finding(image: dict) -> Optional[Finding]:
+def _image_finding(image: dict) -> Finding | None:
     name = image["file_name"]
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         return Finding("error", "file-name", f"has the file_name {name!r}, which is no name")
@@ -100,7 +99,7 @@ def _image_finding(image: dict) -> Optional[Finding]:
     return None
 
 
-def _box_finding(box: Any, image: dict) -> Optional[Finding]:
+def _box_finding(box: Any, image: dict) -> Finding | None:
     if not isinstance(box, list) or len(box) != 4:
         return Finding("error", "box-form", "has a bbox that is not [x, y, width, height]")
     if not all(map(_is_number, box)):
@@ -120,7 +119,7 @@ def _box_finding(box: Any, image: dict) -> Optional[Finding]:
     return None
 
 
-def _reference_finding(annotation: dict, images: dict, categories: set) -> Optional[Finding]:
+def _reference_finding(annotation: dict, images: dict, categories: set) -> Finding | None:
     image, category = annotation["image_id"], annotation["category_id"]
     if not _is_id(image) or image not in images:
         return Finding("error", "unknown-image", f"has unknown image_id {image!r}")
@@ -141,12 +140,12 @@ class _EntryCheck:
 
     def __init__(self, data: dict):
         self.data = data
-        self.images: Dict[Any, dict] = {}
+        self.images: dict[Any, dict] = {}
         self.broken: set = set()  # ids of images without a usable size
         self.categories = {category["id"] for category in data["categories"]}
-        self.found: List[Problem] = []
+        self.found: list[Problem] = []
 
-    def run(self) -> List[Problem]:
+    def run(self) -> list[Problem]:
         self._check_images()
         sound = self._check_annotations()
         self._check_masks(sound)
@@ -169,7 +168,7 @@ class _EntryCheck:
                 label = name if isinstance(name, str) and name.strip() else f"images[{index}]"
                 self.found.append(Problem(*finding, label))
 
-    def _check_annotations(self) -> List[dict]:
+    def _check_annotations(self) -> list[dict]:
         """Annotations whose mask can be checked."""
         seen: set = set()
         sound = []
@@ -195,7 +194,7 @@ class _EntryCheck:
                 self._add(finding, annotation["image_id"], own)
         return sound
 
-    def _check_masks(self, annotations: List[dict]):
+    def _check_masks(self, annotations: list[dict]):
         images = [self.images[a["image_id"]] for a in annotations]
         boxes = [a["bbox"] if a["bbox"][2] > 0 < a["bbox"][3] else None for a in annotations]
         masks = [a["segmentation"] for a in annotations]
@@ -226,7 +225,7 @@ class _EntryCheck:
         self.found.append(Problem(*finding, name, annotation_id))
 
 
-def entry_problems(data: dict) -> List[Problem]:
+def entry_problems(data: dict) -> list[Problem]:
     """Everything wrong with the entries of a file that `read_coco_file` read."""
     return _EntryCheck(data).run()
 
@@ -235,13 +234,13 @@ class CocoSummary(NamedTuple):
     """What is kept of a checked file; `images` (file_name, width, height) is None after reading it
     from the cache."""
 
-    categories: List[dict]
-    problems: List[Problem]
-    folders: List[str]
-    images: Optional[List[Tuple[str, int, int]]]
+    categories: list[dict]
+    problems: list[Problem]
+    folders: list[str]
+    images: list[tuple[str, int, int]] | None
 
 
-_summaries: Dict[str, CocoSummary] = {}
+_summaries: dict[str, CocoSummary] = {}
 
 
 def coco_summary(json_file: str, with_images: bool = False) -> CocoSummary:

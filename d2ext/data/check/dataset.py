@@ -7,18 +7,17 @@ unchanged (a picture that is replaced under its name goes unnoticed; the mapper 
 import logging
 import os
 import time
-from typing import List, Optional, Sequence
+from collections.abc import Sequence
 
+from d2ext.data.catalog import check_registered, semantic_map_path
+from d2ext.data.check import cache
+from d2ext.data.check.coco_file import coco_summary
+from d2ext.data.check.images import ImageFile, file_findings
+from d2ext.data.check.problems import Problem, Report
 from d2ext.errors import UserError
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
-
-from ..catalog import check_registered, semantic_map_path
-from . import cache
-from .coco_file import coco_summary
-from .images import ImageFile, file_findings
-from .problems import Problem, Report
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ def check_files(
     name: str,
     json_file: str,
     image_root: str,
-    sem_seg_root: Optional[str] = None,
+    sem_seg_root: str | None = None,
     *,
     evaluated: bool = False,
     thorough: bool = False,
@@ -75,7 +74,7 @@ def check_files(
     return report
 
 
-def _check_images(json_file, image_root, sem_seg_root, thorough) -> List[Problem]:
+def _check_images(json_file, image_root, sem_seg_root, thorough) -> list[Problem]:
     images = coco_summary(PathManager.get_local_path(json_file), with_images=True).images
     files = [
         ImageFile(
@@ -133,7 +132,7 @@ def check_before_training(
     test_sets: Sequence[str] = (),
     *,
     semantic: bool = True,
-    output_dir: Optional[str] = None,
+    output_dir: str | None = None,
 ) -> None:
     """Check all data sets of a training. Problems are logged as a table, shortened; the whole table
     goes to `data_check.txt` in the output folder.

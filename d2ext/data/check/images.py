@@ -5,15 +5,16 @@ pixels. detectron2's reader applies the EXIF orientation, so sizes are those of 
 import os
 import struct
 import zlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Iterator, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple
 
 from PIL import Image
 from tqdm import tqdm
 
-from detectron2.utils.file_io import PathManager
+from d2ext.data.check.masks import Finding
 
-from .masks import Finding
+from detectron2.utils.file_io import PathManager
 
 _EXIF_ORIENTATION = 274
 # What Pillow raises for damaged files of one format or another.
@@ -36,10 +37,10 @@ class ImageFile(NamedTuple):
     path: str
     width: int
     height: int
-    map_path: Optional[str] = None
+    map_path: str | None = None
 
 
-def unsupported_mode(mode: str) -> Optional[str]:
+def unsupported_mode(mode: str) -> str | None:
     """Why an image of a Pillow mode cannot be used, or None."""
     if mode in _DEEP_MODES:
         return f"has mode {mode}, more than 8 bits per pixel; convert it to 8 bits"
@@ -71,7 +72,7 @@ class ImageHeader(NamedTuple):
     """Pillow mode, (width, height) of the picture as shown, EXIF orientation (1: none)."""
 
     mode: str
-    size: Tuple[int, int]
+    size: tuple[int, int]
     orientation: int
 
 
@@ -89,7 +90,7 @@ def read_header(path: str, thorough: bool = False) -> ImageHeader:
         return ImageHeader(image.mode, size, orientation)
 
 
-def image_finding(path: str, width: int, height: int, thorough: bool = False) -> Optional[Finding]:
+def image_finding(path: str, width: int, height: int, thorough: bool = False) -> Finding | None:
     """What is wrong with an image file whose annotations say width x height, if anything."""
     try:
         mode, size, orientation = read_header(path, thorough)
@@ -111,7 +112,7 @@ def image_finding(path: str, width: int, height: int, thorough: bool = False) ->
     return None
 
 
-def map_finding(path: str, width: int, height: int, thorough: bool = False) -> Optional[Finding]:
+def map_finding(path: str, width: int, height: int, thorough: bool = False) -> Finding | None:
     """What is wrong with the semantic map of an image of width x height, if anything."""
     try:
         mode, size, _ = read_header(path, thorough)
@@ -129,7 +130,7 @@ def map_finding(path: str, width: int, height: int, thorough: bool = False) -> O
 
 def file_findings(
     files: Sequence[ImageFile], thorough: bool = False
-) -> Iterator[Tuple[int, Finding]]:
+) -> Iterator[tuple[int, Finding]]:
     """Findings of many images and their maps, as (index, finding), with a progress bar."""
 
     def check(file):

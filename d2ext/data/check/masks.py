@@ -2,14 +2,15 @@
 bitmaps. Used for whole files before a training, and for each record when it is loaded.
 """
 
-from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pycocotools.mask as mask_util
 
-from .rle import compressed_run_sums, list_run_sums
+from d2ext.data.check.rle import compressed_run_sums, list_run_sums
 
-Box = Tuple[float, float, float, float]
+Box = tuple[float, float, float, float]
 
 
 class Finding(NamedTuple):
@@ -24,7 +25,7 @@ _NO_MASK = Finding("error", "no-mask", "has no segmentation; instance masks are 
 _EMPTY = Finding("warning", "mask-empty", "has a mask of zero area; it is left out")
 
 
-def _polygon_fault(polygon: Any) -> Optional[Finding]:
+def _polygon_fault(polygon: Any) -> Finding | None:
     """An error of one polygon, which has to be a list of numbers x0, y0, x1, y1, ..."""
     if not isinstance(polygon, list):
         return Finding(
@@ -43,9 +44,7 @@ def _polygon_fault(polygon: Any) -> Optional[Finding]:
     return None
 
 
-def _check_polygons(
-    polygons: Sequence, size: Tuple[int, int]
-) -> Tuple[Optional[Finding], Optional[Box]]:
+def _check_polygons(polygons: Sequence, size: tuple[int, int]) -> tuple[Finding | None, Box | None]:
     """A finding, and the extent (x0, y0, x1, y1) of the polygons that can be used."""
     few = False
     usable = []
@@ -78,7 +77,7 @@ def _check_polygons(
     return None, extent
 
 
-def _rle_fault(rle: dict, size: Tuple[int, int]) -> Optional[Finding]:
+def _rle_fault(rle: dict, size: tuple[int, int]) -> Finding | None:
     """An error in the form of a run-length encoding; its runs are checked elsewhere."""
     own, counts = rle.get("size"), rle.get("counts")
     if not isinstance(own, (list, tuple)) or not isinstance(counts, (list, str, bytes)):
@@ -93,7 +92,7 @@ def _rle_fault(rle: dict, size: Tuple[int, int]) -> Optional[Finding]:
     return None
 
 
-def _runs_finding(total: int, area: int, size: Tuple[int, int]) -> Optional[Finding]:
+def _runs_finding(total: int, area: int, size: tuple[int, int]) -> Finding | None:
     if total < 0:
         return Finding("error", "rle-runs", "has an RLE mask that cannot be decoded")
     if total != size[0] * size[1]:
@@ -102,7 +101,7 @@ def _runs_finding(total: int, area: int, size: Tuple[int, int]) -> Optional[Find
     return None if area else _EMPTY
 
 
-def _box_finding(box: Box, extent: Box) -> Optional[Finding]:
+def _box_finding(box: Box, extent: Box) -> Finding | None:
     """Whether a box [x, y, w, h] and the extent of its mask overlap by less than half (IoU)."""
     x0, y0, x1, y1 = box[0], box[1], box[0] + box[2], box[1] + box[3]
     shared = max(0, min(x1, extent[2]) - max(x0, extent[0]))
@@ -120,9 +119,9 @@ def _box_finding(box: Box, extent: Box) -> Optional[Finding]:
 
 def mask_findings(
     segmentations: Sequence[Any],
-    sizes: Sequence[Tuple[int, int]],
-    boxes: Optional[Sequence[Optional[Box]]] = None,
-) -> Iterator[Tuple[int, Finding]]:
+    sizes: Sequence[tuple[int, int]],
+    boxes: Sequence[Box | None] | None = None,
+) -> Iterator[tuple[int, Finding]]:
     """Check masks; at most one finding each.
 
     Args:
@@ -133,7 +132,7 @@ def mask_findings(
     Yields:
         (index, finding).
     """
-    encoded: List[int] = []
+    encoded: list[int] = []
     for index, (segmentation, size) in enumerate(zip(segmentations, sizes)):
         finding = extent = None
         if isinstance(segmentation, np.ndarray):

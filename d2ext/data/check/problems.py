@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections import Counter
-from typing import Any, Iterable, List, NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
@@ -38,7 +39,7 @@ class Report:
 
     name: str
     file: str
-    problems: List[Problem] = dataclasses.field(default_factory=list)
+    problems: list[Problem] = dataclasses.field(default_factory=list)
 
     def add(self, problems: Iterable[Problem], evaluated: bool) -> None:
         """Add findings; those about evaluation become errors if the set is evaluated on."""
@@ -47,7 +48,7 @@ class Report:
             own = p.severity == "evaluation"
             self.problems.append(p._replace(severity=severity) if own else p)
 
-    def of(self, severity: str) -> List[Problem]:
+    def of(self, severity: str) -> list[Problem]:
         """The problems of one severity."""
         return [p for p in self.problems if p.severity == severity]
 

@@ -4,7 +4,8 @@ pycocotools trusts its input: where the runs do not add up to the size of the ma
 uninitialised memory as a mask. Thousands of masks are therefore checked here at once, in numpy.
 """
 
-from typing import List, NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -73,7 +74,7 @@ def _add_up(values, owner, bad) -> RunSums:
     return RunSums(total, area)
 
 
-def list_run_sums(counts: List[int]) -> tuple:
+def list_run_sums(counts: list[int]) -> tuple:
     """The same (total, area) for one mask in the uncompressed encoding, a list of run lengths."""
     if not all(type(c) is int and c >= 0 for c in counts):
         return -1, 0

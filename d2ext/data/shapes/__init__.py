@@ -1,7 +1,7 @@
 """The built-in shapes data set: small generated images with instance masks and semantic maps."""
 
-from .draw import STUFF_CLASSES, THING_CLASSES
-from .files import (
+from d2ext.data.shapes.draw import STUFF_CLASSES, THING_CLASSES
+from d2ext.data.shapes.files import (
     FORMAT_VERSION,
     SPLITS,
     Split,
@@ -12,7 +12,7 @@ from .files import (
     split_folder,
     stuff_classes,
 )
-from .registration import paths, register_shapes
+from d2ext.data.shapes.registration import paths, register_shapes
 
 __all__ = [
     "FORMAT_VERSION",

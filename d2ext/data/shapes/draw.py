@@ -40,10 +40,10 @@ def unit_outline(rng, name):
 
     Args:
         rng (numpy.random.Generator): source of the proportions.
-        name (str): one of `THING_CLASSES` except "bar", whose thickness is given in pixels.
+        name: one of `THING_CLASSES` except "bar", whose thickness is given in pixels.
 
     Returns:
-        list[ndarray]: closed contours (N, 2) as x, y; a second contour is a hole.
+        closed contours (N, 2) as x, y; a second contour is a hole.
     """
     if name == "disk":
         return [_ellipse(0.5 * rng.uniform(1.0, 1.5), 0.5)]
@@ -84,11 +84,11 @@ def rasterize(contours, height, width):
     """Coverage of each pixel by a polygon, in a window clipped to the image.
 
     Args:
-        contours (list[ndarray]): (N, 2) in pixels; pixel column x covers [x, x + 1).
-        height, width (int): image size.
+        contours: (N, 2) in pixels; pixel column x covers [x, x + 1).
+        height, width: image size.
 
     Returns:
-        tuple: (x0, y0, coverage) with coverage float64 (h, w) in [0, 1] in steps of 1/16,
+        (x0, y0, coverage) with coverage float64 (h, w) in [0, 1] in steps of 1/16,
         or None when the polygon lies outside of the image.
     """
     points = np.concatenate(contours)
@@ -126,11 +126,11 @@ def fill_weights(rng, fill, u, v):
 
     Args:
         rng (numpy.random.Generator): source of the period and of the noise.
-        fill (str): one of `FILLS`.
-        u, v (ndarray): (h, w) coordinates in the rotated frame of the object, in pixels.
+        fill: one of `FILLS`.
+        u, v: (h, w) coordinates in the rotated frame of the object, in pixels.
 
     Returns:
-        ndarray: (h, w) float64 in [0, 1].
+        (h, w) float64 in [0, 1].
     """
     period = rng.uniform(4.0, 10.0)
     if fill == "plain":

@@ -20,11 +20,10 @@ import pycocotools.mask as mask_util
 from iopath.common.file_io import file_lock
 from tqdm import tqdm
 
+from d2ext.data.catalog import datasets_root
+from d2ext.data.shapes.draw import STUFF_CLASSES, THING_CLASSES
+from d2ext.data.shapes.scene import make_scene
 from d2ext.errors import UserError
-
-from ..catalog import datasets_root
-from .draw import STUFF_CLASSES, THING_CLASSES
-from .scene import make_scene
 
 FORMAT_VERSION = 1
 logger = logging.getLogger(__name__)
@@ -187,12 +186,12 @@ def generate(split, root=None, num_images=None):
     its final name only when it is complete.
 
     Args:
-        split (str): a key of `SPLITS`.
-        root (str): folder of all data sets, default `datasets_root()` at the time of the call.
-        num_images (int): only the first images of the split; they equal those of the full split.
+        split: a key of `SPLITS`.
+        root: folder of all data sets, default `datasets_root()` at the time of the call.
+        num_images: only the first images of the split; they equal those of the full split.
 
     Returns:
-        str: the folder of the split.
+        the folder of the split.
 
     Raises:
         UserError: unknown split name, or the folder cannot be written.

@@ -5,12 +5,12 @@ Registering reads and writes nothing; a split is generated when its records are 
 
 import os
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from d2ext.data.catalog import datasets_root
+from d2ext.data.register import load_coco_records
+from d2ext.data.shapes.draw import THING_CLASSES
+from d2ext.data.shapes.files import generate, split_folder, stuff_classes
 
-from ..catalog import datasets_root
-from ..register import load_coco_records
-from .draw import THING_CLASSES
-from .files import generate, split_folder, stuff_classes
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 
 def paths(split, root):
@@ -27,10 +27,10 @@ def register_shapes(name, split, root=None, num_images=None):
     """Register a generated shapes split, or its first images only, under a name.
 
     Args:
-        name (str): new data set name.
-        split (str): a key of `SPLITS`.
-        root (str): folder of all data sets, default `datasets_root()`.
-        num_images (int): keep only the first images. Use a root of its own then: the folder of a
+        name: new data set name.
+        split: a key of `SPLITS`.
+        root: folder of all data sets, default `datasets_root()`.
+        num_images: keep only the first images. Use a root of its own then: the folder of a
             split holds one number of images at a time.
     """
     root = root or datasets_root()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from .draw import (
+from d2ext.data.shapes.draw import (
     FILLS,
     STUFF_CLASSES,
     THING_CLASSES,
@@ -203,7 +203,7 @@ def make_scene(seed):
     """Create one image with its ground truth.
 
     Args:
-        seed (sequence of int): identifies the image; equal seeds give equal scenes.
+        seed: identifies the image; equal seeds give equal scenes.
 
     Returns:
         Scene

@@ -12,17 +12,12 @@ import os
 import re
 import sys
 import tempfile
-from typing import List, Optional
 
 import numpy as np
 import pycocotools.mask as mask_util
 from tqdm import tqdm
 
-from d2ext.errors import UserError
-
-from detectron2.utils import comm
-
-from .files import (
+from d2ext.data.voc_sds.files import (
     CLASSES,
     SPLITS,
     find_folder,
@@ -31,13 +26,16 @@ from .files import (
     read_instances,
     read_list,
 )
+from d2ext.errors import UserError
+
+from detectron2.utils import comm
 
 _FORMAT = 1  # part of the key: raise it when the content of the file changes
 _VOC_NAME = re.compile(r"(\d{4})_(\d{6})")
 logger = logging.getLogger(__name__)
 
 
-def _image_ids(names: List[str]) -> List[int]:
+def _image_ids(names: list[str]) -> list[int]:
     """COCO needs numbers: 2008_000008 becomes 2008000008; other names are counted from 1."""
     matches = [_VOC_NAME.fullmatch(name) for name in names]
     if all(matches):
@@ -45,7 +43,7 @@ def _image_ids(names: List[str]) -> List[int]:
     return list(range(1, len(names) + 1))
 
 
-def _annotations(instances, image_id: int, first_id: int) -> List[dict]:
+def _annotations(instances, image_id: int, first_id: int) -> list[dict]:
     annotations = []
     for number, category in zip(instances.ids, instances.classes):
         mask = np.asfortranarray(instances.labels == number, dtype=np.uint8)
@@ -68,12 +66,12 @@ def to_coco(folder: str, split: str, root: str) -> dict:
     """The annotations of a split in COCO's instances format.
 
     Category ids are 1..20 in alphabetical order, as in the `.mat` files. Boxes are the tight
-    ``[x, y, width, height]`` of the masks (exclusive far edge), areas count pixels.
+    `[x, y, width, height]` of the masks (exclusive far edge), areas count pixels.
 
     Args:
         folder: of the released files.
-        split: ``"train"`` or ``"val"``.
-        root: the ``file_name`` of an image is relative to this folder.
+        split: `"train"` or `"val"`.
+        root: the `file_name` of an image is relative to this folder.
 
     Raises:
         UserError: one line naming the first file that is missing or broken.
@@ -98,7 +96,7 @@ def to_coco(folder: str, split: str, root: str) -> dict:
     }
 
 
-def _state(path: Optional[str]) -> str:
+def _state(path: str | None) -> str:
     try:
         status = os.stat(path)
     except (OSError, TypeError):  # missing: read_instances says so
@@ -133,7 +131,7 @@ def write_json(data: dict, path: str) -> None:
         raise UserError(f"cannot write {path}: {e.strerror or e}") from e
 
 
-def _cached_key(path: str) -> Optional[str]:
+def _cached_key(path: str) -> str | None:
     try:
         with open(path, encoding="utf-8") as f:
             return json.load(f)["info"]["key"]
@@ -142,10 +140,10 @@ def _cached_key(path: str) -> Optional[str]:
 
 
 def update_cache(split: str, root: str, path: str) -> None:
-    """Make ``path`` the COCO instances file of a split, unless it is that already.
+    """Make `path` the COCO instances file of a split, unless it is that already.
 
     Raises:
-        UserError: files missing or broken, or ``path`` cannot be written.
+        UserError: files missing or broken, or `path` cannot be written.
     """
     folder = find_folder(root)
     key = cache_key(folder, split, root)

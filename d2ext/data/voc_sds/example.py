@@ -2,14 +2,14 @@
 try a pipeline before the 1.5 GB of images are there, and for tests."""
 
 import os
-from typing import Dict, List, Sequence, Tuple
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.io
 import scipy.sparse
 from PIL import Image
 
-from .files import CLASSES
+from d2ext.data.voc_sds.files import CLASSES
 
 LAYOUTS = {"mnc": "VOCdevkitSDS", "fcis": "VOCdevkit/VOCSDS"}
 
@@ -83,11 +83,11 @@ def make_example(
     root: str,
     *,
     layout: str = "mnc",
-    num_images: Tuple[int, int] = (6, 4),
+    num_images: tuple[int, int] = (6, 4),
     classes: Sequence[int] = (1, 7, 15),
-    size: Tuple[int, int] = (72, 96),
+    size: tuple[int, int] = (72, 96),
     seed: int = 0,
-) -> Dict[str, List[str]]:
+) -> dict[str, list[str]]:
     """Write images, annotations and lists below a data set folder.
 
     Args:

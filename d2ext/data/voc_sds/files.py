@@ -7,7 +7,7 @@ same annotations, but lists of another split, which are refused.
 """
 
 import os
-from typing import List, NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -33,12 +33,12 @@ class ImageInstances(NamedTuple):
 
     file_name: str  # path of the image
     labels: np.ndarray  # (H, W), instance number per pixel, 0 = none
-    ids: List[int]  # instance numbers, ascending
-    classes: List[int]  # class of each, 1..20
+    ids: list[int]  # instance numbers, ascending
+    classes: list[int]  # class of each, 1..20
 
 
 def find_folder(root: str) -> str:
-    """The folder of the released files inside the data set folder ``root``.
+    """The folder of the released files inside the data set folder `root`.
 
     Raises:
         UserError: there is none; the text names the places looked at.
@@ -53,14 +53,14 @@ def find_folder(root: str) -> str:
     )
 
 
-def list_file(folder: str, split: str) -> Optional[str]:
+def list_file(folder: str, split: str) -> str | None:
     """The file with the image names of a split, None if there is none."""
     paths = [os.path.join(folder, *name.format(split).split("/")) for name in LISTS]
     return next((path for path in paths if os.path.isfile(path)), None)
 
 
-def read_list(folder: str, split: str) -> List[str]:
-    """Image names of a split (``"train"`` or ``"val"``), in the order of the list.
+def read_list(folder: str, split: str) -> list[str]:
+    """Image names of a split (`"train"` or `"val"`), in the order of the list.
 
     Raises:
         UserError: no list, an empty one, a name given twice, or the list of SBD's own split.
@@ -89,14 +89,14 @@ def read_list(folder: str, split: str) -> List[str]:
     return names
 
 
-def image_file(folder: str, name: str) -> Optional[str]:
+def image_file(folder: str, name: str) -> str | None:
     """Path of an image, None if it is missing."""
     paths = [os.path.join(folder, images, f"{name}.jpg") for images in IMAGES]
     return next((path for path in paths if os.path.isfile(path)), None)
 
 
 def mat_file(folder: str, kind: str, name: str) -> str:
-    """Path of the `.mat` file of an image; ``kind`` is ``"inst"`` or ``"cls"``."""
+    """Path of the `.mat` file of an image; `kind` is `"inst"` or `"cls"`."""
     return os.path.join(folder, kind, f"{name}.mat")
 
 
@@ -118,7 +118,7 @@ def _read_struct(path: str, struct: str) -> np.ndarray:
 
 
 def _labels(path: str, struct: str, fields) -> np.ndarray:
-    """Field ``Segmentation`` as (H, W) integers."""
+    """Field `Segmentation` as (H, W) integers."""
     if "Segmentation" not in fields.dtype.names:
         raise UserError(f"{path} has no field {struct}.Segmentation")
     labels = fields["Segmentation"]
@@ -128,8 +128,8 @@ def _labels(path: str, struct: str, fields) -> np.ndarray:
     return labels
 
 
-def _categories(path: str, fields) -> Optional[np.ndarray]:
-    """Field ``Categories`` as (N,) integers; old conversions lack it."""
+def _categories(path: str, fields) -> np.ndarray | None:
+    """Field `Categories` as (N,) integers; old conversions lack it."""
     if "Categories" not in fields.dtype.names:
         return None
     values = np.asarray(fields["Categories"]).reshape(-1)
@@ -170,12 +170,12 @@ def _class_of(inst_path, cls_path, number, classes, categories):
 def read_instances(folder: str, name: str) -> ImageInstances:
     """Read the annotation of one image; of the image itself only the size.
 
-    An instance is a label of ``GTinst.Segmentation`` other than 0 and 255. Its class is the one
-    label of ``GTcls.Segmentation`` below it, which has to be that of ``GTinst.Categories``.
+    An instance is a label of `GTinst.Segmentation` other than 0 and 255. Its class is the one
+    label of `GTcls.Segmentation` below it, which has to be that of `GTinst.Categories`.
 
     Args:
         folder: of the released files, see `find_folder`.
-        name: of the image, e.g. ``"2008_000008"``.
+        name: of the image, e.g. `"2008_000008"`.
 
     Raises:
         UserError: one line naming the file that is missing, broken or contradicts another one.

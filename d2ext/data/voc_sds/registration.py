@@ -8,11 +8,11 @@ import hashlib
 import os
 import tempfile
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from d2ext.data.register import load_coco_records
+from d2ext.data.voc_sds.coco import update_cache
+from d2ext.data.voc_sds.files import CLASSES
 
-from ..register import load_coco_records
-from .coco import update_cache
-from .files import CLASSES
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 
 def cache_file(split, root):
@@ -38,9 +38,9 @@ def register(name, split, root):
     """Register one split under a name.
 
     Args:
-        name (str): new data set name.
-        split (str): a key of `files.SPLITS`.
-        root (str): folder of all data sets.
+        name: new data set name.
+        split: a key of `files.SPLITS`.
+        root: folder of all data sets.
     """
     files = paths(split, root)
 

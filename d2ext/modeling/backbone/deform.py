@@ -7,8 +7,6 @@ from torchvision.ops import deform_conv2d
 from detectron2.layers import DeformConv, ModulatedDeformConv, get_norm
 from detectron2.modeling.backbone.resnet import DeformBottleneckBlock as _DeformBottleneckBlock
 
-__all__ = ["DeformBottleneckBlock", "TorchvisionDeformConv", "TorchvisionModulatedDeformConv"]
-
 
 class _TorchvisionForward:
     """forward() of both deformable layers; the parameters are detectron2's."""
@@ -16,9 +14,9 @@ class _TorchvisionForward:
     def forward(self, x, offset, mask=None):
         """
         Args:
-            x (Tensor): N x C x H x W.
-            offset (Tensor): N x (2 * groups * 9) x H' x W', (dy, dx) per kernel tap, in pixels.
-            mask (Tensor): N x (groups * 9) x H' x W' modulation in [0, 1]; None without it.
+            x: N x C x H x W.
+            offset: N x (2 * groups * 9) x H' x W', (dy, dx) per kernel tap, in pixels.
+            mask: N x (groups * 9) x H' x W' modulation in [0, 1]; None without it.
         """
         x = deform_conv2d(
             x,

@@ -2,20 +2,18 @@
 bias, group norm that also fits narrow layers, and the names under which configs ask for them."""
 
 import math
-from typing import Callable, Union
+from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-__all__ = ["EvalStatsBatchNorm2d", "narrow_group_norm", "resolve_norm"]
 
 
 class EvalStatsBatchNorm2d(nn.BatchNorm2d):
     """Batch norm that always uses its stored statistics, while scale and bias are trained.
 
-    This is what MMDetection calls ``norm_eval=True`` with ``requires_grad=True``, the setting of
+    This is what MMDetection calls `norm_eval=True` with `requires_grad=True`, the setting of
     its published ResNet detectors. The state dict holds exactly the four names of
-    detectron2's ``FrozenBatchNorm2d`` (``weight, bias, running_mean, running_var``), so the files
+    detectron2's `FrozenBatchNorm2d` (`weight, bias, running_mean, running_var`), so the files
     of either kind of layer load into the other one.
     """
 
@@ -42,11 +40,11 @@ def narrow_group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(32, max(channels // 2, 1)), channels)
 
 
-def resolve_norm(norm: Union[str, Callable]) -> Union[str, Callable]:
-    """Translate the norm names that ``detectron2.layers.get_norm`` lacks; pass others through.
+def resolve_norm(norm: str | Callable) -> str | Callable:
+    """Translate the norm names that `detectron2.layers.get_norm` lacks; pass others through.
 
     Args:
-        norm: "EvalStatsBN" or "GN" (in its narrow form), else anything ``get_norm`` accepts.
+        norm: "EvalStatsBN" or "GN" (in its narrow form), else anything `get_norm` accepts.
     """
     own = {"EvalStatsBN": EvalStatsBatchNorm2d, "GN": narrow_group_norm}
     return own.get(norm, norm) if isinstance(norm, str) else norm

@@ -1,22 +1,19 @@
 """ResNets as MNC and FCIS use them: the Caffe weights' layout, dilation instead of stride in res5,
 and feature maps of stride 16 without a pyramid."""
 
-from typing import Callable, Sequence, Union
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from d2ext.errors import UserError
+from d2ext.modeling.backbone.norm import resolve_norm
+from d2ext.modeling.backbone.resnet_fpn import _BLOCKS
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock, ResNet
-
-from .norm import resolve_norm
-from .resnet_fpn import _BLOCKS
-
-__all__ = ["CaffeResNet", "CaffeStem", "build_caffe_resnet_backbone"]
 
 
 class CaffeStem(BasicStem):
@@ -44,7 +41,7 @@ class CaffeResNet(ResNet):
         stem_out_channels: int = 64,
         res2_out_channels: int = 256,
         width_per_group: int = 64,
-        norm: Union[str, Callable] = "EvalStatsBN",
+        norm: str | Callable = "EvalStatsBN",
         freeze_at: int = 2,
         stride_in_1x1: bool = True,
         res5_dilation: int = 2,
@@ -53,23 +50,23 @@ class CaffeResNet(ResNet):
     ):
         """
         Args:
-            depth (int): 50, 101 or 152.
-            stem_out_channels, res2_out_channels (int): channels at stride 4 before and after res2;
+            depth: 50, 101 or 152.
+            stem_out_channels, res2_out_channels: channels at stride 4 before and after res2;
                 the later stages double them.
-            width_per_group (int): channels of the 3x3 convolutions of res2.
-            norm: see :func:`resolve_norm`. "EvalStatsBN" trains scale and bias with fixed
+            width_per_group: channels of the 3x3 convolutions of res2.
+            norm: see `resolve_norm`. "EvalStatsBN" trains scale and bias with fixed
                 statistics, as FCIS does; "FrozenBN" trains nothing.
-            freeze_at (int): number of leading stages without training (1: stem, 2: + res2).
-            stride_in_1x1 (bool): the stride sits in the first 1x1 convolution (Caffe weights).
-            res5_dilation (int): 2 keeps res5 at stride 16 ("hole algorithm"; all its 3x3
+            freeze_at: number of leading stages without training (1: stem, 2: + res2).
+            stride_in_1x1: the stride sits in the first 1x1 convolution (Caffe weights).
+            res5_dilation: 2 keeps res5 at stride 16 ("hole algorithm"; all its 3x3
                 convolutions are dilated); 1 gives stride 32.
-            ceil_pool (bool): :class:`CaffeStem` instead of detectron2's stem.
+            ceil_pool: `CaffeStem` instead of detectron2's stem.
             out_features: stages to return.
         """
         if depth not in _BLOCKS:
-            raise UserError(f"CaffeResNet: depth {depth} is none of {sorted(_BLOCKS)}.")
+            raise UserError(f"CaffeResNet: depth {depth} is none of {sorted(_BLOCKS)}")
         if res5_dilation not in (1, 2):
-            raise UserError(f"CaffeResNet: res5_dilation {res5_dilation} is neither 1 nor 2.")
+            raise UserError(f"CaffeResNet: res5_dilation {res5_dilation} is neither 1 nor 2")
         norm = resolve_norm(norm)
         stages, channels, outputs = [], stem_out_channels, res2_out_channels
         bottleneck = width_per_group
@@ -118,5 +115,5 @@ class CaffeResNet(ResNet):
 
 @BACKBONE_REGISTRY.register()
 def build_caffe_resnet_backbone(cfg, input_shape: ShapeSpec) -> CaffeResNet:
-    """yaml entry point of :class:`CaffeResNet` (``MODEL.BACKBONE.NAME``)."""
+    """yaml entry point of `CaffeResNet` (`MODEL.BACKBONE.NAME`)."""
     return CaffeResNet(cfg, input_shape)

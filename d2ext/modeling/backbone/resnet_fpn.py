@@ -2,9 +2,11 @@
 (with deformable stages and fixed-statistics batch norm), and a narrow net of basic blocks for CPUs.
 """
 
-from typing import Callable, Optional, Sequence, Union
+from collections.abc import Callable, Sequence
 
 from d2ext.errors import UserError
+from d2ext.modeling.backbone.deform import DeformBottleneckBlock
+from d2ext.modeling.backbone.norm import resolve_norm
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
@@ -12,17 +14,7 @@ from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock, ResNet
 
-from .deform import DeformBottleneckBlock
-from .norm import resolve_norm
-
-__all__ = [
-    "ResNetFPN",
-    "SlimResNetFPN",
-    "build_deform_resnet_fpn_backbone",
-    "build_slim_resnet_fpn_backbone",
-]
-
-Norm = Union[str, Callable]
+Norm = str | Callable
 _BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
@@ -47,7 +39,7 @@ class _ResNetFPNBase(FPN):
 class ResNetFPN(_ResNetFPNBase):
     """ResNet or ResNeXt of bottleneck blocks with FPN; parameter names as in detectron2.
 
-    Equal to ``build_resnet_fpn_backbone`` of detectron2, except that deformable stages train on
+    Equal to `build_resnet_fpn_backbone` of detectron2, except that deformable stages train on
     CPUs and that the norm may be "EvalStatsBN".
     """
 
@@ -73,23 +65,23 @@ class ResNetFPN(_ResNetFPNBase):
     ):
         """
         Args:
-            depth (int): 50, 101 or 152.
-            stem_out_channels, res2_out_channels (int): channels at stride 4 before and after res2;
+            depth: 50, 101 or 152.
+            stem_out_channels, res2_out_channels: channels at stride 4 before and after res2;
                 the later stages double them.
-            num_groups, width_per_group (int): groups of the 3x3 convolutions and channels of each
+            num_groups, width_per_group: groups of the 3x3 convolutions and channels of each
                 group in res2 (ResNeXt-101-64x4d: 64 and 4).
-            stride_in_1x1 (bool): True for weights of the original MSRA ResNets, False for
+            stride_in_1x1: True for weights of the original MSRA ResNets, False for
                 torchvision's.
-            norm, fpn_norm: norm of bottom-up net and pyramid, see :func:`resolve_norm`.
-            freeze_at (int): number of leading stages without training (1: stem, 2: + res2).
+            norm, fpn_norm: norm of bottom-up net and pyramid, see `resolve_norm`.
+            freeze_at: number of leading stages without training (1: stem, 2: + res2).
             deform_on_per_stage: for res2..res5, whether their 3x3 convolutions are deformable.
-            deform_modulated (bool): use the modulated form (DCNv2) of deformable convolution.
-            deform_num_groups (int): offset groups of deformable convolution.
+            deform_modulated: use the modulated form (DCNv2) of deformable convolution.
+            deform_num_groups: offset groups of deformable convolution.
             in_features: stages that feed the pyramid.
-            out_channels (int): channels of every pyramid level.
+            out_channels: channels of every pyramid level.
         """
         if depth not in _BLOCKS:
-            raise UserError(f"ResNetFPN: depth {depth} is none of {sorted(_BLOCKS)}.")
+            raise UserError(f"ResNetFPN: depth {depth} is none of {sorted(_BLOCKS)}")
         norm = resolve_norm(norm)
         stages, channels, outputs = [], stem_out_channels, res2_out_channels
         bottleneck = num_groups * width_per_group
@@ -123,7 +115,7 @@ class ResNetFPN(_ResNetFPNBase):
     def from_config(cls, cfg, input_shape: ShapeSpec):
         resnet = cfg.MODEL.RESNETS
         if resnet.RES5_DILATION != 1:
-            raise UserError("ResNetFPN has no dilated res5: set MODEL.RESNETS.RES5_DILATION 1.")
+            raise UserError("ResNetFPN has no dilated res5: set MODEL.RESNETS.RES5_DILATION 1")
         return {
             "depth": resnet.DEPTH,
             "in_channels": input_shape.channels,
@@ -147,7 +139,7 @@ class SlimResNetFPN(_ResNetFPNBase):
     """A ResNet-18-like net of any width with FPN, for training on CPUs.
 
     detectron2 fixes res2 of its ResNet-18 at 64 channels; here every stage is free. Names are those
-    of detectron2's basic blocks (``bottom_up.res2.0.conv1.weight`` ...).
+    of detectron2's basic blocks (`bottom_up.res2.0.conv1.weight` ...).
     """
 
     @configurable
@@ -160,27 +152,27 @@ class SlimResNetFPN(_ResNetFPNBase):
         stage_blocks: Sequence[int] = (2, 2, 2, 2),
         norm: Norm = "GN",
         freeze_at: int = 0,
-        in_features: Optional[Sequence[str]] = None,
+        in_features: Sequence[str] | None = None,
         out_channels: int = 64,
         fpn_norm: Norm = "",
     ):
         """
         Args:
-            stem_channels (int): channels of the 7x7 stem.
+            stem_channels: channels of the 7x7 stem.
             stage_channels, stage_blocks: channels and number of basic blocks of res2, res3, ...;
                 from res3 on the channels must change at every stage, because the projection that
                 carries the stride of the shortcut exists only there.
-            norm, fpn_norm: norm of bottom-up net and pyramid, see :func:`resolve_norm`.
-            freeze_at (int): number of leading stages without training.
+            norm, fpn_norm: norm of bottom-up net and pyramid, see `resolve_norm`.
+            freeze_at: number of leading stages without training.
             in_features: stages that feed the pyramid; None for all.
-            out_channels (int): channels of every pyramid level.
+            out_channels: channels of every pyramid level.
         """
         stage_channels, norm = list(stage_channels), resolve_norm(norm)
         if len(stage_channels) != len(stage_blocks):
-            raise UserError("SlimResNetFPN: stage_channels and stage_blocks differ in length.")
+            raise UserError("SlimResNetFPN: stage_channels and stage_blocks differ in length")
         if any(a == b for a, b in zip(stage_channels, stage_channels[1:])):
             raise UserError(
-                f"SlimResNetFPN: stage_channels {stage_channels} must differ between neighbours."
+                f"SlimResNetFPN: stage_channels {stage_channels} must differ between neighbours"
             )
         stages = [
             ResNet.make_stage(
@@ -218,11 +210,11 @@ class SlimResNetFPN(_ResNetFPNBase):
 
 @BACKBONE_REGISTRY.register()
 def build_slim_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> SlimResNetFPN:
-    """yaml entry point of :class:`SlimResNetFPN` (``MODEL.BACKBONE.NAME``)."""
+    """yaml entry point of `SlimResNetFPN` (`MODEL.BACKBONE.NAME`)."""
     return SlimResNetFPN(cfg, input_shape)
 
 
 @BACKBONE_REGISTRY.register()
 def build_deform_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> ResNetFPN:
-    """yaml entry point of :class:`ResNetFPN`, whose deformable stages run on CPUs."""
+    """yaml entry point of `ResNetFPN`, whose deformable stages run on CPUs."""
     return ResNetFPN(cfg, input_shape)

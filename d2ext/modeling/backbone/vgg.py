@@ -1,7 +1,7 @@
 """VGG-16 as a detectron2 backbone: the thirteen convolutions of configuration D (Simonyan &
 Zisserman, ICLR 2015), with Caffe's rounding of pooled sizes."""
 
-from typing import Dict, Sequence
+from collections.abc import Sequence
 
 import fvcore.nn.weight_init as weight_init
 from torch import Tensor, nn
@@ -13,8 +13,6 @@ from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, Backbone
 
-__all__ = ["VGG16", "build_vgg16_backbone"]
-
 # Channels of the convolutions conv{i}_1, conv{i}_2, ... of each block i.
 _BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
@@ -23,7 +21,7 @@ class VGG16(Backbone):
     """conv1_1 ... conv5_3, each 3x3 with ReLU; a 2x2 maximum between two blocks.
 
     Pooled sizes are rounded up, so that an image of n pixels gives ceil(n / 16) cells at conv5_3.
-    There is no pool after the last block. Parameters: ``conv{i}_{j}.weight`` and ``.bias``.
+    There is no pool after the last block. Parameters: `conv{i}_{j}.weight` and `.bias`.
     """
 
     @configurable
@@ -36,8 +34,8 @@ class VGG16(Backbone):
     ):
         """
         Args:
-            in_channels (int): channels of the image.
-            freeze_at (int): number of leading blocks without training; 2 keeps conv1_1 to conv2_2
+            in_channels: channels of the image.
+            freeze_at: number of leading blocks without training; 2 keeps conv1_1 to conv2_2
                 as they are, as Fast R-CNN and its successors do.
             out_features: names of the convolutions whose activations are returned.
         """
@@ -55,7 +53,7 @@ class VGG16(Backbone):
             stride *= 2
         unknown = [name for name in out_features if name not in strides]
         if unknown:
-            raise UserError(f"VGG16 has no layer '{unknown[0]}'; its layers are {self._names}.")
+            raise UserError(f"VGG16 has no layer '{unknown[0]}'; its layers are {self._names}")
         self._out_features = list(out_features)
         self._out_feature_strides = {name: strides[name] for name in out_features}
         self._out_feature_channels = {
@@ -69,13 +67,13 @@ class VGG16(Backbone):
             "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
         }
 
-    def forward(self, x: Tensor) -> Dict[str, Tensor]:
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
         """
         Args:
-            x (Tensor): N x 3 x H x W images.
+            x: N x 3 x H x W images.
 
         Returns:
-            dict: name -> N x C x h x w activations after the ReLU.
+            name -> N x C x h x w activations after the ReLU.
         """
         outputs = {}
         for name in self._names:
@@ -89,5 +87,5 @@ class VGG16(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_vgg16_backbone(cfg, input_shape: ShapeSpec) -> VGG16:
-    """yaml entry point of :class:`VGG16` (``MODEL.BACKBONE.NAME``); its output is conv5_3."""
+    """yaml entry point of `VGG16` (`MODEL.BACKBONE.NAME`); its output is conv5_3."""
     return VGG16(cfg, input_shape)

@@ -1,8 +1,8 @@
 """Parts of multi-stage region heads from a yaml config, as arguments for their constructors."""
 
-from typing import Dict, Tuple
-
 from d2ext.errors import UserError
+from d2ext.modeling.regions.refinement import ClampedBox2BoxTransform
+from d2ext.modeling.regions.sampling import ProposalSampler
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -10,25 +10,20 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads.box_head import build_box_head
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 
-from ..regions.refinement import ClampedBox2BoxTransform
-from ..regions.sampling import ProposalSampler
-
-__all__ = ["cascade_from_config"]
-
 
 def cascade_from_config(
-    cfg: CfgNode, input_shape: Dict[str, ShapeSpec], *, reassign_low_quality: bool = False
-) -> Tuple[dict, ShapeSpec]:
-    """Arguments of :class:`MultiStageROIHeads` except its mask heads, and the shape of what these
-    take: one stage for each entry of ``MODEL.ROI_BOX_CASCADE_HEAD``.
+    cfg: CfgNode, input_shape: dict[str, ShapeSpec], *, reassign_low_quality: bool = False
+) -> tuple[dict, ShapeSpec]:
+    """Arguments of `MultiStageROIHeads` except its mask heads, and the shape of what these
+    take: one stage for each entry of `MODEL.ROI_BOX_CASCADE_HEAD`.
 
     Args:
-        reassign_low_quality (bool): see :class:`ProposalSampler`.
+        reassign_low_quality: see `ProposalSampler`.
     """
     model, cascade = cfg.MODEL, cfg.MODEL.ROI_BOX_CASCADE_HEAD
     if not model.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
         raise UserError(
-            "Multi-stage region heads need MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True."
+            "multi-stage region heads need MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True"
         )
     box_pooler, box_shape = _pooling(cfg, model.ROI_BOX_HEAD, input_shape)
     box_heads, box_predictors = [], []
@@ -65,8 +60,8 @@ def cascade_from_config(
 
 
 def _pooling(
-    cfg: CfgNode, branch: CfgNode, input_shape: Dict[str, ShapeSpec]
-) -> Tuple[ROIPooler, ShapeSpec]:
+    cfg: CfgNode, branch: CfgNode, input_shape: dict[str, ShapeSpec]
+) -> tuple[ROIPooler, ShapeSpec]:
     """The pooler of a branch and the shape of what it returns for one region."""
     names, size = cfg.MODEL.ROI_HEADS.IN_FEATURES, branch.POOLER_RESOLUTION
     pooler = ROIPooler(

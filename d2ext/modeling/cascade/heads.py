@@ -1,34 +1,37 @@
 """Region heads that run in stages, each on the boxes refined by the one before.
 
 The base class is a complete Cascade Mask R-CNN; papers that vary the scheme override single steps:
-``region_features``, ``run_stage``, ``stage_losses``, ``merge_stages``, the two ``pool_*`` methods,
+`region_features`, `run_stage`, `stage_losses`, `merge_stages`, the two `pool_*` methods,
 or the mask branch.
 
 Shape shorthand: N images, R regions of all images, Ri regions of image i, K classes, T stages.
 """
 
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2ext.errors import UserError
+from d2ext.modeling.regions.losses import (
+    box_regression_loss,
+    classification_loss,
+    mask_bce_loss,
+    pick_class,
+)
+from d2ext.modeling.regions.refinement import refine_boxes
+from d2ext.modeling.regions.sampling import ProposalSampler
+from d2ext.modeling.regions.targets import align_masks
 
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 
-from ..regions.losses import box_regression_loss, classification_loss, mask_bce_loss, pick_class
-from ..regions.refinement import refine_boxes
-from ..regions.sampling import ProposalSampler
-from ..regions.targets import align_masks
-
-__all__ = ["MultiStageROIHeads"]
-
-Features = Dict[str, Tensor]
-Predictions = Tuple[Tensor, Tensor]
+Features = dict[str, Tensor]
+Predictions = tuple[Tensor, Tensor]
 
 
 class MultiStageROIHeads(nn.Module):
@@ -38,7 +41,7 @@ class MultiStageROIHeads(nn.Module):
     In training a stage samples its boxes, computes its losses and hands the refined boxes on.
     At test time all boxes run through all stages, so that the scores of a row can be averaged.
 
-    Losses are named ``loss_cls_stage0``, ``loss_box_reg_stage0``, ``loss_mask_stage0``, ...
+    Losses are named `loss_cls_stage0`, `loss_box_reg_stage0`, `loss_mask_stage0`, ...
     """
 
     def __init__(
@@ -58,16 +61,16 @@ class MultiStageROIHeads(nn.Module):
     ):
         """
         Args:
-            num_classes (int): K.
+            num_classes: K.
             box_in_features: names of the feature maps for the box branch, high resolution first.
             box_pooler: region features of the box branch.
             box_heads, box_predictors, samplers: one per stage. The predictors are class-agnostic
                 in the boxes; the last one holds the test thresholds.
             mask_in_features, mask_pooler: the same for the mask branch.
-            mask_head: one per stage. It offers ``layers(x)`` like detectron2's: R x C x S x S ->
+            mask_head: one per stage. It offers `layers(x)` like detectron2's: R x C x S x S ->
                 R x K x 2S x 2S logits.
             stage_loss_weights: factor of the losses of each stage.
-            score_average (str): "logits" averages the class logits over the stages before the
+            score_average: "logits" averages the class logits over the stages before the
                 softmax, "probs" the probabilities.
         """
         super().__init__()
@@ -80,7 +83,7 @@ class MultiStageROIHeads(nn.Module):
         self.num_stages = len(self.box_head)
         self.stage_loss_weights = list(stage_loss_weights)
         if score_average not in ("logits", "probs"):
-            raise UserError(f"score_average '{score_average}' is neither 'logits' nor 'probs'.")
+            raise UserError(f"score_average '{score_average}' is neither 'logits' nor 'probs'")
         self.score_average = score_average
         self.mask_in_features = list(mask_in_features)
         self.mask_pooler = mask_pooler
@@ -95,26 +98,26 @@ class MultiStageROIHeads(nn.Module):
         }
         for name, length in lengths.items():
             if length != self.num_stages:
-                raise UserError(f"{self.num_stages} box_heads, but {length} {name}.")
+                raise UserError(f"{self.num_stages} box_heads, but {length} {name}")
 
     def forward(
         self,
         images,
         features: Features,
-        proposals: List[Instances],
-        targets: Optional[List[Instances]] = None,
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
     ):
         """
         Args:
-            images (ImageList): unused here.
+            images: unused here.
             features: name -> N x C x H x W.
-            proposals: per image, with ``proposal_boxes``.
-            targets: per image ground truth, in training only: ``gt_boxes``, ``gt_classes`` and
-                ``gt_masks``.
+            proposals: per image, with `proposal_boxes`.
+            targets: per image ground truth, in training only: `gt_boxes`, `gt_classes` and
+                `gt_masks`.
 
         Returns:
             Training: (proposals, dict of losses). Inference: (list[Instances], {}) with
-            ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_masks`` (Ri x 1 x M x M
+            `pred_boxes`, `scores`, `pred_classes` and `pred_masks` (Ri x 1 x M x M
             probabilities).
         """
         del images
@@ -123,30 +126,30 @@ class MultiStageROIHeads(nn.Module):
         return self.predict(features, proposals), {}
 
     def region_features(self, features: Features) -> Any:
-        """What the two ``pool_*`` methods read, made once per image from the backbone's maps."""
+        """What the two `pool_*` methods read, made once per image from the backbone's maps."""
         return features
 
     # ------------------------------------------------------------------------------ the stages
 
-    def pool_box_features(self, features: Any, boxes: List[Boxes]) -> Tensor:
+    def pool_box_features(self, features: Any, boxes: list[Boxes]) -> Tensor:
         """Region features (R x C x S x S) of the box branch."""
         # detectron2 rounds box coordinates to the type of the features, half a pixel at 1000 in
         # mixed precision; float() is free for single precision.
         return self.box_pooler([features[name].float() for name in self.box_in_features], boxes)
 
-    def pool_mask_features(self, features: Any, boxes: List[Boxes]) -> Tensor:
+    def pool_mask_features(self, features: Any, boxes: list[Boxes]) -> Tensor:
         """Region features (R x C x S x S) of the mask branch."""
         return self.mask_pooler([features[name].float() for name in self.mask_in_features], boxes)
 
-    def run_stage(self, features: Any, boxes: List[Boxes], stage: int) -> Predictions:
+    def run_stage(self, features: Any, boxes: list[Boxes], stage: int) -> Predictions:
         """Class logits (R x (K + 1)) and deltas (R x 4) of one stage for its boxes."""
         return self.box_predictor[stage](
             self.box_head[stage](self.pool_box_features(features, boxes))
         )
 
     def refine(
-        self, boxes: List[Boxes], predictions: Predictions, sizes: List[Tuple[int, int]], stage: int
-    ) -> List[Boxes]:
+        self, boxes: list[Boxes], predictions: Predictions, sizes: list[tuple[int, int]], stage: int
+    ) -> list[Boxes]:
         """The boxes after a stage, clipped to the image, without gradient, row by row."""
         transform = self.box_predictor[stage].box2box_transform
         return refine_boxes(boxes, predictions[1], transform, sizes)
@@ -154,12 +157,12 @@ class MultiStageROIHeads(nn.Module):
     # -------------------------------------------------------------------------------- training
 
     def losses(
-        self, features: Any, proposals: List[Instances], targets: List[Instances]
-    ) -> Dict[str, Tensor]:
+        self, features: Any, proposals: list[Instances], targets: list[Instances]
+    ) -> dict[str, Tensor]:
         """All losses of all stages; see the class for their names.
 
         Args:
-            features: from :meth:`region_features`.
+            features: from `region_features`.
         """
         losses = {}
         sizes = [p.image_size for p in proposals]
@@ -176,19 +179,19 @@ class MultiStageROIHeads(nn.Module):
             losses.update(self.mask_losses(features, samples, targets, stage))
         return losses
 
-    def boxes_to_hand_on(self, samples: List[Instances], refined: List[Boxes]) -> List[Boxes]:
+    def boxes_to_hand_on(self, samples: list[Instances], refined: list[Boxes]) -> list[Boxes]:
         """Of the refined boxes of a stage, those that the next stage starts from: not the ground
         truths that the sampler appended, because the next one appends them again."""
         return [boxes[~s.is_gt] for s, boxes in zip(samples, refined)]
 
     def stage_losses(
-        self, predictions: Predictions, samples: List[Instances], stage: int
-    ) -> Dict[str, Tensor]:
+        self, predictions: Predictions, samples: list[Instances], stage: int
+    ) -> dict[str, Tensor]:
         """Weighted classification and box losses of one stage on its samples."""
         logits, deltas = predictions
         predictor = self.box_predictor[stage]
         if predictor.box_reg_loss_type != "smooth_l1":
-            raise UserError("Set MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE to 'smooth_l1'.")
+            raise UserError("set MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE to 'smooth_l1'")
         classes = torch.cat([s.gt_classes for s in samples])
         self._log_classification(logits, classes, len(samples), stage)
         losses = {
@@ -223,11 +226,11 @@ class MultiStageROIHeads(nn.Module):
 
     def mask_samples(
         self,
-        samples: List[Instances],
-        boxes: List[Boxes],
-        targets: List[Instances],
+        samples: list[Instances],
+        boxes: list[Boxes],
+        targets: list[Instances],
         stage: int,
-    ) -> List[Instances]:
+    ) -> list[Instances]:
         """Labelled boxes that train the mask branch of a stage: here, those of its box branch.
 
         Args:
@@ -237,8 +240,8 @@ class MultiStageROIHeads(nn.Module):
         return samples
 
     def mask_losses(
-        self, features: Any, samples: List[Instances], targets: List[Instances], stage: int
-    ) -> Dict[str, Tensor]:
+        self, features: Any, samples: list[Instances], targets: list[Instances], stage: int
+    ) -> dict[str, Tensor]:
         """Weighted mask loss of one stage on the positives among the samples."""
         positives = [s[s.gt_classes < self.num_classes] for s in samples]
         x = self.pool_mask_features(features, [p.proposal_boxes for p in positives])
@@ -268,37 +271,37 @@ class MultiStageROIHeads(nn.Module):
         masks = [pick_class(self.mask_logits(x, i), classes).sigmoid() for i in range(stages)]
         return sum(masks) / len(masks)
 
-    def predict(self, features: Features, proposals: List[Instances]) -> List[Instances]:
-        """Detections of the whole cascade; fields as described at :meth:`forward`."""
+    def predict(self, features: Features, proposals: list[Instances]) -> list[Instances]:
+        """Detections of the whole cascade; fields as described at `forward`."""
         features = self.region_features(features)
         *_, last = self._run_cascade(features, proposals)
         return self._detect(features, proposals, *last)
 
     def predict_stages(
-        self, features: Features, proposals: List[Instances]
-    ) -> List[List[Instances]]:
+        self, features: Features, proposals: list[Instances]
+    ) -> list[list[Instances]]:
         """Detections as if the cascade ended after stage 1, 2, ..., T; one list per stage."""
         features = self.region_features(features)
         stages = self._run_cascade(features, proposals)
         return [self._detect(features, proposals, *stage) for stage in stages]
 
     def forward_with_given_boxes(
-        self, features: Features, instances: List[Instances]
-    ) -> List[Instances]:
-        """Add ``pred_masks`` (Ri x 1 x M x M probabilities) to instances with known boxes.
+        self, features: Features, instances: list[Instances]
+    ) -> list[Instances]:
+        """Add `pred_masks` (Ri x 1 x M x M probabilities) to instances with known boxes.
 
         Args:
-            instances: per image, with ``pred_boxes`` and ``pred_classes``.
+            instances: per image, with `pred_boxes` and `pred_classes`.
         """
         return self._add_masks(self.region_features(features), instances, self.num_stages)
 
     def _run_cascade(
-        self, features: Any, proposals: List[Instances]
-    ) -> Iterator[Tuple[List[Tensor], List[Boxes]]]:
+        self, features: Any, proposals: list[Instances]
+    ) -> Iterator[tuple[list[Tensor], list[Boxes]]]:
         """Yields after every stage the class logits of all stages so far, and the refined boxes."""
         sizes = [p.image_size for p in proposals]
         boxes = [p.proposal_boxes for p in proposals]
-        logits: List[Tensor] = []
+        logits: list[Tensor] = []
         for stage in range(self.num_stages):
             predictions = self.run_stage(features, boxes, stage)
             boxes = self.refine(boxes, predictions, sizes, stage)
@@ -306,8 +309,8 @@ class MultiStageROIHeads(nn.Module):
             yield logits, boxes
 
     def _detect(
-        self, features: Any, proposals: List[Instances], logits: List[Tensor], boxes: List[Boxes]
-    ) -> List[Instances]:
+        self, features: Any, proposals: list[Instances], logits: list[Tensor], boxes: list[Boxes]
+    ) -> list[Instances]:
         """What the stages that gave the logits, and at last the boxes, detect."""
         predictor = self.box_predictor[-1]
         instances, _ = fast_rcnn_inference(
@@ -320,7 +323,7 @@ class MultiStageROIHeads(nn.Module):
         )
         return self._add_masks(features, instances, len(logits))
 
-    def _add_masks(self, features: Any, instances: List[Instances], stages: int) -> List[Instances]:
+    def _add_masks(self, features: Any, instances: list[Instances], stages: int) -> list[Instances]:
         if not self.mask_on:
             return instances
         x = self.pool_mask_features(features, [i.pred_boxes for i in instances])

@@ -2,16 +2,12 @@
 
 detectron2 counts *continuous* coordinates: pixel x covers x to x + 1, and a box that holds the
 pixels 3..5 is (3, 6). The Caffe and MXNet releases of Faster R-CNN, MNC and FCIS name the first and
-last pixel, here (3, 5), so that a width is ``x2 - x1 + 1``. Widths, IoUs and regression deltas are
+last pixel, here (3, 5), so that a width is `x2 - x1 + 1`. Widths, IoUs and regression deltas are
 equal in both, hence conversion is only needed where corners are rounded or compared with pixels.
 """
 
-from typing import Tuple
-
 import torch
 from torch import Tensor
-
-__all__ = ["boxes_inside", "clip_boxes", "pixel_boxes", "to_continuous", "to_inclusive"]
 
 
 def _with_shifted_end(boxes: Tensor, shift: float) -> Tensor:
@@ -35,17 +31,17 @@ def pixel_boxes(boxes: Tensor) -> Tensor:
     return torch.cat([low, torch.maximum(low, high)], dim=1)
 
 
-def clip_boxes(boxes: Tensor, image_size: Tuple[int, int], *, whole_pixel: bool = False) -> Tensor:
+def clip_boxes(boxes: Tensor, image_size: tuple[int, int], *, whole_pixel: bool = False) -> Tensor:
     """Boxes inside an image, as a new tensor through which gradients flow.
 
     Args:
-        boxes (Tensor): ... x 4, continuous corners.
+        boxes: ... x 4, continuous corners.
         image_size: height and width in pixels.
-        whole_pixel (bool): clip as the releases do, first and last pixel each to the image; a box
+        whole_pixel: clip as the releases do, first and last pixel each to the image; a box
             outside of it then keeps the pixel nearest to it, instead of ending up empty.
 
     Returns:
-        Tensor: ... x 4. The gradient of a corner that is moved is 0.
+        ... x 4. The gradient of a corner that is moved is 0.
     """
     height, width = image_size
     margin = 1 if whole_pixel else 0
@@ -61,7 +57,7 @@ def clip_boxes(boxes: Tensor, image_size: Tuple[int, int], *, whole_pixel: bool 
     )
 
 
-def boxes_inside(boxes: Tensor, image_size: Tuple[int, int]) -> Tensor:
+def boxes_inside(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
     """(N,) bool, whether boxes (N x 4, continuous corners) lie within an image of (height, width);
     they may touch its border."""
     height, width = image_size

@@ -3,7 +3,7 @@ gradient averaged by DistributedDataParallel equals that of one process with the
 
 Shape shorthand: R sampled regions of all images, Q positive ones, K classes, S mask size."""
 
-from typing import Dict, Iterable, List, Sequence, Union
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -15,24 +15,14 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 
-__all__ = [
-    "box_regression_loss",
-    "classification_loss",
-    "connect_features",
-    "divide_by_count",
-    "global_mean_count",
-    "mask_bce_loss",
-    "pick_class",
-]
 
-
-def global_mean_count(n: Union[int, Tensor], device: torch.device) -> Tensor:
-    """Sum of ``n`` over all processes divided by their number; with one process, just ``n``.
+def global_mean_count(n: int | Tensor, device: torch.device) -> Tensor:
+    """Sum of `n` over all processes divided by their number; with one process, just `n`.
 
     A collective operation: every process has to call it, also with n = 0.
 
     Returns:
-        Tensor: float32 scalar without gradient.
+        float32 scalar without gradient.
     """
     count = torch.as_tensor(n, dtype=torch.float32, device=device).detach().clone()
     processes = comm.get_world_size()
@@ -42,21 +32,21 @@ def global_mean_count(n: Union[int, Tensor], device: torch.device) -> Tensor:
     return count
 
 
-def divide_by_count(total: Tensor, n: Union[int, Tensor]) -> Tensor:
-    """``total / global_mean_count(n)``; 0 (connected to the graph) where the count is 0."""
+def divide_by_count(total: Tensor, n: int | Tensor) -> Tensor:
+    """`total / global_mean_count(n)`; 0 (connected to the graph) where the count is 0."""
     # The smallest positive count is one item on one of the processes.
     return total / global_mean_count(n, total.device).clamp(min=1.0 / comm.get_world_size())
 
 
-def connect_features(losses: Dict[str, Tensor], features: Iterable[Tensor]) -> Dict[str, Tensor]:
+def connect_features(losses: dict[str, Tensor], features: Iterable[Tensor]) -> dict[str, Tensor]:
     """The losses with a zero that depends on all feature maps, if there are several processes.
 
     DistributedDataParallel waits for the gradients of all parameters, also for those of feature
     maps that no part of the network reads.
 
     Args:
-        losses (dict[str, Tensor]): scalars; the first of them gets the zero.
-        features (iterable[Tensor]): of any shape, finite.
+        losses: scalars; the first of them gets the zero.
+        features: of any shape, finite.
     """
     if comm.get_world_size() == 1:
         return losses
@@ -68,11 +58,11 @@ def pick_class(x: Tensor, classes: Tensor) -> Tensor:
     """Channel of each region's class; channel 0 of class-agnostic predictions.
 
     Args:
-        x (Tensor): R x C x ..., C = K or 1.
-        classes (Tensor): (R,) int64 in [0, K).
+        x: R x C x ..., C = K or 1.
+        classes: (R,) int64 in [0, K).
 
     Returns:
-        Tensor: R x ...
+        R x ...
     """
     if x.shape[1] == 1:
         return x[:, 0]
@@ -83,8 +73,8 @@ def classification_loss(logits: Tensor, classes: Tensor) -> Tensor:
     """Softmax cross-entropy, mean over regions.
 
     Args:
-        logits (Tensor): R x (K + 1), background last.
-        classes (Tensor): (R,) int64 in [0, K].
+        logits: R x (K + 1), background last.
+        classes: (R,) int64 in [0, K].
     """
     total = F.cross_entropy(logits.float(), classes, reduction="sum")
     return divide_by_count(total, len(classes))
@@ -100,11 +90,11 @@ def box_regression_loss(
     """Smooth L1 over the positives and their 4 coordinates, divided by the number of *all* regions.
 
     Args:
-        deltas (Tensor): R x 4 (class-agnostic) or R x 4K predictions.
-        proposals: per image, with ``proposal_boxes``, ``gt_boxes``, ``gt_classes``.
+        deltas: R x 4 (class-agnostic) or R x 4K predictions.
+        proposals: per image, with `proposal_boxes`, `gt_boxes`, `gt_classes`.
         transform: encodes the targets.
-        num_classes (int): K, the background label.
-        beta (float): where L2 turns to L1, in units of the encoded deltas; 0 is L1.
+        num_classes: K, the background label.
+        beta: where L2 turns to L1, in units of the encoded deltas; 0 is L1.
     """
     classes = torch.cat([p.gt_classes for p in proposals])
     boxes = Boxes.cat([p.proposal_boxes for p in proposals]).tensor
@@ -117,12 +107,12 @@ def box_regression_loss(
     return divide_by_count(smooth_l1_loss(predicted, targets, beta, reduction="sum"), len(classes))
 
 
-def mask_bce_loss(logits: Tensor, classes: Tensor, targets: List[Tensor]) -> Tensor:
+def mask_bce_loss(logits: Tensor, classes: Tensor, targets: list[Tensor]) -> Tensor:
     """Binary cross-entropy on the channel of the ground-truth class, mean over regions and pixels.
 
     Args:
-        logits (Tensor): Q x K x S x S, or Q x 1 x S x S for class-agnostic masks.
-        classes (Tensor): (Q,) int64.
+        logits: Q x K x S x S, or Q x 1 x S x S for class-agnostic masks.
+        classes: (Q,) int64.
         targets: bool masks of each image that has regions; Q x S x S together.
     """
     picked = pick_class(logits.float(), classes)

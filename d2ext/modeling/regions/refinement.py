@@ -1,16 +1,14 @@
 """Moving boxes by predicted deltas between the stages of a cascade."""
 
-from typing import List, Sequence, Tuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from d2ext.modeling.regions.boxes import clip_boxes
+
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes
-
-from .boxes import clip_boxes
-
-__all__ = ["ClampedBox2BoxTransform", "refine_boxes"]
 
 
 class ClampedBox2BoxTransform(Box2BoxTransform):
@@ -24,7 +22,7 @@ class ClampedBox2BoxTransform(Box2BoxTransform):
         """
         Args:
             weights: factors of (dx, dy, dw, dh), the reciprocals of the standard deviations.
-            kwargs: ``scale_clamp`` of the base class (log of the largest change in size).
+            kwargs: `scale_clamp` of the base class (log of the largest change in size).
         """
         super().__init__(tuple(weights), **kwargs)
 
@@ -43,18 +41,18 @@ def refine_boxes(
     boxes: Sequence[Boxes],
     deltas: Tensor,
     transform: Box2BoxTransform,
-    image_sizes: Sequence[Tuple[int, int]],
-) -> List[Boxes]:
+    image_sizes: Sequence[tuple[int, int]],
+) -> list[Boxes]:
     """Decode one delta per box and clip the result to the image; the new boxes are constants.
 
     Args:
         boxes: per image, Ri boxes.
-        deltas (Tensor): (sum of Ri) x 4, class-agnostic or of the class already picked.
+        deltas: (sum of Ri) x 4, class-agnostic or of the class already picked.
         transform: decoder of the deltas.
         image_sizes: (height, width) of each image without padding, in pixels.
 
     Returns:
-        list[Boxes]: per image, Ri boxes. None is dropped, so rows stay aligned.
+        per image, Ri boxes. None is dropped, so rows stay aligned.
 
     Raises:
         FloatingPointError: if a decoded box is not finite.

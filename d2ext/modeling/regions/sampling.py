@@ -1,33 +1,25 @@
 """Random sampling of training regions: reproducible per-image generators, matching of boxes with
-ground truth, and :class:`ProposalSampler`, which labels and samples the boxes of one stage."""
+ground truth, and `ProposalSampler`, which labels and samples the boxes of one stage."""
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from detectron2.structures import Boxes, Instances, pairwise_iou
 
-__all__ = [
-    "ProposalSampler",
-    "best_matches",
-    "image_generator",
-    "image_seeds",
-    "subsample",
-]
-
-_SEEDS: ContextVar[Sequence[Optional[int]]] = ContextVar("image_seeds", default=())
+_SEEDS: ContextVar[Sequence[int | None]] = ContextVar("image_seeds", default=())
 
 
 @contextmanager
 def image_seeds(batched_inputs: Sequence[dict]) -> Iterator[None]:
-    """Within this context, :func:`image_generator` derives from the inputs' ``sample_seed``.
+    """Within this context, `image_generator` derives from the inputs' `sample_seed`.
 
     Args:
-        batched_inputs: one dict per image; ``sample_seed`` (int) may be missing.
+        batched_inputs: one dict per image; `sample_seed` (int) may be missing.
     """
     token = _SEEDS.set([x.get("sample_seed") for x in batched_inputs])
     try:
@@ -36,18 +28,18 @@ def image_seeds(batched_inputs: Sequence[dict]) -> Iterator[None]:
         _SEEDS.reset(token)
 
 
-def image_generator(image: int, tag: str) -> Optional[torch.Generator]:
+def image_generator(image: int, tag: str) -> torch.Generator | None:
     """A fresh CPU generator for one image of the batch and one purpose.
 
-    The draws depend on the image's ``sample_seed`` and on ``tag`` only, hence neither on the other
+    The draws depend on the image's `sample_seed` and on `tag` only, hence neither on the other
     images of the batch nor on how often other parts of the model drew.
 
     Args:
-        image (int): position in the batch.
-        tag (str): the purpose, e.g. "rpn" or "stage0_box".
+        image: position in the batch.
+        tag: the purpose, e.g. "rpn" or "stage0_box".
 
     Returns:
-        torch.Generator, or None (the global generator) outside of :func:`image_seeds` and for
+        torch.Generator, or None (the global generator) outside of `image_seeds` and for
         images without seed.
     """
     seeds = _SEEDS.get()
@@ -58,8 +50,8 @@ def image_generator(image: int, tag: str) -> Optional[torch.Generator]:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-def _random_subset(indices: Tensor, count: int, generator: Optional[torch.Generator]) -> Tensor:
-    """``count`` of the indices in their original order; drawn on the CPU for any device."""
+def _random_subset(indices: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """`count` of the indices in their original order; drawn on the CPU for any device."""
     chosen = torch.randperm(len(indices), generator=generator)[:count].sort().values
     return indices[chosen.to(indices.device)]
 
@@ -69,17 +61,17 @@ def subsample(
     negative: Tensor,
     size: int,
     positive_fraction: float,
-    generator: Optional[torch.Generator] = None,
-) -> Tuple[Tensor, Tensor]:
-    """Draw without replacement: positives up to their share, then negatives up to ``size``.
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Draw without replacement: positives up to their share, then negatives up to `size`.
 
     Args:
-        positive, negative (Tensor): bool vectors of one length; in neither means ignored.
-        size (int): number of samples wanted, fewer if candidates lack; -1 keeps all candidates.
-        positive_fraction (float): at most ``int(size * positive_fraction)`` samples are positive.
+        positive, negative: bool vectors of one length; in neither means ignored.
+        size: number of samples wanted, fewer if candidates lack; -1 keeps all candidates.
+        positive_fraction: at most `int(size * positive_fraction)` samples are positive.
 
     Returns:
-        (Tensor, Tensor): indices of the sampled positives and negatives, each ascending.
+        indices of the sampled positives and negatives, each ascending.
     """
     positives, negatives = positive.nonzero()[:, 0], negative.nonzero()[:, 0]
     if size < 0:
@@ -96,13 +88,13 @@ def best_matches(iou: Tensor, min_iou: float) -> Tensor:
     """For every box, the ground truth that has no better box than this one.
 
     MMDetection's "low-quality match": a ground truth claims all boxes that attain its best IoU,
-    provided that this IoU is at least ``min_iou``; of several claims the last one wins.
+    provided that this IoU is at least `min_iou`; of several claims the last one wins.
 
     Args:
-        iou (Tensor): M ground truths x N boxes.
+        iou: M ground truths x N boxes.
 
     Returns:
-        Tensor: (N,) index of the claiming ground truth, -1 where none claims the box.
+        (N,) index of the claiming ground truth, -1 where none claims the box.
     """
     if iou.numel() == 0:
         return torch.full((iou.shape[1],), -1, dtype=torch.int64, device=iou.device)
@@ -115,15 +107,15 @@ def best_matches(iou: Tensor, min_iou: float) -> Tensor:
 class ProposalSampler:
     """Labels boxes by IoU with ground truth and samples a training batch of them per image.
 
-    The output of a call is one ``Instances`` per image with the fields
+    The output of a call is one `Instances` per image with the fields
 
-    * ``proposal_boxes`` (Boxes): the R sampled boxes, positives first;
-    * ``gt_classes`` (int64): class of the matched ground truth, ``num_classes`` for background;
-    * ``gt_boxes`` (Boxes), ``gt_index`` (int64): the matched ground truth and its row in the
+    * `proposal_boxes` (Boxes): the R sampled boxes, positives first;
+    * `gt_classes` (int64): class of the matched ground truth, `num_classes` for background;
+    * `gt_boxes` (Boxes), `gt_index` (int64): the matched ground truth and its row in the
       targets; arbitrary for background, zeros in images without ground truth;
-    * ``is_gt`` (bool): the box is a ground truth that the sampler put in front of the others.
+    * `is_gt` (bool): the box is a ground truth that the sampler put in front of the others.
 
-    Masks are not copied per sample: take them by ``gt_index`` where they are needed.
+    Masks are not copied per sample: take them by `gt_index` where they are needed.
     """
 
     def __init__(
@@ -138,13 +130,13 @@ class ProposalSampler:
     ):
         """
         Args:
-            num_classes (int): number of foreground classes, which is also the background label.
-            iou_threshold (float): boxes with at least this IoU with some ground truth are positive.
-            batch_size_per_image (int): number of boxes to sample, -1 for all of them.
-            positive_fraction (float): upper limit of the share of positives.
-            append_gt (bool): let the ground-truth boxes take part; they match themselves.
-            reassign_low_quality (bool): give a positive box to a ground truth whose best box it is,
-                even if it overlaps another one more (see :func:`best_matches`). On in MMDetection's
+            num_classes: number of foreground classes, which is also the background label.
+            iou_threshold: boxes with at least this IoU with some ground truth are positive.
+            batch_size_per_image: number of boxes to sample, -1 for all of them.
+            positive_fraction: upper limit of the share of positives.
+            append_gt: let the ground-truth boxes take part; they match themselves.
+            reassign_low_quality: give a positive box to a ground truth whose best box it is,
+                even if it overlaps another one more (see `best_matches`). On in MMDetection's
                 Hybrid Task Cascade, off in its Cascade R-CNN; unknown to detectron2.
         """
         self.num_classes = num_classes
@@ -154,14 +146,14 @@ class ProposalSampler:
         self.append_gt = append_gt
         self.reassign_low_quality = reassign_low_quality
 
-    def assign(self, boxes: Tensor, gt_boxes: Tensor) -> Tuple[Tensor, Tensor]:
+    def assign(self, boxes: Tensor, gt_boxes: Tensor) -> tuple[Tensor, Tensor]:
         """
         Args:
-            boxes (Tensor): N x 4.
-            gt_boxes (Tensor): M x 4.
+            boxes: N x 4.
+            gt_boxes: M x 4.
 
         Returns:
-            (Tensor, Tensor): (N,) int64 row of the matched ground truth (0 where M = 0), and (N,)
+            (N,) int64 row of the matched ground truth (0 where M = 0), and (N,)
             bool, whether the box is positive.
         """
         index = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
@@ -177,12 +169,12 @@ class ProposalSampler:
     @torch.no_grad()
     def __call__(
         self, boxes: Sequence[Boxes], targets: Sequence[Instances], tag: str
-    ) -> List[Instances]:
+    ) -> list[Instances]:
         """
         Args:
             boxes: per image, the candidate boxes in pixels of the network input.
-            targets: per image, ``Instances`` with ``gt_boxes`` and ``gt_classes``.
-            tag (str): purpose of this round, see :func:`image_generator`.
+            targets: per image, `Instances` with `gt_boxes` and `gt_classes`.
+            tag: purpose of this round, see `image_generator`.
         """
         return [
             self._sample_image(b.tensor, t, image_generator(i, tag))
@@ -190,7 +182,7 @@ class ProposalSampler:
         ]
 
     def _sample_image(
-        self, boxes: Tensor, target: Instances, generator: Optional[torch.Generator]
+        self, boxes: Tensor, target: Instances, generator: torch.Generator | None
     ) -> Instances:
         gt_boxes = target.gt_boxes.tensor
         index, positive = self.assign(boxes, gt_boxes)

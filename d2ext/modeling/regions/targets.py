@@ -5,15 +5,11 @@ releases of MNC and FCIS, which resize the pixels inside the box, looking at sin
 box.
 """
 
-from typing import Optional, Tuple, Union
-
 import torch
 from torch import Tensor
 
 from detectron2.layers import ROIAlign
 from detectron2.structures import BitMasks, Instances, PolygonMasks
-
-__all__ = ["align_masks", "gt_bitmaps", "resize_masks"]
 
 
 def gt_bitmaps(target: Instances) -> Tensor:
@@ -28,21 +24,21 @@ def gt_bitmaps(target: Instances) -> Tensor:
 
 
 def align_masks(
-    gt_masks: Union[BitMasks, PolygonMasks], gt_index: Tensor, boxes: Tensor, size: int
+    gt_masks: BitMasks | PolygonMasks, gt_index: Tensor, boxes: Tensor, size: int
 ) -> Tensor:
     """The part of each region's ground-truth mask inside its box, as a bitmap.
 
-    Equal to ``gt_masks[gt_index].crop_and_resize(boxes, size)``, but bitmaps are not copied per
+    Equal to `gt_masks[gt_index].crop_and_resize(boxes, size)`, but bitmaps are not copied per
     region (128 regions of an 800 x 1333 image would take half a gigabyte).
 
     Args:
         gt_masks: M masks at network-input resolution.
-        gt_index (Tensor): (Q,) int64 row of each region's mask.
-        boxes (Tensor): Q x 4 in pixels, continuous corners.
-        size (int): S.
+        gt_index: (Q,) int64 row of each region's mask.
+        boxes: Q x 4 in pixels, continuous corners.
+        size: S.
 
     Returns:
-        Tensor: Q x S x S, bool.
+        Q x S x S, bool.
     """
     if not isinstance(gt_masks, BitMasks):
         return gt_masks[gt_index].crop_and_resize(boxes, size).to(boxes.device)
@@ -57,7 +53,7 @@ def resize_masks(
     boxes: Tensor,
     size: int,
     threshold: float,
-    limits: Optional[Tensor] = None,
+    limits: Tensor | None = None,
 ) -> Tensor:
     """The pixels of each region's mask inside its box, resized and made binary.
 
@@ -65,15 +61,15 @@ def resize_masks(
     single pixels are looked at. What of a box lies outside of the image is background.
 
     Args:
-        masks (Tensor): G x H x W, bool or in [0, 1].
-        gt_index (Tensor): (Q,) int64 row of each box's mask.
-        boxes (Tensor): Q x 4 int64, first and last pixels.
-        size (int): S.
-        threshold (float): resized values from here on belong to the mask.
-        limits (Tensor): Q x 4 first and last pixels beyond which a mask counts as background.
+        masks: G x H x W, bool or in [0, 1].
+        gt_index: (Q,) int64 row of each box's mask.
+        boxes: Q x 4 int64, first and last pixels.
+        size: S.
+        threshold: resized values from here on belong to the mask.
+        limits: Q x 4 first and last pixels beyond which a mask counts as background.
 
     Returns:
-        Tensor: Q x S x S, bool.
+        Q x S x S, bool.
     """
     if len(boxes) == 0:  # then there may be no mask to look at, either
         return masks.new_zeros((0, size, size), dtype=torch.bool)
@@ -97,7 +93,7 @@ def resize_masks(
 
 def _axis(
     boxes: Tensor, limits: Tensor, axis: int, size: int, extent: int
-) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Along x (0) or y (1), Q x size each: pixels before and after each sample between the two ends
     of a box, the outermost repeated; whether they count; and the position between them."""
     first, last = boxes[:, axis, None], boxes[:, axis + 2, None]

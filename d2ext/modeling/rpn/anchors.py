@@ -1,7 +1,7 @@
 """The anchors of Faster R-CNN's Caffe release, which MNC and FCIS use."""
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,8 +12,6 @@ from detectron2.modeling.anchor_generator import (
     DefaultAnchorGenerator,
 )
 
-__all__ = ["RoundedAnchorGenerator"]
-
 
 @ANCHOR_GENERATOR_REGISTRY.register()
 class RoundedAnchorGenerator(DefaultAnchorGenerator):
@@ -23,7 +21,7 @@ class RoundedAnchorGenerator(DefaultAnchorGenerator):
     ratio (23 x 12, 16 x 16, 11 x 22 at stride 16) and then multiplied; detectron2 does not round.
     The anchors of a cell are ordered by ratio first, then by size; detectron2: the other way round.
 
-    With ``offset`` 0.5 (``MODEL.ANCHOR_GENERATOR.OFFSET``) they are the boxes of the release: there
+    With `offset` 0.5 (`MODEL.ANCHOR_GENERATOR.OFFSET`) they are the boxes of the release: there
     a cell's first and last pixel are 16 x and 16 x + 15, so the centre is 16 x + 8.
     """
 
@@ -44,12 +42,12 @@ class RoundedAnchorGenerator(DefaultAnchorGenerator):
         """Boxes around (0, 0).
 
         Args:
-            sizes: side of the square anchors in pixels; each is ``base_size`` times a scale.
+            sizes: side of the square anchors in pixels; each is `base_size` times a scale.
             aspect_ratios: height / width.
-            base_size (float): side of the box whose variants are rounded, the feature stride.
+            base_size: side of the box whose variants are rounded, the feature stride.
 
         Returns:
-            Tensor: (ratios * sizes) x 4, ratio-major, continuous corners in pixels.
+            (ratios * sizes) x 4, ratio-major, continuous corners in pixels.
         """
         anchors = []
         for ratio in aspect_ratios:

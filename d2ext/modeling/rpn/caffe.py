@@ -1,7 +1,8 @@
 """The region proposal network of the Caffe lineage (Faster R-CNN's release), from which those of
 MNC and FCIS differ in a few constants only."""
 
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from fvcore.nn import smooth_l1_loss
@@ -10,19 +11,16 @@ from torch.nn import functional as F
 from torchvision.ops import nms
 
 from d2ext.errors import UserError
+from d2ext.modeling.regions.boxes import boxes_inside, clip_boxes
+from d2ext.modeling.regions.losses import divide_by_count
+from d2ext.modeling.regions.refinement import ClampedBox2BoxTransform
+from d2ext.modeling.rpn.seeded import SeededRPN
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
-
-from ..regions.boxes import boxes_inside, clip_boxes
-from ..regions.losses import divide_by_count
-from ..regions.refinement import ClampedBox2BoxTransform
-from .seeded import SeededRPN
-
-__all__ = ["AnchorPredictions", "CaffeRPN"]
 
 
 class AnchorPredictions(NamedTuple):
@@ -31,7 +29,7 @@ class AnchorPredictions(NamedTuple):
     anchors: Boxes  # A, by row, column and anchor of the cell
     logits: Tensor  # N x A, float32 or float64
     deltas: Tensor  # N x A x 4
-    grid: Tuple[int, int]  # rows and columns of the feature map
+    grid: tuple[int, int]  # rows and columns of the feature map
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -39,13 +37,13 @@ class CaffeRPN(SeededRPN):
     """RPN on one feature map with the rules of Faster R-CNN's Caffe release.
 
     * An anchor takes part in training if its pixels are in the image: one that touches the right or
-      lower border does (detectron2's ``inside_box`` excludes it).
+      lower border does (detectron2's `inside_box` excludes it).
     * A ground truth makes all its best anchors positive, whatever their IoU; the regression target
       of an anchor is the ground truth that it overlaps most.
     * Losses are averages per image, then over images. So an image has the same weight in any batch.
     * Boxes are decoded without a limit to their growth, clipped, and those with a side below the
       minimum are removed *before* the best are selected (detectron2: afterwards).
-    * Proposals come from the ``floor(H / stride) x floor(W / stride)`` first cells, so cells in the
+    * Proposals come from the `floor(H / stride) x floor(W / stride)` first cells, so cells in the
       padding of a batch give none.
     """
 
@@ -55,12 +53,12 @@ class CaffeRPN(SeededRPN):
     ):
         """
         Args:
-            match_zero_overlap (bool): the release does not ask whether a ground truth has a best
+            match_zero_overlap: the release does not ask whether a ground truth has a best
                 anchor at all: if none overlaps it, every anchor that overlaps nothing is positive.
                 True repeats that, False leaves such a ground truth without an anchor.
-            normalize_box_by_sampled (bool): divide the box loss by the number of sampled anchors
-                (MNC) instead of by ``batch_size_per_image`` (FCIS).
-            kwargs: arguments of detectron2's RPN; ``anchor_matcher`` without low-quality matches.
+            normalize_box_by_sampled: divide the box loss by the number of sampled anchors
+                (MNC) instead of by `batch_size_per_image` (FCIS).
+            kwargs: arguments of detectron2's RPN; `anchor_matcher` without low-quality matches.
         """
         super().__init__(**kwargs)
         if len(self.in_features) != 1:
@@ -71,7 +69,7 @@ class CaffeRPN(SeededRPN):
         self.normalize_box_by_sampled = normalize_box_by_sampled
 
     @classmethod
-    def from_config(cls, cfg, input_shape: Dict[str, ShapeSpec]):
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         own = cfg.MODEL.CAFFE_RPN
         ret = super().from_config(cfg, input_shape)
         limit = {} if own.CLAMP_DELTAS else {"scale_clamp": float("inf")}
@@ -83,19 +81,19 @@ class CaffeRPN(SeededRPN):
     def forward(
         self,
         images: ImageList,
-        features: Dict[str, Tensor],
-        gt_instances: Optional[List[Instances]] = None,
-    ) -> Tuple[List[Instances], Dict[str, Tensor]]:
+        features: dict[str, Tensor],
+        gt_instances: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
         """
         Args:
             images: N images; only their sizes are used.
             features: name -> N x C x h x w.
-            gt_instances: in training, per image ``Instances`` with ``gt_boxes``.
+            gt_instances: in training, per image `Instances` with `gt_boxes`.
 
         Returns:
-            Per image ``Instances`` with ``proposal_boxes``, ``objectness_logits`` (descending) and
-            ``anchor_index`` (int64, the anchor that each stems from); and the losses
-            ``loss_rpn_cls`` and ``loss_rpn_loc``, none in inference.
+            Per image `Instances` with `proposal_boxes`, `objectness_logits` (descending) and
+            `anchor_index` (int64, the anchor that each stems from); and the losses
+            `loss_rpn_cls` and `loss_rpn_loc`, none in inference.
         """
         predictions = self.predict_anchors(features)
         losses = {}
@@ -104,7 +102,7 @@ class CaffeRPN(SeededRPN):
             losses = self.anchor_losses(predictions, labels, boxes)
         return self.propose(predictions, images.image_sizes), losses
 
-    def predict_anchors(self, features: Dict[str, Tensor]) -> AnchorPredictions:
+    def predict_anchors(self, features: dict[str, Tensor]) -> AnchorPredictions:
         """What the network says of the anchors of its feature map."""
         maps = [features[name] for name in self.in_features]
         anchors = self.anchor_generator(maps)[0]
@@ -118,11 +116,11 @@ class CaffeRPN(SeededRPN):
 
     # ------------------------------------------------------------------------------- training
 
-    def inside(self, anchors: Boxes, image_size: Tuple[int, int]) -> Tensor:
+    def inside(self, anchors: Boxes, image_size: tuple[int, int]) -> Tensor:
         """Those of which every pixel is in the image."""
         return boxes_inside(anchors.tensor, image_size)
 
-    def match(self, iou: Tensor) -> Tuple[Tensor, Tensor]:
+    def match(self, iou: Tensor) -> tuple[Tensor, Tensor]:
         """By the matcher's thresholds; all best anchors of a ground truth are positive."""
         index, labels = self.anchor_matcher(iou)
         if iou.numel():
@@ -134,20 +132,20 @@ class CaffeRPN(SeededRPN):
         return index, labels
 
     def anchor_losses(
-        self, predictions: AnchorPredictions, labels: List[Tensor], boxes: List[Tensor]
-    ) -> Dict[str, Tensor]:
-        """Losses of what :meth:`label_and_sample_anchors` returns, see :meth:`losses`."""
+        self, predictions: AnchorPredictions, labels: list[Tensor], boxes: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """Losses of what `label_and_sample_anchors` returns, see `losses`."""
         anchors, logits, deltas, _ = predictions
         return self.losses([anchors], [logits], labels, [deltas], boxes)
 
     def losses(
         self,
-        anchors: List[Boxes],
-        pred_objectness_logits: List[Tensor],
-        gt_labels: List[Tensor],
-        pred_anchor_deltas: List[Tensor],
-        gt_boxes: List[Tensor],
-    ) -> Dict[str, Tensor]:
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
         """Arguments as in the base class, lists of one level; see the class for the averages."""
         labels, logits = torch.stack(gt_labels), pred_objectness_logits[0]
         valid, positive = labels >= 0, labels == 1
@@ -182,8 +180,8 @@ class CaffeRPN(SeededRPN):
     # ------------------------------------------------------------------------------- proposals
 
     def propose(
-        self, predictions: AnchorPredictions, image_sizes: Sequence[Tuple[int, int]]
-    ) -> List[Instances]:
+        self, predictions: AnchorPredictions, image_sizes: Sequence[tuple[int, int]]
+    ) -> list[Instances]:
         """Proposals of all images, which are constants.
 
         Args:
@@ -199,15 +197,15 @@ class CaffeRPN(SeededRPN):
         self,
         predictions: AnchorPredictions,
         image: int,
-        image_size: Tuple[int, int],
+        image_size: tuple[int, int],
         min_size: float,
     ) -> Instances:
         """Proposals of one image.
 
         Args:
-            image (int): position in the batch.
+            image: position in the batch.
             image_size: height and width without padding.
-            min_size (float): least side in pixels of the network input.
+            min_size: least side in pixels of the network input.
         """
         anchors, logits, deltas = predictions.anchors, predictions.logits, predictions.deltas
         usable = self.usable_anchors(predictions.grid, image_size, anchors.device)
@@ -220,7 +218,7 @@ class CaffeRPN(SeededRPN):
         return result
 
     def usable_anchors(
-        self, grid: Tuple[int, int], image_size: Tuple[int, int], device: torch.device
+        self, grid: tuple[int, int], image_size: tuple[int, int], device: torch.device
     ) -> Tensor:
         """Ascending indices of the anchors whose cells give proposals."""
         stride = self.anchor_generator.strides[0]
@@ -230,7 +228,7 @@ class CaffeRPN(SeededRPN):
         cells[:, max(image_size[1] // stride, 1) :] = False
         return cells.flatten().nonzero()[:, 0]
 
-    def decode(self, anchors: Tensor, deltas: Tensor, image_size: Tuple[int, int]) -> Tensor:
+    def decode(self, anchors: Tensor, deltas: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Boxes (A x 4) of anchors and deltas (A x 4 each), clipped to the image."""
         boxes = self.box2box_transform.apply_deltas(deltas, anchors)
         return clip_boxes(boxes, image_size, whole_pixel=True)

@@ -5,8 +5,6 @@ of score maps per class gives the class score (pixel-wise maximum, then mean) an
 (pixel-wise softmax over the pair).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -48,7 +46,7 @@ def _picked_pairs(pick: Tensor, classes: int) -> tuple[Tensor, Tensor]:
 def fcis_joint_head(
     score, rois, spatial_scale, group_size, out_size, pick=None, *, inclusive=False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`d2ext.ops.fcis_joint_head`."""
+    """See `d2ext.ops.fcis_joint_head`."""
     check_head("fcis_joint_head", score, rois, spatial_scale, group_size, out_size, pick)
     parts = group_size * group_size
     classes = score.shape[1] // (2 * parts)
@@ -80,7 +78,7 @@ def fcis_joint_head(
 def fcis_joint_head_backward(
     grad_cls, grad_seg, score, rois, picked, spatial_scale, group_size, out_size, inclusive
 ) -> Tensor:
-    """Gradient by ``score``; either of ``grad_cls`` and ``grad_seg`` may be None."""
+    """Gradient by `score`; either of `grad_cls` and `grad_seg` may be None."""
     op = "fcis_joint_head"
     check_head(op, score, rois, spatial_scale, group_size, out_size, picked)
     parts = group_size * group_size

@@ -2,10 +2,8 @@
 
 Sources: Dai et al., "Instance-aware Semantic Segmentation via Multi-task Network Cascades",
 sections 3.3 and 4.3 with the rules of its Caffe release; Li et al., "Fully Convolutional
-Instance-aware Semantic Segmentation", section 4; detectron2's ``paste_masks_in_image``.
+Instance-aware Semantic Segmentation", section 4; detectron2's `paste_masks_in_image`.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
@@ -34,7 +32,7 @@ def check_resize(op: str, masks: Tensor, out_h, out_w) -> None:
 
 
 def _corner_matrix(length: int, out: int, like: Tensor) -> Tensor:
-    """(out, length) interpolation weights of the positions ``i * length / out``."""
+    """(out, length) interpolation weights of the positions `i * length / out`."""
     position = torch.arange(out, dtype=like.dtype, device=like.device) * length / out
     valid = position <= length - 0.5
     position = position.clamp(max=length - 1)
@@ -59,14 +57,14 @@ def _resize_transpose(grad: Tensor, height: int, width: int) -> Tensor:
 
 
 def mask_resize(masks, out_h, out_w) -> Tensor:
-    """See :func:`d2ext.ops.mask_resize`."""
+    """See `d2ext.ops.mask_resize`."""
     check_resize("mask_resize", masks, out_h, out_w)
     result = _resize(masks.to(accumulate_type(masks)), out_h, out_w)
     return result.to(masks.dtype).contiguous()
 
 
 def mask_resize_backward(grad, mask_h, mask_w) -> Tensor:
-    """Gradient of :func:`mask_resize`: its transpose, (N, C, mask_h, mask_w)."""
+    """Gradient of `mask_resize`: its transpose, (N, C, mask_h, mask_w)."""
     check_resize("mask_resize", grad, mask_h, mask_w)
     result = _resize_transpose(grad.to(accumulate_type(grad)), mask_h, mask_w)
     return result.to(grad.dtype).contiguous()
@@ -85,7 +83,7 @@ def check_gate(op: str, features: Tensor, masks: Tensor) -> None:
 
 
 def mask_gate(features, masks) -> Tensor:
-    """See :func:`d2ext.ops.mask_gate`."""
+    """See `d2ext.ops.mask_gate`."""
     check_gate("mask_gate", features, masks)
     accumulate = accumulate_type(features)
     gate = _resize(masks.to(accumulate), features.shape[2], features.shape[3])
@@ -94,7 +92,7 @@ def mask_gate(features, masks) -> Tensor:
 
 
 def mask_gate_backward(grad, features, masks) -> tuple[Tensor, Tensor]:
-    """Gradients of :func:`mask_gate` by ``features`` and ``masks``."""
+    """Gradients of `mask_gate` by `features` and `masks`."""
     check_gate("mask_gate", features, masks)
     require(grad.shape == features.shape, "mask_gate: grad must have the shape of features")
     accumulate = accumulate_type(features)
@@ -136,7 +134,7 @@ def _paste_matrix(low: Tensor, high: Tensor, image: int, size: int) -> Tensor:
 
 
 def paste_masks(masks, boxes, img_h, img_w, *, threshold=0.5) -> Tensor:
-    """See :func:`d2ext.ops.paste_masks`."""
+    """See `d2ext.ops.paste_masks`."""
     check_paste("paste_masks", masks, boxes, img_h, img_w)
     as_bytes = threshold < 0
     shape = (len(masks), img_h, img_w)
@@ -179,7 +177,7 @@ def check_vote(op, masks, boxes, index, offset, weight, img_h, img_w, mode) -> N
 
 
 def _cells(position: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Neighbours and weight of positions clamped to ``0..length-1``."""
+    """Neighbours and weight of positions clamped to `0..length-1`."""
     position = position.clamp(0, length - 1)
     base = position.floor()
     cell = base.long()
@@ -187,7 +185,7 @@ def _cells(position: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _bilinear(plane: Tensor, y: Tensor, x: Tensor, corner: bool) -> Tensor:
-    """Samples at all (y, x). ``corner`` does not interpolate in the last row or column."""
+    """Samples at all (y, x). `corner` does not interpolate in the last row or column."""
     y0, y1, b = _cells(y, plane.shape[0])
     x0, x1, a = _cells(x, plane.shape[1])
     top = plane[y0][:, x0] * (1 - a) + plane[y0][:, x1] * a
@@ -201,7 +199,7 @@ def _bilinear(plane: Tensor, y: Tensor, x: Tensor, corner: bool) -> Tensor:
 
 
 def _span(low: float, high: float, image: int) -> tuple[int, int]:
-    """Pixels ``low <= x <= high`` of an image as a half-open range."""
+    """Pixels `low <= x <= high` of an image as a half-open range."""
     first = max(0, -int(-max(low, -1.0) // 1)) if low < image else image
     last = min(image, int(min(high, float(image)) // 1) + 1) if high >= 0 else 0
     return first, max(first, last)
@@ -278,7 +276,7 @@ def mask_vote(
     masks, boxes, cand_index, cand_offset, cand_weight, img_h, img_w, *,
     binary_thresh=0.4, mode="fcis",
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """See :func:`d2ext.ops.mask_vote`."""
+    """See `d2ext.ops.mask_vote`."""
     op = "mask_vote"
     check_vote(op, masks, boxes, cand_index, cand_offset, cand_weight, img_h, img_w, mode)
     offsets, index = cand_offset.tolist(), cand_index.tolist()

@@ -5,8 +5,6 @@ bin rule of its MXNet release. Bin bounds are always computed in float32, whatev
 data: in float64 one box in five hundred would get other bins than in the release.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -27,14 +25,14 @@ MAX_PS_SIZE = 128
 
 
 class Bins(NamedTuple):
-    """Half-open cell ranges of N RoIs, each (N, P) int64; empty where ``first == last``."""
+    """Half-open cell ranges of N RoIs, each (N, P) int64; empty where `first == last`."""
 
     first: Tensor
     last: Tensor
 
 
 def part_index(out_size: int, group_size: int) -> list[int]:
-    """Which of the ``group_size`` parts each of the ``out_size`` output positions reads."""
+    """Which of the `group_size` parts each of the `out_size` output positions reads."""
     return [p * group_size // out_size for p in range(out_size)]
 
 
@@ -61,7 +59,7 @@ def bins(
 
 
 class Assembly:
-    """Bins of some RoIs on a score map of ``shape`` (B, C, H, W) and reads through them."""
+    """Bins of some RoIs on a score map of `shape` (B, C, H, W) and reads through them."""
 
     def __init__(self, shape, rois, scale, group_size, out_size, inclusive) -> None:
         batch, channels, self.height, self.width = shape
@@ -91,14 +89,14 @@ class Assembly:
         return torch.where(self.area > 0, 1.0 / self.area.clamp(min=1).double(), 0.0)
 
     def mean(self, table: Tensor) -> Tensor:
-        """(n, P, P, D) means from an :func:`integral` table."""
+        """(n, P, P, D) means from an `integral` table."""
         total = 0
         for rows, sign in self._corners():
             total = total + sign * table.index_select(0, rows)
         return total.view(*self.area.shape[:3], self.maps) * self._reciprocal()
 
     def spread(self, table: Tensor, grad: Tensor) -> None:
-        """Add the transpose of :meth:`mean` of ``grad`` (n, P, P, D) to ``table``."""
+        """Add the transpose of `mean` of `grad` (n, P, P, D) to `table`."""
         share = (grad * self._reciprocal()).reshape(-1, self.maps)
         for rows, sign in self._corners():
             table.index_add_(0, rows, share, alpha=sign)
@@ -115,7 +113,7 @@ def integral(input: Tensor, parts: int) -> Tensor:
 
 
 def integral_transpose(table: Tensor, shape, parts: int) -> Tensor:
-    """The transpose of :func:`integral`, back to (B, D*parts, H, W) in float64."""
+    """The transpose of `integral`, back to (B, D*parts, H, W) in float64."""
     batch, channels, height, width = shape
     table = table.view(batch, parts, height + 1, width + 1, channels // parts)
     sums = table[:, :, 1:, 1:].flip(2, 3).cumsum(2).cumsum(3).flip(2, 3)
@@ -149,7 +147,7 @@ def as_contiguous(input: Tensor) -> Tensor:
 
 
 def ps_roi_assemble(input, rois, spatial_scale, group_size, out_size, *, inclusive=False) -> Tensor:
-    """See :func:`d2ext.ops.ps_roi_assemble`."""
+    """See `d2ext.ops.ps_roi_assemble`."""
     check("ps_roi_assemble", input, rois, spatial_scale, group_size, out_size)
     parts = group_size * group_size
     maps = input.shape[1] // parts
@@ -167,7 +165,7 @@ def ps_roi_assemble(input, rois, spatial_scale, group_size, out_size, *, inclusi
 def ps_roi_assemble_backward(
     grad, rois, spatial_scale, group_size, input_size, inclusive
 ) -> Tensor:
-    """Gradient of :func:`ps_roi_assemble` by ``input`` of shape ``input_size``; contiguous."""
+    """Gradient of `ps_roi_assemble` by `input` of shape `input_size`; contiguous."""
     op = "ps_roi_assemble"
     check_floating(op, "grad", grad, 4)
     require(
@@ -193,7 +191,7 @@ def ps_roi_assemble_backward(
 
 
 def ps_roi_mean(input, rois, spatial_scale, group_size, out_size, *, inclusive=False) -> Tensor:
-    """See :func:`d2ext.ops.ps_roi_mean`."""
+    """See `d2ext.ops.ps_roi_mean`."""
     check("ps_roi_mean", input, rois, spatial_scale, group_size, out_size)
     parts = group_size * group_size
     maps = input.shape[1] // parts
@@ -211,7 +209,7 @@ def ps_roi_mean(input, rois, spatial_scale, group_size, out_size, *, inclusive=F
 def ps_roi_mean_backward(
     grad, rois, spatial_scale, group_size, out_size, input_size, inclusive
 ) -> Tensor:
-    """Gradient of :func:`ps_roi_mean` by ``input`` of shape ``input_size``; contiguous."""
+    """Gradient of `ps_roi_mean` by `input` of shape `input_size`; contiguous."""
     check_floating("ps_roi_mean", "grad", grad, 2)
     full = grad.to(accumulate_type(grad))[:, :, None, None] / (out_size * out_size)
     full = full.expand(-1, -1, out_size, out_size)

@@ -6,8 +6,6 @@ path. Source: Dai et al., "Instance-aware Semantic Segmentation via Multi-task N
 section 3.2, and the sampling rule of its Caffe release.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -31,7 +29,7 @@ MAX_WARP_SIZE = 64
 
 
 class _Axis(NamedTuple):
-    """Samples of N RoIs along one axis, every tensor (N, S) except ``turned`` (N, 1)."""
+    """Samples of N RoIs along one axis, every tensor (N, S) except `turned` (N, 1)."""
 
     cell0: Tensor
     cell1: Tensor
@@ -46,7 +44,7 @@ class _Axis(NamedTuple):
 
 
 def round_half_away(value: Tensor) -> Tensor:
-    """C's ``round``; ``torch.round`` sends halves to the even neighbour."""
+    """C's `round`; `torch.round` sends halves to the even neighbour."""
     whole = value.trunc()
     return whole + torch.where((value - whole).abs() >= 0.5, value.sign(), torch.zeros_like(value))
 
@@ -68,7 +66,7 @@ def _axis(
     border: str,
     bin_reduce: str,
 ) -> _Axis:
-    """``start`` and ``end`` (N,) in feature cells."""
+    """`start` and `end` (N,) in feature cells."""
     if quantize:
         start, end = round_half_away(start), round_half_away(end)
     turned = (end < start)[:, None]
@@ -157,7 +155,7 @@ class _Samples:
         return torch.where(self.valid[..., None], total, torch.zeros_like(total))
 
     def spread(self, table: Tensor, grad: Tensor) -> None:
-        """Add the transpose of :meth:`read` of ``grad`` (n, Sy, Sx, C) to ``table``."""
+        """Add the transpose of `read` of `grad` (n, Sy, Sx, C) to `table`."""
         for rows, i, j in self.corners():
             weight = self.product(self.y[2:4], self.x[2:4], i, j)[..., None]
             table.index_add_(0, rows, (grad * weight).reshape(-1, table.shape[1]))
@@ -201,7 +199,7 @@ def _unblock(blocks: Tensor, shape) -> Tensor:
 
 
 class _Warp:
-    """Shared walk over chunks of RoIs. ``pool`` 2 is the 2x2 maximum of the twice finer warp."""
+    """Shared walk over chunks of RoIs. `pool` 2 is the 2x2 maximum of the twice finer warp."""
 
     def __init__(self, input, rois, scale, size, aligned, quantize, border, bin_reduce, pool):
         self.input, self.scale, self.size, self.pool = input, scale, size, pool
@@ -298,7 +296,7 @@ def roi_warp(
     input, rois, spatial_scale, out_h, out_w, *,
     aligned=True, quantize=False, border="clamp_half", bin_reduce="point",
 ) -> Tensor:  # fmt: skip
-    """See :func:`d2ext.ops.roi_warp`."""
+    """See `d2ext.ops.roi_warp`."""
     size = (out_h, out_w)
     warp = _run(
         "roi_warp", input, rois, spatial_scale, size, aligned, quantize, border, bin_reduce, 1
@@ -310,7 +308,7 @@ def roi_warp_backward(
     grad, input, rois, spatial_scale, out_h, out_w,
     aligned, quantize, border, bin_reduce, need_input, need_rois,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients of :func:`roi_warp` by ``input`` and ``rois``; unneeded ones have no elements."""
+    """Gradients of `roi_warp` by `input` and `rois`; unneeded ones have no elements."""
     size = (out_h, out_w)
     warp = _run(
         "roi_warp", input, rois, spatial_scale, size, aligned, quantize, border, bin_reduce, 1
@@ -321,7 +319,7 @@ def roi_warp_backward(
 def roi_warp_max_pool(
     input, rois, spatial_scale, out_h, out_w, *, aligned=True, quantize=False, border="clamp_half"
 ) -> Tensor:
-    """See :func:`d2ext.ops.roi_warp_max_pool`."""
+    """See `d2ext.ops.roi_warp_max_pool`."""
     size = (out_h, out_w)
     op = "roi_warp_max_pool"
     return _run(
@@ -333,7 +331,7 @@ def roi_warp_max_pool_backward(
     grad, input, rois, spatial_scale, out_h, out_w,
     aligned, quantize, border, need_input, need_rois,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients of :func:`roi_warp_max_pool`."""
+    """Gradients of `roi_warp_max_pool`."""
     size = (out_h, out_w)
     op = "roi_warp_max_pool"
     warp = _run(op, input, rois, spatial_scale, size, aligned, quantize, border, "point", 2)

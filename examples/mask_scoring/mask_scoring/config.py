@@ -2,11 +2,9 @@
 
 from detectron2.config import CfgNode as CN
 
-__all__ = ["add_mask_scoring_config"]
-
 
 def add_mask_scoring_config(cfg: CN) -> None:
-    """Add ``MODEL.MASK_SCORING`` with the settings of the paper (section 3.2)."""
+    """Add `MODEL.MASK_SCORING` with the settings of the paper (section 3.2)."""
     scoring = cfg.MODEL.MASK_SCORING = CN()
     # Channels of the four convolutions of the MaskIoU head.
     scoring.CONV_DIM = 256

@@ -1,6 +1,6 @@
 """The MaskIoU head: how good is the mask that was predicted for a region?"""
 
-from typing import Any, Dict
+from typing import Any
 
 import fvcore.nn.weight_init as weight_init
 import torch
@@ -9,8 +9,6 @@ from torch.nn import functional as F
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-
-__all__ = ["MaskIoUHead"]
 
 NUM_CONV = 4
 
@@ -45,7 +43,7 @@ class MaskIoUHead(nn.Module):
         nn.init.zeros_(self.predictor.bias)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> Dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         return {
             "input_shape": input_shape,
             "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,

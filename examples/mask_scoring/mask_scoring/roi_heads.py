@@ -1,11 +1,13 @@
 """The region heads of Mask Scoring R-CNN: detectron2's, whose masks get scores of their own."""
 
-from typing import Any, Dict, List
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from d2ext.errors import UserError
+from mask_scoring.mask_iou_head import MaskIoUHead
+from mask_scoring.targets import mask_iou_targets
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat
@@ -13,11 +15,6 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rcnn_loss
 from detectron2.modeling.roi_heads.roi_heads import select_foreground_proposals
 from detectron2.structures import Instances
-
-from .mask_iou_head import MaskIoUHead
-from .targets import mask_iou_targets
-
-__all__ = ["MaskScoringROIHeads", "mask_iou_loss"]
 
 
 def mask_iou_loss(predicted: Tensor, targets: Tensor) -> Tensor:
@@ -28,22 +25,22 @@ def mask_iou_loss(predicted: Tensor, targets: Tensor) -> Tensor:
 
 @ROI_HEADS_REGISTRY.register()
 class MaskScoringROIHeads(StandardROIHeads):
-    """Adds ``loss_mask_iou`` in training and ``mask_scores`` to the results otherwise."""
+    """Adds `loss_mask_iou` in training and `mask_scores` to the results otherwise."""
 
     @configurable
     def __init__(self, *, mask_iou_head: nn.Module, rescore: bool = True, **kwargs):
         """
         Args:
-            mask_iou_head: see :class:`MaskIoUHead`.
-            rescore: give results ``mask_scores``, the score of the box times the predicted IoU.
-            kwargs: of detectron2's ``StandardROIHeads``, with a mask head and its pooler.
+            mask_iou_head: see `MaskIoUHead`.
+            rescore: give results `mask_scores`, the score of the box times the predicted IoU.
+            kwargs: of detectron2's `StandardROIHeads`, with a mask head and its pooler.
         """
         super().__init__(**kwargs)
         self.mask_iou_head = mask_iou_head
         self.rescore = rescore
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> Dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         if not (cfg.MODEL.MASK_ON and cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE):
             raise UserError(
                 "MaskScoringROIHeads needs MODEL.MASK_ON=True and MODEL.ROI_MASK_HEAD.POOLER_TYPE"
@@ -56,7 +53,7 @@ class MaskScoringROIHeads(StandardROIHeads):
         found["rescore"] = cfg.MODEL.MASK_SCORING.RESCORE
         return found
 
-    def _forward_mask(self, features: Dict[str, Tensor], instances: List[Instances]):
+    def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]):
         """As in the base class: losses in training, else the instances, with masks."""
         if self.training:
             # The samples of both heads: regions that overlap an object by IoU 0.5 (section 3.3).

@@ -1,15 +1,11 @@
 """What the MaskIoU head learns: the IoU of a predicted mask with the whole object."""
 
-from typing import List
-
 import torch
 from torch import Tensor
 
 from d2ext.errors import UserError
 
 from detectron2.structures import BitMasks, Instances
-
-__all__ = ["mask_iou_targets", "share_inside"]
 
 _TINY = 1e-10
 
@@ -40,7 +36,7 @@ def share_inside(masks: Tensor, boxes: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def mask_iou_targets(masks: Tensor, regions: List[Instances]) -> Tensor:
+def mask_iou_targets(masks: Tensor, regions: list[Instances]) -> Tensor:
     """IoU of masks predicted for regions with the objects that the regions are matched to.
 
     The masks are compared inside the box of the region, at their own resolution. The union also
@@ -48,7 +44,7 @@ def mask_iou_targets(masks: Tensor, regions: List[Instances]) -> Tensor:
 
     Args:
         masks: N x 1 x M x M probabilities, binarised at 0.5, of the regions of all images.
-        regions: per image, with ``proposal_boxes`` and ``gt_masks`` (``BitMasks``).
+        regions: per image, with `proposal_boxes` and `gt_masks` (`BitMasks`).
 
     Returns:
         N numbers in [0, 1].

@@ -1,16 +1,15 @@
 """Fully Convolutional Instance-aware Semantic Segmentation (Li et al., CVPR 2017,
 arXiv:1611.07709).
 
-Importing the package registers ``FCIS`` and ``FCISROIHeads`` for yaml configs.
+Importing the package registers `FCIS` and `FCISROIHeads` for yaml configs.
 """
 
 from d2ext.config import register_config
-
-from .config import add_fcis_config
-from .meta_arch import FCIS
-from .roi_heads import FCISROIHeads
-from .sampler import RegionSampler
-from .test_time_augmentation import FCISWithTTA
+from fcis.config import add_fcis_config
+from fcis.meta_arch import FCIS
+from fcis.roi_heads import FCISROIHeads
+from fcis.sampler import RegionSampler
+from fcis.test_time_augmentation import FCISWithTTA
 
 register_config(add_fcis_config)
 

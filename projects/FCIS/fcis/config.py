@@ -2,11 +2,9 @@
 
 from detectron2.config import CfgNode as CN
 
-__all__ = ["add_fcis_config"]
-
 
 def add_fcis_config(cfg: CN) -> None:
-    """Add ``MODEL.FCIS`` with the constants of the released COCO model."""
+    """Add `MODEL.FCIS` with the constants of the released COCO model."""
     fcis = cfg.MODEL.FCIS = CN()
     # Feature map that the score maps are computed from (section 3.3).
     fcis.IN_FEATURE = "res5"

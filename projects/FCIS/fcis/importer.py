@@ -1,6 +1,6 @@
-"""The authors' MXNet checkpoints (``.params``) for this project's models."""
+"""The authors' MXNet checkpoints (`.params`) for this project's models."""
 
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,10 +14,7 @@ from d2ext.checkpoint.importers.common import (
 from d2ext.checkpoint.importers.resnet import caffe_stem, mxnet_resnet_rules, strip_prefixes
 from d2ext.checkpoint.mapping import Rule
 from d2ext.checkpoint.registry import Importer, register_importer
-
-from .roi_heads import FCISROIHeads
-
-__all__ = ["background_maps_last", "fcis_rules", "foreground_deltas"]
+from fcis.roi_heads import FCISROIHeads
 
 
 def foreground_deltas(x: Tensor) -> Tensor:
@@ -29,12 +26,12 @@ def background_maps_last(parts: int):
     """Score maps of the background first -> last.
 
     Args:
-        parts (int): k * k; each class has two maps of so many channels.
+        parts: k * k; each class has two maps of so many channels.
     """
     return lambda x: x.roll(-2 * parts, dims=0)
 
 
-def fcis_rules(model: nn.Module) -> List[Rule]:
+def fcis_rules(model: nn.Module) -> list[Rule]:
     """Names of ResNet, RPN and the three convolutions of the heads."""
     rpn, heads = "proposal_generator.rpn_head.", "roi_heads."
     if not isinstance(getattr(model, "roi_heads", None), FCISROIHeads):
@@ -56,7 +53,7 @@ def fcis_rules(model: nn.Module) -> List[Rule]:
     ]
 
 
-def _settings(file: CheckpointFile, model: nn.Module) -> Dict[str, Any]:
+def _settings(file: CheckpointFile, model: nn.Module) -> dict[str, Any]:
     return {
         **pixel_settings(model, "RGB", (123.15, 115.9, 103.06), (1.0, 1.0, 1.0)),
         **stride_settings(model, in_1x1=True),
@@ -65,14 +62,14 @@ def _settings(file: CheckpointFile, model: nn.Module) -> Dict[str, Any]:
     }
 
 
-def _notes(file: CheckpointFile, model: nn.Module) -> List[str]:
+def _notes(file: CheckpointFile, model: nn.Module) -> list[str]:
     lines = anchor_notes(model)
     if not caffe_stem(model):
         lines.append("the release pools without padding: set MODEL.CAFFE_RESNET.CEIL_POOL True")
     return lines
 
 
-def _config(file: CheckpointFile) -> Optional[Tuple[str, List[str]]]:
+def _config(file: CheckpointFile) -> tuple[str, list[str]] | None:
     """The config of the released model with so many classes, and its depth."""
     bias = file.weights.get("arg:fcis_cls_seg_bias")
     if bias is None:

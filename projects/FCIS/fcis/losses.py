@@ -1,14 +1,13 @@
 """The losses of FCIS' regions one by one, the choice of the hardest among them (online hard example
 mining, Shrivastava et al., CVPR 2016), and their sums as the release scales them."""
 
-from typing import Dict, NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 from torch.nn import functional as F
-
-__all__ = ["RegionLosses", "hardest_regions", "region_losses", "total_losses"]
 
 
 class RegionLosses(NamedTuple):
@@ -32,13 +31,13 @@ def region_losses(
 ) -> RegionLosses:
     """
     Args:
-        logits (Tensor): R x (K + 1), background last.
-        seg (Tensor): R x 2 x P x P mask logits of the label's class, outside then inside.
-        deltas (Tensor): R x 4.
-        labels (Tensor): (R,) int64, K for background.
-        mask_targets (Tensor): Q x P x P, of the Q positive regions; True is inside.
-        box_targets (Tensor): Q x 4, encoded.
-        beta (float): where smooth L1 turns from L2 to L1.
+        logits: R x (K + 1), background last.
+        seg: R x 2 x P x P mask logits of the label's class, outside then inside.
+        deltas: R x 4.
+        labels: (R,) int64, K for background.
+        mask_targets: Q x P x P, of the Q positive regions; True is inside.
+        box_targets: Q x 4, encoded.
+        beta: where smooth L1 turns from L2 to L1.
     """
     cls = F.cross_entropy(logits, labels, reduction="none")
     positive = (labels < logits.shape[1] - 1).nonzero()[:, 0]
@@ -52,7 +51,7 @@ def region_losses(
 
 @torch.no_grad()
 def hardest_regions(losses: RegionLosses, weights: Sequence[float], count: int) -> Tensor:
-    """Indices of the ``count`` regions of one image with the largest weighted loss, hardest first.
+    """Indices of the `count` regions of one image with the largest weighted loss, hardest first.
 
     Neither a share of positives nor suppression among the regions (paper, section 3.4).
     """
@@ -62,16 +61,16 @@ def hardest_regions(losses: RegionLosses, weights: Sequence[float], count: int) 
 
 def total_losses(
     losses: RegionLosses, kept: Tensor, weights: Sequence[float], batch_size: int
-) -> Dict[str, Tensor]:
+) -> dict[str, Tensor]:
     """Weighted losses of one image.
 
-    The class loss is a mean over the regions kept. The other two are divided by ``batch_size``,
+    The class loss is a mean over the regions kept. The other two are divided by `batch_size`,
     however many positives or regions there are.
 
     Args:
-        kept (Tensor): indices of the regions that count.
+        kept: indices of the regions that count.
         weights: factors of class, mask and box loss.
-        batch_size (int): number of regions wanted per image, 128 in the release.
+        batch_size: number of regions wanted per image, 128 in the release.
     """
     cls, mask, box = (weight * loss[kept].sum() for weight, loss in zip(weights, losses))
     return {

@@ -1,16 +1,13 @@
 """The detector of FCIS: a Generalized R-CNN whose regions vote for the final masks in the image."""
 
-from typing import Callable, Dict, List, Optional
+from collections.abc import Callable
 
 from d2ext.modeling import ReproducibleRCNN
+from fcis.postprocessing import paste_instances, scale_boxes, vote_instances
+from fcis.test_time_augmentation import FCISWithTTA
 
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY
 from detectron2.structures import Instances
-
-from .postprocessing import paste_instances, scale_boxes, vote_instances
-from .test_time_augmentation import FCISWithTTA
-
-__all__ = ["FCIS"]
 
 
 @META_ARCH_REGISTRY.register()
@@ -18,30 +15,30 @@ class FCIS(ReproducibleRCNN):
     """Fully Convolutional Instance-aware Semantic Segmentation (Li et al., CVPR 2017).
 
     Inputs and outputs are those of GeneralizedRCNN. Masks are voted for at the resolution of the
-    output, ``height`` and ``width`` of an input, as in the release. ``inference_stages`` gives the
+    output, `height` and `width` of an input, as in the release. `inference_stages` gives the
     results without and with the regions that the box branch has moved.
     """
 
-    def candidates(self, batched_inputs: List[Dict]) -> List[Instances]:
+    def candidates(self, batched_inputs: list[dict]) -> list[Instances]:
         """The scored regions of each image before suppression and voting; see
-        :meth:`FCISROIHeads.candidates`. Test-time augmentation lets several such pools vote."""
+        `FCISROIHeads.candidates`. Test-time augmentation lets several such pools vote."""
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         proposals, _ = self.propose(images, features, batched_inputs)
         return self.roi_heads.candidates(features, proposals)
 
-    def with_test_time_augmentation(self, tta_mapper: Callable[[Dict], List[Dict]]) -> FCISWithTTA:
+    def with_test_time_augmentation(self, tta_mapper: Callable[[dict], list[dict]]) -> FCISWithTTA:
         """This network on several versions of each image, whose regions vote together."""
         return FCISWithTTA(self, tta_mapper)
 
     def inference(
         self,
-        batched_inputs: List[Dict],
-        detected_instances: Optional[List[Instances]] = None,
+        batched_inputs: list[dict],
+        detected_instances: list[Instances] | None = None,
         do_postprocess: bool = True,
     ):
         """As in GeneralizedRCNN. Without post-processing there is no voting: the results are
-        regions after suppression with ``pred_masks`` (R x 1 x P x P probabilities)."""
+        regions after suppression with `pred_masks` (R x 1 x P x P probabilities)."""
         assert not self.training
         if detected_instances is None and do_postprocess and self.roi_heads.vote:
             results = self.candidates(batched_inputs)
@@ -51,7 +48,7 @@ class FCIS(ReproducibleRCNN):
             return results
         return self._postprocess(results, batched_inputs, [r.image_size for r in results])
 
-    def _postprocess(self, instances: List[Instances], batched_inputs: List[Dict], image_sizes):
+    def _postprocess(self, instances: list[Instances], batched_inputs: list[dict], image_sizes):
         """Detections in the output images, of candidates (by voting) or of detections."""
         voting = self.roi_heads.voting
         outputs = []

@@ -2,8 +2,6 @@
 
 Boxes are first and last pixels here, as in the release, up to the results."""
 
-from typing import Tuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,9 +11,7 @@ from d2ext.ops import MaskVoting, paste_masks
 
 from detectron2.structures import Boxes, Instances
 
-__all__ = ["paste_instances", "place_masks", "scale_boxes", "vote_instances"]
-
-Size = Tuple[int, int]
+Size = tuple[int, int]
 
 
 def scale_boxes(boxes: Tensor, image_size: Size, output_size: Size) -> Tensor:
@@ -31,15 +27,15 @@ def scale_boxes(boxes: Tensor, image_size: Size, output_size: Size) -> Tensor:
 
 
 def place_masks(result: Instances, masks: Tensor, boxes: Tensor, threshold: float) -> Instances:
-    """Give a result its ``pred_boxes`` (continuous) and ``pred_masks`` (bool, R x height x width).
+    """Give a result its `pred_boxes` (continuous) and `pred_masks` (bool, R x height x width).
 
     Masks are drawn as in the release: bilinear, without a fall-off at the mask's border.
 
     Args:
         result: tells the size of the image.
-        masks (Tensor): R x M x M probabilities.
-        boxes (Tensor): R x 4; they are rounded, and nothing is drawn outside of them.
-        threshold (float): values from it on are part of the object.
+        masks: R x M x M probabilities.
+        boxes: R x 4; they are rounded, and nothing is drawn outside of them.
+        threshold: values from it on are part of the object.
     """
     # paste_masks fades masks out to zero around them: give it a border of repeated cells, and cut
     # off what that adds.
@@ -62,15 +58,15 @@ def vote_instances(
     """Detections of one image from all its scored regions.
 
     Args:
-        boxes (Tensor): R x 4 in the output image.
-        class_probs (Tensor): R x K probabilities of the foreground classes.
-        masks (Tensor): R x P x P mask probabilities.
+        boxes: R x 4 in the output image.
+        class_probs: R x K probabilities of the foreground classes.
+        masks: R x P x P mask probabilities.
         output_size: height and width of the output image.
         voting: chooses seeds and merges masks; its threshold makes the final masks, too.
 
     Returns:
-        Instances: ``pred_boxes`` (tight around the voted masks, continuous), ``scores``,
-        ``pred_classes``, ``pred_masks`` (bool, at ``output_size``).
+        `pred_boxes` (tight around the voted masks, continuous), `scores`,
+        `pred_classes`, `pred_masks` (bool, at `output_size`).
     """
     voted = voting(boxes.float(), masks.float(), class_probs, output_size)
     result = Instances(output_size, scores=voted.scores, pred_classes=voted.classes)
@@ -78,8 +74,8 @@ def vote_instances(
 
 
 def paste_instances(detected: Instances, output_size: Size, threshold: float) -> Instances:
-    """Detections at network resolution, see :meth:`FCISROIHeads.predict` -> in the output image,
-    with ``pred_masks`` bool. Other fields are kept; nothing is dropped."""
+    """Detections at network resolution, see `FCISROIHeads.predict` -> in the output image,
+    with `pred_masks` bool. Other fields are kept; nothing is dropped."""
     fields = detected.get_fields()
     at_network = ("pixel_boxes", "pred_boxes", "pred_masks")
     result = Instances(output_size, **{k: v for k, v in fields.items() if k not in at_network})

@@ -1,7 +1,8 @@
 """The region heads of FCIS: position-sensitive score maps shared by detection and segmentation, on
 which the only work per region is to assemble and compare (paper, section 3)."""
 
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from d2ext.modeling.regions.losses import connect_features, divide_by_count
 from d2ext.modeling.regions.targets import gt_bitmaps, resize_masks
 from d2ext.ops import MaskVoting, fcis_joint_head, ps_roi_assemble, ps_roi_mean
 from d2ext.ops.poolers import boxes_to_rois
+from fcis.losses import hardest_regions, region_losses, total_losses
+from fcis.sampler import RegionSampler
 
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ShapeSpec
@@ -21,17 +24,12 @@ from detectron2.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 
-from .losses import hardest_regions, region_losses, total_losses
-from .sampler import RegionSampler
-
-__all__ = ["FCISROIHeads"]
-
-Features = Dict[str, Tensor]
+Features = dict[str, Tensor]
 
 
 class ScoreMaps(NamedTuple):
-    """Outputs of the convolutions. ``score``: N x 2(K + 1)k^2 x h x w, by class, side (outside,
-    inside) and part; ``box``: N x 4k^2 x h x w, by coordinate and part."""
+    """Outputs of the convolutions. `score`: N x 2(K + 1)k^2 x h x w, by class, side (outside,
+    inside) and part; `box`: N x 4k^2 x h x w, by coordinate and part."""
 
     score: Tensor
     box: Tensor
@@ -39,7 +37,7 @@ class ScoreMaps(NamedTuple):
 
 class RegionScores(NamedTuple):
     """What R regions read from the maps: class logits R x (K + 1), background last; mask logits
-    R x 2 x P x P (outside, inside) of the class ``picked`` (R,); deltas R x 4; and the first and
+    R x 2 x P x P (outside, inside) of the class `picked` (R,); deltas R x 4; and the first and
     last pixels (R x 4, not rounded) of the regions, which all that follows is counted in."""
 
     logits: Tensor
@@ -53,8 +51,8 @@ class RegionScores(NamedTuple):
 class FCISROIHeads(nn.Module):
     """Class, mask and box of regions from position-sensitive maps; no layer runs per region.
 
-    Parameters: ``conv_new``, ``cls_seg`` and ``bbox``, convolutions with bias. The background is
-    the last class in all of them. Losses: ``loss_cls``, ``loss_mask``, ``loss_box_reg``, averages
+    Parameters: `conv_new`, `cls_seg` and `bbox`, convolutions with bias. The background is
+    the last class in all of them. Losses: `loss_cls`, `loss_mask`, `loss_box_reg`, averages
     per image and then over images.
     """
 
@@ -86,25 +84,25 @@ class FCISROIHeads(nn.Module):
     ):
         """
         Args:
-            num_classes (int): K, without background.
+            num_classes: K, without background.
             in_feature, in_channels, stride: name, channels and stride of the feature map.
-            conv_dim, conv_kernel (int): the convolution before the maps.
-            group_size (int): k, parts per side of a region.
-            out_size (int): P, cells per side of an assembled region; at least k.
-            joint (bool): one set of maps for both tasks (section 3.2). False: of each pair, the
+            conv_dim, conv_kernel: the convolution before the maps.
+            group_size: k, parts per side of a region.
+            out_size: P, cells per side of an assembled region; at least k.
+            joint: one set of maps for both tasks (section 3.2). False: of each pair, the
                 first map classifies (mean over the region) and the second segments (sigmoid).
-            inclusive (bool): round the corners of regions to first and last pixels, as released.
+            inclusive: round the corners of regions to first and last pixels, as released.
             sampler: labels the training regions.
-            ohem (bool): compute the losses of all of them and keep the hardest.
-            batch_size_per_image (int): number of regions that train; ``sampler`` draws them without
-                ``ohem``.
+            ohem: compute the losses of all of them and keep the hardest.
+            batch_size_per_image: number of regions that train; `sampler` draws them without
+                `ohem`.
             loss_weights: factors of class, mask and box loss, also for the choice of the hardest.
             box2box_transform: codec of the deltas.
-            smooth_l1_beta (float): of the box loss.
-            mask_target_thresh (float): resized ground-truth masks from here on are inside.
-            refine (bool): score the refined boxes at test time, too.
-            min_size_test (float): least side of a region at test time, network pixels.
-            vote (bool): merge masks by voting; False: the mask of the best region stands.
+            smooth_l1_beta: of the box loss.
+            mask_target_thresh: resized ground-truth masks from here on are inside.
+            refine: score the refined boxes at test time, too.
+            min_size_test: least side of a region at test time, network pixels.
+            vote: merge masks by voting; False: the mask of the best region stands.
             voting: suppression, voting and their thresholds.
         """
         super().__init__()
@@ -127,10 +125,10 @@ class FCISROIHeads(nn.Module):
         self.vote = vote
         self.voting = voting
         if len(self.loss_weights) != 3:
-            raise UserError(f"MODEL.FCIS.LOSS_WEIGHTS {self.loss_weights} are not 3 numbers.")
+            raise UserError(f"MODEL.FCIS.LOSS_WEIGHTS {self.loss_weights} are not 3 numbers")
         if out_size < group_size:
             raise UserError(
-                f"MODEL.FCIS.OUT_SIZE {out_size} must be at least GROUP_SIZE {group_size}."
+                f"MODEL.FCIS.OUT_SIZE {out_size} must be at least GROUP_SIZE {group_size}"
             )
 
         parts = group_size * group_size
@@ -144,10 +142,10 @@ class FCISROIHeads(nn.Module):
             nn.init.zeros_(layer.bias)
 
     @classmethod
-    def from_config(cls, cfg, input_shape: Dict[str, ShapeSpec]):
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         own, heads, box = cfg.MODEL.FCIS, cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
         if len(heads.IOU_THRESHOLDS) != 1:
-            raise UserError("FCISROIHeads needs one value in MODEL.ROI_HEADS.IOU_THRESHOLDS.")
+            raise UserError("FCISROIHeads needs one value in MODEL.ROI_HEADS.IOU_THRESHOLDS")
         limit = {} if own.CLAMP_DELTAS else {"scale_clamp": float("inf")}
         shape = input_shape[own.IN_FEATURE]
         return {
@@ -191,19 +189,19 @@ class FCISROIHeads(nn.Module):
         self,
         images,
         features: Features,
-        proposals: List[Instances],
-        targets: Optional[List[Instances]] = None,
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
     ):
         """
         Args:
-            images (ImageList): unused.
+            images: unused.
             features: name -> N x C x h x w.
-            proposals: per image, with ``proposal_boxes``.
-            targets: in training, per image: ``gt_boxes``, ``gt_classes``, ``gt_masks``.
+            proposals: per image, with `proposal_boxes`.
+            targets: in training, per image: `gt_boxes`, `gt_classes`, `gt_masks`.
 
         Returns:
             Training: (proposals, dict of losses). Inference: (list[Instances], {}), the results of
-            :meth:`predict`.
+            `predict`.
         """
         del images
         if self.training:
@@ -216,12 +214,12 @@ class FCISROIHeads(nn.Module):
         return ScoreMaps(self.cls_seg(x), self.bbox(x))
 
     def score_regions(
-        self, maps: ScoreMaps, boxes: Sequence[Boxes], pick: Optional[Tensor] = None
+        self, maps: ScoreMaps, boxes: Sequence[Boxes], pick: Tensor | None = None
     ) -> RegionScores:
         """
         Args:
             boxes: per image, in pixels of the network input.
-            pick (Tensor): (R,) class of each mask; -1 for none. None takes the best class of each
+            pick: (R,) class of each mask; -1 for none. None takes the best class of each
                 region, the background left out.
         """
         rois = boxes_to_rois(boxes, inclusive=self.inclusive).to(maps.score.device)
@@ -236,7 +234,7 @@ class FCISROIHeads(nn.Module):
         pixels = rois[:, 1:] if self.inclusive else to_inclusive(rois[:, 1:])
         return RegionScores(logits.float(), seg.float(), picked, deltas.float(), pixels)
 
-    def _read_separate(self, score: Tensor, arguments, pick: Optional[Tensor]):
+    def _read_separate(self, score: Tensor, arguments, pick: Tensor | None):
         pairs = score.unflatten(1, (self.num_classes + 1, 2, -1))
         detect, segment = (x.flatten(1, 2) for x in pairs.unbind(dim=2))
         logits = ps_roi_mean(detect.contiguous(), *arguments, inclusive=self.inclusive)
@@ -250,8 +248,8 @@ class FCISROIHeads(nn.Module):
     # -------------------------------------------------------------------------------- training
 
     def losses(
-        self, features: Features, proposals: List[Instances], targets: List[Instances]
-    ) -> Dict[str, Tensor]:
+        self, features: Features, proposals: list[Instances], targets: list[Instances]
+    ) -> dict[str, Tensor]:
         """The three weighted losses."""
         regions = self.sampler([p.proposal_boxes for p in proposals], targets, "regions")
         labels = torch.cat([r.gt_classes for r in regions])
@@ -299,8 +297,8 @@ class FCISROIHeads(nn.Module):
     # ------------------------------------------------------------------------------- inference
 
     def predict_stages(
-        self, features: Features, proposals: List[Instances]
-    ) -> List[List[Instances]]:
+        self, features: Features, proposals: list[Instances]
+    ) -> list[list[Instances]]:
         """Candidates (see there) of the proposals alone, and of proposals and refined boxes."""
         maps = self.score_maps(features)
         sizes = [p.image_size for p in proposals]
@@ -315,21 +313,21 @@ class FCISROIHeads(nn.Module):
             stages.append([self._large_enough(pool) for pool in pools])
         return stages
 
-    def candidates(self, features: Features, proposals: List[Instances]) -> List[Instances]:
+    def candidates(self, features: Features, proposals: list[Instances]) -> list[Instances]:
         """All scored regions of each image, before suppression and voting.
 
         Returns:
-            list[Instances]: ``pred_boxes`` and ``pixel_boxes`` (R x 4) in pixels of the network
-            input, the former continuous, the latter first and last pixels; ``class_probs`` (R x K,
-            without the background) and ``pred_masks`` (R x 1 x P x P probabilities for each
+            `pred_boxes` and `pixel_boxes` (R x 4) in pixels of the network
+            input, the former continuous, the latter first and last pixels; `class_probs` (R x K,
+            without the background) and `pred_masks` (R x 1 x P x P probabilities for each
             region's best class). Proposals come first, then their refined boxes.
         """
         return self.predict_stages(features, proposals)[-1]
 
-    def predict(self, features: Features, proposals: List[Instances]) -> List[Instances]:
+    def predict(self, features: Features, proposals: list[Instances]) -> list[Instances]:
         """Detections without voting: after suppression per class each region keeps its box and
-        mask. ``pred_boxes``, ``pixel_boxes``, ``scores``, ``pred_classes`` and ``pred_masks``
-        (R x 1 x P x P); see :meth:`candidates`."""
+        mask. `pred_boxes`, `pixel_boxes`, `scores`, `pred_classes` and `pred_masks`
+        (R x 1 x P x P); see `candidates`."""
         results = []
         for pool in self.candidates(features, proposals):
             seeds, classes = self.voting.choose_seeds(pool.pixel_boxes, pool.class_probs)
@@ -341,10 +339,10 @@ class FCISROIHeads(nn.Module):
         return results
 
     def forward_with_given_boxes(
-        self, features: Features, instances: List[Instances]
-    ) -> List[Instances]:
-        """Add ``pred_masks`` (R x 1 x P x P probabilities) and ``pixel_boxes`` to instances with
-        ``pred_boxes`` and ``pred_classes``."""
+        self, features: Features, instances: list[Instances]
+    ) -> list[Instances]:
+        """Add `pred_masks` (R x 1 x P x P probabilities) and `pixel_boxes` to instances with
+        `pred_boxes` and `pred_classes`."""
         classes = torch.cat([x.pred_classes for x in instances])
         scores = self.score_regions(
             self.score_maps(features), [x.pred_boxes for x in instances], classes
@@ -356,8 +354,8 @@ class FCISROIHeads(nn.Module):
         return instances
 
     def _refined(
-        self, boxes: List[Boxes], deltas: Tensor, sizes: List[Tuple[int, int]]
-    ) -> List[Boxes]:
+        self, boxes: list[Boxes], deltas: Tensor, sizes: list[tuple[int, int]]
+    ) -> list[Boxes]:
         decoded = self.box2box_transform.apply_deltas(deltas, Boxes.cat(boxes).tensor)
         return [
             Boxes(clip_boxes(image_boxes, size, whole_pixel=True))
@@ -365,8 +363,8 @@ class FCISROIHeads(nn.Module):
         ]
 
     def _as_instances(
-        self, scores: RegionScores, boxes: List[Boxes], sizes: List[Tuple[int, int]]
-    ) -> List[Instances]:
+        self, scores: RegionScores, boxes: list[Boxes], sizes: list[tuple[int, int]]
+    ) -> list[Instances]:
         counts = [len(b) for b in boxes]
         probs = scores.logits.softmax(dim=1)[:, : self.num_classes].split(counts)
         masks = scores.seg.softmax(dim=1)[:, 1:].split(counts)

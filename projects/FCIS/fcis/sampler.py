@@ -1,7 +1,5 @@
 """Which regions train FCIS, and their classes."""
 
-from typing import Optional
-
 import torch
 from torch import Tensor
 
@@ -9,15 +7,13 @@ from d2ext.modeling.regions.sampling import ProposalSampler, subsample
 
 from detectron2.structures import Instances, pairwise_iou
 
-__all__ = ["RegionSampler"]
-
 
 class RegionSampler(ProposalSampler):
     """All proposals and ground truths of an image, or a random sample of them.
 
-    The output is that of :class:`ProposalSampler`. To keep all of them is what hard example mining
-    wants; a sample holds up to ``positive_fraction`` positives, then background that overlaps some
-    object by ``background_iou``. As in the release, a sample that is still too small is filled up
+    The output is that of `ProposalSampler`. To keep all of them is what hard example mining
+    wants; a sample holds up to `positive_fraction` positives, then background that overlaps some
+    object by `background_iou`. As in the release, a sample that is still too small is filled up
     with anything but the positives it holds, *labelled as background* (also positives that were not
     drawn), repeatedly if need be.
     """
@@ -34,9 +30,9 @@ class RegionSampler(ProposalSampler):
     ):
         """
         Args:
-            num_classes, iou_threshold, positive_fraction, append_gt: see :class:`ProposalSampler`.
-            batch_size_per_image (int): size of the sample, -1 for all regions.
-            background_iou (float): see the class.
+            num_classes, iou_threshold, positive_fraction, append_gt: see `ProposalSampler`.
+            batch_size_per_image: size of the sample, -1 for all regions.
+            background_iou: see the class.
         """
         super().__init__(
             num_classes=num_classes,
@@ -49,7 +45,7 @@ class RegionSampler(ProposalSampler):
         self.background_iou = background_iou
 
     def _sample_image(
-        self, boxes: Tensor, target: Instances, generator: Optional[torch.Generator]
+        self, boxes: Tensor, target: Instances, generator: torch.Generator | None
     ) -> Instances:
         regions = super()._sample_image(boxes, target, generator)
         if self.num_samples < 0:

@@ -1,35 +1,32 @@
 """Test-time augmentation for FCIS: the regions of all scales and flips vote together, as for the
 authors' entry to the COCO 2016 challenge (paper, section 4.2)."""
 
-from typing import Callable, Dict, List, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from d2ext.modeling.test_time_augmentation import is_mirrored, mirror_boxes
+from fcis.postprocessing import scale_boxes, vote_instances
 
 from detectron2.modeling.test_time_augmentation import DatasetMapperTTA
 from detectron2.structures import Instances
-
-from .postprocessing import scale_boxes, vote_instances
-
-__all__ = ["FCISWithTTA"]
 
 
 class FCISWithTTA(nn.Module):
     """FCIS on several sizes of each image and their mirror images; the interface of FCIS.
 
-    In contrast to detectron2's ``GeneralizedRCNNWithTTA``, which suppresses boxes first and
+    In contrast to detectron2's `GeneralizedRCNNWithTTA`, which suppresses boxes first and
     averages masks of equal boxes then, all regions of all versions form one pool. Suppression,
     voting and thresholds are those of a single version.
     """
 
-    def __init__(self, model: nn.Module, tta_mapper: Callable[[dict], List[dict]]):
+    def __init__(self, model: nn.Module, tta_mapper: Callable[[dict], list[dict]]):
         """
         Args:
-            model: an ``FCIS`` in evaluation mode.
-            tta_mapper: like detectron2's ``DatasetMapperTTA``, makes a list of resized or mirrored
-                inputs, each with the ``transforms`` that led to it.
+            model: an `FCIS` in evaluation mode.
+            tta_mapper: like detectron2's `DatasetMapperTTA`, makes a list of resized or mirrored
+                inputs, each with the `transforms` that led to it.
         """
         super().__init__()
         self.model = model
@@ -39,18 +36,18 @@ class FCISWithTTA(nn.Module):
     def from_sizes(
         cls, model: nn.Module, min_sizes: Sequence[int], max_size: int, flip: bool = True
     ) -> "FCISWithTTA":
-        """Several short sides in pixels, each also mirrored if ``flip``."""
+        """Several short sides in pixels, each also mirrored if `flip`."""
         return cls(model, DatasetMapperTTA(min_sizes=list(min_sizes), max_size=max_size, flip=flip))
 
     @torch.no_grad()
-    def forward(self, batched_inputs: Sequence[Dict]) -> List[Dict]:
+    def forward(self, batched_inputs: Sequence[dict]) -> list[dict]:
         """
         Args:
-            batched_inputs: as for FCIS; ``image`` at any resolution up to the original one.
+            batched_inputs: as for FCIS; `image` at any resolution up to the original one.
         """
         return [{"instances": self._image(x)} for x in batched_inputs]
 
-    def _image(self, inputs: Dict) -> Instances:
+    def _image(self, inputs: dict) -> Instances:
         size = tuple(inputs["image"].shape[1:])
         inputs = {"height": size[0], "width": size[1], **inputs}
         output_size = (inputs["height"], inputs["width"])

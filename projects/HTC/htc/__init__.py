@@ -1,16 +1,15 @@
 """Hybrid Task Cascade for Instance Segmentation (Chen et al., CVPR 2019, arXiv:1901.07518).
 
-Importing the package registers ``HybridTaskCascade``, ``HTCROIHeads`` and ``HTCMaskHead`` for yaml
+Importing the package registers `HybridTaskCascade`, `HTCROIHeads` and `HTCMaskHead` for yaml
 configs.
 """
 
 from d2ext.config import register_config
-
-from .config import add_htc_config
-from .mask_head import HTCMaskHead
-from .meta_arch import HybridTaskCascade
-from .roi_heads import HTCROIHeads
-from .semantic_head import FusedSemanticHead
+from htc.config import add_htc_config
+from htc.mask_head import HTCMaskHead
+from htc.meta_arch import HybridTaskCascade
+from htc.roi_heads import HTCROIHeads
+from htc.semantic_head import FusedSemanticHead
 
 register_config(add_htc_config)
 

@@ -2,11 +2,9 @@
 
 from detectron2.config import CfgNode as CN
 
-__all__ = ["add_htc_config"]
-
 
 def add_htc_config(cfg: CN) -> None:
-    """Add ``MODEL.HTC`` with the settings of MMDetection's released models."""
+    """Add `MODEL.HTC` with the settings of MMDetection's released models."""
     htc = cfg.MODEL.HTC = CN()
     # Train the mask branch of a stage on the boxes its box branch has refined (section 3.1).
     htc.INTERLEAVED = True

@@ -1,6 +1,6 @@
 """Checkpoints of MMDetection's HTC, and of its Cascade Mask R-CNN, for this project's models."""
 
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 from torch import nn
 
@@ -16,13 +16,10 @@ from d2ext.checkpoint.importers.resnet import strip_prefixes
 from d2ext.checkpoint.mapping import Rule
 from d2ext.checkpoint.registry import Importer, register_importer
 from d2ext.modeling import ClampedBox2BoxTransform
-
-from .roi_heads import HTCROIHeads
-
-__all__ = ["htc_rules"]
+from htc.roi_heads import HTCROIHeads
 
 
-def htc_rules() -> List[Rule]:
+def htc_rules() -> list[Rule]:
     """MMDetection's names, with those of the mask information flow and the semantic branch."""
     ours, theirs = "roi_heads.semantic_head.", "roi_head.semantic_head."
     return [
@@ -35,7 +32,7 @@ def htc_rules() -> List[Rule]:
     ]
 
 
-def _settings(file: CheckpointFile, model: nn.Module) -> Dict[str, Any]:
+def _settings(file: CheckpointFile, model: nn.Module) -> dict[str, Any]:
     return {
         **mmdet_settings(file, model),
         "roi_heads.score_average": "logits",
@@ -43,14 +40,14 @@ def _settings(file: CheckpointFile, model: nn.Module) -> Dict[str, Any]:
     }
 
 
-def _notes(file: CheckpointFile, model: nn.Module) -> List[str]:
+def _notes(file: CheckpointFile, model: nn.Module) -> list[str]:
     transforms = [x.box2box_transform for x in model.roi_heads.box_predictor]
     if all(isinstance(x, ClampedBox2BoxTransform) for x in transforms):
         return []
     return ["MMDetection limits the size of boxes on both sides: MODEL.HTC.CLAMP_BOTH_SIDES True"]
 
 
-def _config(file: CheckpointFile) -> Tuple[str, List[str]]:
+def _config(file: CheckpointFile) -> tuple[str, list[str]]:
     """The config of a published variant, and what else its shapes ask for."""
     weights = file.weights
     prefix = "backbone.layer3."
@@ -80,7 +77,7 @@ def _config(file: CheckpointFile) -> Tuple[str, List[str]]:
     return name, overrides
 
 
-def _metadata(file: CheckpointFile) -> Dict[str, Any]:
+def _metadata(file: CheckpointFile) -> dict[str, Any]:
     found = mmdet_metadata(file)
     labels = file.weights.get("roi_head.semantic_head.conv_logits.bias")
     if labels is not None:

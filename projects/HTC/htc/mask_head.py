@@ -1,7 +1,7 @@
 """The mask head of one stage, which takes the features of the preceding stage's head (HTC paper,
 section 3.1, "Mask Information Flow")."""
 
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 import fvcore.nn.weight_init as weight_init
 from torch import Tensor, nn
@@ -13,15 +13,13 @@ from detectron2.modeling.roi_heads.mask_head import (
     MaskRCNNConvUpsampleHead,
 )
 
-__all__ = ["HTCMaskHead"]
-
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class HTCMaskHead(MaskRCNNConvUpsampleHead):
     """Mask R-CNN's head, split into trunk and output, with an optional inlet for another trunk.
 
-    Parameters: ``mask_fcn1`` ..., ``deconv``, ``predictor`` as in detectron2; ``conv_res`` (1x1)
-    only if ``information_flow``.
+    Parameters: `mask_fcn1` ..., `deconv`, `predictor` as in detectron2; `conv_res` (1x1)
+    only if `information_flow`.
     """
 
     @configurable
@@ -38,10 +36,10 @@ class HTCMaskHead(MaskRCNNConvUpsampleHead):
         """
         Args:
             input_shape: channels and size of the region features.
-            num_classes (int): number of mask channels; 1 for class-agnostic masks.
+            num_classes: number of mask channels; 1 for class-agnostic masks.
             conv_dims: output channels of the 3x3 convolutions and, last, of the deconvolution.
             conv_norm: norm of the 3x3 convolutions.
-            information_flow (bool): build the inlet for the features of the preceding head. These
+            information_flow: build the inlet for the features of the preceding head. These
                 have the channels of this head's own features.
             kwargs: arguments of detectron2's mask heads.
         """
@@ -57,15 +55,15 @@ class HTCMaskHead(MaskRCNNConvUpsampleHead):
             )
             weight_init.c2_msra_fill(self.conv_res)
 
-    def trunk(self, x: Tensor, previous: Optional[Tensor] = None) -> Tensor:
+    def trunk(self, x: Tensor, previous: Tensor | None = None) -> Tensor:
         """Features before the upsampling.
 
         Args:
-            x (Tensor): R x C x S x S region features.
-            previous (Tensor): R x D x S x S features of the preceding head on the *same* regions.
+            x: R x C x S x S region features.
+            previous: R x D x S x S features of the preceding head on the *same* regions.
 
         Returns:
-            Tensor: R x D x S x S.
+            R x D x S x S.
         """
         if previous is not None:
             x = x + self.conv_res(previous)
@@ -74,7 +72,7 @@ class HTCMaskHead(MaskRCNNConvUpsampleHead):
         return x
 
     def output(self, features: Tensor) -> Tensor:
-        """Mask logits (R x K x 2S x 2S) of features from :meth:`trunk`."""
+        """Mask logits (R x K x 2S x 2S) of features from `trunk`."""
         return self.predictor(self.deconv_relu(self.deconv(features)))
 
     def layers(self, x: Tensor) -> Tensor:

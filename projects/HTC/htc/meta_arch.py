@@ -1,7 +1,5 @@
 """The detector of Hybrid Task Cascade: a Generalized R-CNN that also takes semantic label maps."""
 
-from typing import Dict, List, Tuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,24 +10,22 @@ from d2ext.modeling import ReproducibleRCNN
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY
 from detectron2.structures import ImageList, Instances
 
-__all__ = ["HybridTaskCascade"]
-
 
 @META_ARCH_REGISTRY.register()
 class HybridTaskCascade(ReproducibleRCNN):
     """Hybrid Task Cascade (Chen et al., CVPR 2019).
 
     Inputs are those of GeneralizedRCNN. In training with a semantic branch each image also needs
-    ``sem_seg``: (H, W) int64 labels at the resolution of the network input.
+    `sem_seg`: (H, W) int64 labels at the resolution of the network input.
     """
 
     def training_step(
         self,
         images: ImageList,
-        features: Dict[str, Tensor],
-        targets: List[Instances],
-        batched_inputs: List[Dict],
-    ) -> Tuple[List[Instances], Dict[str, Tensor]]:
+        features: dict[str, Tensor],
+        targets: list[Instances],
+        batched_inputs: list[dict],
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
         labels = None
         if self.roi_heads.semantic_head is not None:
             labels = self.semantic_labels(images, batched_inputs)
@@ -37,7 +33,7 @@ class HybridTaskCascade(ReproducibleRCNN):
         _, losses = self.roi_heads(images, features, proposals, targets, labels)
         return proposals, {**losses, **rpn_losses}
 
-    def semantic_labels(self, images: ImageList, batched_inputs: List[Dict]) -> Tensor:
+    def semantic_labels(self, images: ImageList, batched_inputs: list[dict]) -> Tensor:
         """The label maps of a batch, padded like the images: N x H x W, int64.
 
         Raises:
@@ -47,14 +43,14 @@ class HybridTaskCascade(ReproducibleRCNN):
         for x, size in zip(batched_inputs, images.image_sizes):
             if "sem_seg" not in x:
                 raise UserError(
-                    f"No 'sem_seg' for image {x.get('file_name', x.get('image_id', '?'))}: build "
+                    f"no 'sem_seg' for image {x.get('file_name', x.get('image_id', '?'))}: build "
                     "the mapper with semantic='auto' (INPUT.SEMANTIC in yaml configs), or set "
-                    "MODEL.HTC.SEMANTIC.ENABLED False."
+                    "MODEL.HTC.SEMANTIC.ENABLED False"
                 )
             if tuple(x["sem_seg"].shape) != tuple(size):
                 raise UserError(
                     f"'sem_seg' of image {x.get('file_name', x.get('image_id', '?'))} is "
-                    f"{tuple(x['sem_seg'].shape)}, the image {tuple(size)}: transform both alike."
+                    f"{tuple(x['sem_seg'].shape)}, the image {tuple(size)}: transform both alike"
                 )
         height, width = images.tensor.shape[-2:]
         maps = [x["sem_seg"].to(self.device, torch.int64) for x in batched_inputs]

@@ -1,7 +1,8 @@
 """The region heads of Hybrid Task Cascade: what the paper adds to Cascade Mask R-CNN, each addition
 behind a switch (HTC paper, section 3)."""
 
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,17 +11,14 @@ from d2ext.errors import UserError
 from d2ext.modeling import MultiStageROIHeads
 from d2ext.modeling.cascade.from_config import cascade_from_config
 from d2ext.modeling.regions.losses import pick_class
+from htc.mask_head import HTCMaskHead
+from htc.semantic_head import FusedSemanticHead
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY
 from detectron2.structures import Boxes, Instances
-
-from .mask_head import HTCMaskHead
-from .semantic_head import FusedSemanticHead
-
-__all__ = ["HTCROIHeads"]
 
 
 class HTCFeatures(NamedTuple):
@@ -32,9 +30,9 @@ class HTCFeatures(NamedTuple):
         embedding: N x C x H x W, its features for regions; None without the branch.
     """
 
-    pyramid: Dict[str, Tensor]
-    shared: Optional[Tensor] = None
-    embedding: Optional[Tensor] = None
+    pyramid: dict[str, Tensor]
+    shared: Tensor | None = None
+    embedding: Tensor | None = None
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -53,25 +51,25 @@ class HTCROIHeads(MultiStageROIHeads):
         interleaved: bool = True,
         mask_info_flow: bool = True,
         mask_ensemble: str = "mean",
-        semantic_head: Optional[FusedSemanticHead] = None,
-        semantic_pooler: Optional[ROIPooler] = None,
+        semantic_head: FusedSemanticHead | None = None,
+        semantic_pooler: ROIPooler | None = None,
         semantic_fusion: Sequence[str] = ("box", "mask"),
         **kwargs,
     ):
         """
         Args:
-            mask_head: one per stage; with ``mask_info_flow``, all but the first with
-                ``information_flow=True``.
-            interleaved (bool): train the mask head of a stage on boxes refined by the stage's box
+            mask_head: one per stage; with `mask_info_flow`, all but the first with
+                `information_flow=True`.
+            interleaved: train the mask head of a stage on boxes refined by the stage's box
                 head, sampled anew, instead of on the samples of the box head. Training only.
-            mask_info_flow (bool): give mask head t the features of head t-1, computed by the chain
+            mask_info_flow: give mask head t the features of head t-1, computed by the chain
                 of all heads before it on the regions of stage t.
-            mask_ensemble (str): "mean" of the mask probabilities of all stages, or the "last" ones.
+            mask_ensemble: "mean" of the mask probabilities of all stages, or the "last" ones.
             semantic_head: the semantic branch; None for none.
             semantic_pooler: pools its embedding at the resolution of the mask branch, from one
-                level for boxes of all sizes. Required with ``semantic_head``.
+                level for boxes of all sizes. Required with `semantic_head`.
             semantic_fusion: the branches, "box" and "mask", that use the embedding.
-            kwargs: arguments of :class:`MultiStageROIHeads`.
+            kwargs: arguments of `MultiStageROIHeads`.
         """
         super().__init__(mask_head=mask_head, **kwargs)
         self.interleaved = interleaved
@@ -80,24 +78,24 @@ class HTCROIHeads(MultiStageROIHeads):
         if flows != [mask_info_flow and stage > 0 for stage in range(self.num_stages)]:
             raise UserError(
                 f"mask_info_flow={mask_info_flow} does not fit the mask heads, which have "
-                f"information_flow={flows}: all but the first need the value of mask_info_flow."
+                f"information_flow={flows}: all but the first need the value of mask_info_flow"
             )
         if mask_ensemble not in ("mean", "last"):
-            raise UserError(f"MASK_ENSEMBLE '{mask_ensemble}' is neither 'mean' nor 'last'.")
+            raise UserError(f"MASK_ENSEMBLE '{mask_ensemble}' is neither 'mean' nor 'last'")
         self.mask_ensemble = mask_ensemble
         self.semantic_head = semantic_head
         self.semantic_pooler = semantic_pooler
         self.semantic_fusion = set(semantic_fusion) if semantic_head is not None else set()
         if not self.semantic_fusion <= {"box", "mask"}:
             raise UserError(
-                f"SEMANTIC.FUSION {sorted(self.semantic_fusion)}: only 'box' and 'mask' exist."
+                f"SEMANTIC.FUSION {sorted(self.semantic_fusion)}: only 'box' and 'mask' exist"
             )
 
     @classmethod
-    def from_config(cls, cfg, input_shape: Dict[str, ShapeSpec]):
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         own = cfg.MODEL.HTC
         if not cfg.MODEL.MASK_ON:
-            raise UserError("HTCROIHeads needs MODEL.MASK_ON True.")
+            raise UserError("HTCROIHeads needs MODEL.MASK_ON True")
         ret, shape = cascade_from_config(
             cfg, input_shape, reassign_low_quality=own.REASSIGN_LOW_QUALITY
         )
@@ -124,23 +122,23 @@ class HTCROIHeads(MultiStageROIHeads):
     def forward(
         self,
         images,
-        features: Dict[str, Tensor],
-        proposals: List[Instances],
-        targets: Optional[List[Instances]] = None,
-        semantic_labels: Optional[Tensor] = None,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+        semantic_labels: Tensor | None = None,
     ):
         """As in the base class.
 
         Args:
-            semantic_labels (Tensor): N x H x W int64 labels of the padded images; in training with
+            semantic_labels: N x H x W int64 labels of the padded images; in training with
                 a semantic branch.
         """
         if not self.training:
             return super().forward(images, features, proposals)
         if self.semantic_head is not None and semantic_labels is None:
             raise UserError(
-                "No semantic labels: set MODEL.META_ARCHITECTURE to HybridTaskCascade, "
-                "or MODEL.HTC.SEMANTIC.ENABLED False."
+                "no semantic labels: set MODEL.META_ARCHITECTURE to HybridTaskCascade, "
+                "or MODEL.HTC.SEMANTIC.ENABLED False"
             )
         features = self.region_features(features)
         losses = self.losses(features, proposals, targets)
@@ -148,12 +146,12 @@ class HTCROIHeads(MultiStageROIHeads):
             losses.update(self.semantic_head.losses(features.shared, semantic_labels))
         return proposals, losses
 
-    def region_features(self, features: Dict[str, Tensor]) -> HTCFeatures:
+    def region_features(self, features: dict[str, Tensor]) -> HTCFeatures:
         if self.semantic_head is None:
             return HTCFeatures(features)
         return HTCFeatures(features, *self.semantic_head(features))
 
-    def pool_box_features(self, features: HTCFeatures, boxes: List[Boxes]) -> Tensor:
+    def pool_box_features(self, features: HTCFeatures, boxes: list[Boxes]) -> Tensor:
         x = super().pool_box_features(features.pyramid, boxes)
         if "box" not in self.semantic_fusion:
             return x
@@ -161,7 +159,7 @@ class HTCROIHeads(MultiStageROIHeads):
         semantic = self.semantic_pooler([features.embedding.float()], boxes)
         return x + F.adaptive_avg_pool2d(semantic, x.shape[-2:])
 
-    def pool_mask_features(self, features: HTCFeatures, boxes: List[Boxes]) -> Tensor:
+    def pool_mask_features(self, features: HTCFeatures, boxes: list[Boxes]) -> Tensor:
         x = super().pool_mask_features(features.pyramid, boxes)
         if "mask" not in self.semantic_fusion:
             return x
@@ -169,21 +167,21 @@ class HTCROIHeads(MultiStageROIHeads):
 
     def mask_samples(
         self,
-        samples: List[Instances],
-        boxes: List[Boxes],
-        targets: List[Instances],
+        samples: list[Instances],
+        boxes: list[Boxes],
+        targets: list[Instances],
         stage: int,
-    ) -> List[Instances]:
+    ) -> list[Instances]:
         if not self.interleaved:
             return samples
         return self.samplers[stage](boxes, targets, f"stage{stage}_mask")
 
-    def _mask_features(self, x: Tensor, stages: int) -> List[Tensor]:
+    def _mask_features(self, x: Tensor, stages: int) -> list[Tensor]:
         """Trunk features of the first mask heads, all on the same regions.
 
         Features of earlier heads are computed anew for the regions of every stage, with gradient.
         """
-        features: List[Tensor] = []
+        features: list[Tensor] = []
         for head in list(self.mask_head)[:stages]:
             flows = self.mask_info_flow and features
             features.append(head.trunk(x, features[-1] if flows else None))

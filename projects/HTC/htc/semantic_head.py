@@ -1,7 +1,7 @@
 """The semantic segmentation branch (HTC paper, section 3.2): all pyramid levels fused at stride 8,
 a labelling loss, and an embedding from which region features are pooled."""
 
-from typing import Dict, Sequence, Tuple
+from collections.abc import Sequence
 
 import fvcore.nn.weight_init as weight_init
 import torch
@@ -14,8 +14,6 @@ from d2ext.modeling.regions.losses import divide_by_count
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ShapeSpec
 
-__all__ = ["FusedSemanticHead"]
-
 
 def _conv(inputs: int, outputs: int, size: int, relu: bool = True) -> Conv2d:
     conv = Conv2d(inputs, outputs, size, padding=size // 2, activation=nn.ReLU() if relu else None)
@@ -26,8 +24,8 @@ def _conv(inputs: int, outputs: int, size: int, relu: bool = True) -> Conv2d:
 class FusedSemanticHead(nn.Module):
     """Semantic segmentation at the resolution of one pyramid level.
 
-    Parameters: ``lateral_convs.{level}`` (1x1), ``convs.{n}`` (3x3), ``conv_embedding`` and
-    ``conv_logits`` (1x1), all with bias; a ReLU follows each of them except ``conv_logits``.
+    Parameters: `lateral_convs.{level}` (1x1), `convs.{n}` (3x3), `conv_embedding` and
+    `conv_logits` (1x1), all with bias; a ReLU follows each of them except `conv_logits`.
     """
 
     @configurable
@@ -47,16 +45,16 @@ class FusedSemanticHead(nn.Module):
     ):
         """
         Args:
-            in_channels (int): channels of every pyramid level, and of the embedding, which is added
+            in_channels: channels of every pyramid level, and of the embedding, which is added
                 to region features of the pyramid.
             in_features: levels to fuse.
             reference_feature: the level among them at whose resolution the branch works.
-            stride (int): pixels of the network input per pixel of that level.
-            num_classes (int): number of semantic labels (stuff and things).
-            num_conv, conv_dim (int): number and channels of the 3x3 convolutions.
-            loss_weight (float): factor of the loss; the paper's text has 1, its models 0.2.
-            ignore_label (int): label of pixels that do not count.
-            mean_over_all_pixels (bool): divide the loss by the number of all pixels rather than of
+            stride: pixels of the network input per pixel of that level.
+            num_classes: number of semantic labels (stuff and things).
+            num_conv, conv_dim: number and channels of the 3x3 convolutions.
+            loss_weight: factor of the loss; the paper's text has 1, its models 0.2.
+            ignore_label: label of pixels that do not count.
+            mean_over_all_pixels: divide the loss by the number of all pixels rather than of
                 the labelled ones.
         """
         super().__init__()
@@ -64,7 +62,7 @@ class FusedSemanticHead(nn.Module):
         if reference_feature not in self.in_features:
             raise UserError(
                 f"FusedSemanticHead: reference_feature '{reference_feature}' is none of "
-                f"in_features {self.in_features}."
+                f"in_features {self.in_features}"
             )
         self.reference_feature = reference_feature
         self.stride = stride
@@ -79,7 +77,7 @@ class FusedSemanticHead(nn.Module):
         self.conv_logits = _conv(conv_dim, num_classes, 1, relu=False)
 
     @classmethod
-    def from_config(cls, cfg, input_shape: Dict[str, ShapeSpec]):
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         own, reference = cfg.MODEL.HTC.SEMANTIC, input_shape["p3"]
         return {
             "in_channels": reference.channels,
@@ -92,14 +90,14 @@ class FusedSemanticHead(nn.Module):
             "mean_over_all_pixels": own.MEAN_OVER_ALL_PIXELS,
         }
 
-    def forward(self, features: Dict[str, Tensor]) -> Tuple[Tensor, Tensor]:
+    def forward(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """
         Args:
             features: name -> N x C x H x W.
 
         Returns:
-            (Tensor, Tensor): U, the shared features (N x conv_dim x H x W), for :meth:`losses` and
-            :meth:`logits`; and the embedding (N x C x H x W). H and W are those of the reference
+            U, the shared features (N x conv_dim x H x W), for `losses` and
+            `logits`; and the embedding (N x C x H x W). H and W are those of the reference
             level.
         """
         size = features[self.reference_feature].shape[-2:]
@@ -118,15 +116,15 @@ class FusedSemanticHead(nn.Module):
         """Semantic logits (N x num_classes x H x W) from the shared features."""
         return self.conv_logits(shared)
 
-    def losses(self, shared: Tensor, labels: Tensor) -> Dict[str, Tensor]:
+    def losses(self, shared: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """
         Args:
-            shared (Tensor): first output of :meth:`forward`.
-            labels (Tensor): N x H' x W' int64 at the resolution of the padded images, which is
-                ``stride`` times that of the features; padded with ``ignore_label``.
+            shared: first output of `forward`.
+            labels: N x H' x W' int64 at the resolution of the padded images, which is
+                `stride` times that of the features; padded with `ignore_label`.
 
         Returns:
-            dict: ``loss_semantic_seg``, weighted softmax cross-entropy over pixels.
+            `loss_semantic_seg`, weighted softmax cross-entropy over pixels.
         """
         # Every stride-th pixel is what nearest-neighbour resizing by 1/stride picks.
         labels = labels[:, :: self.stride, :: self.stride]
@@ -135,7 +133,7 @@ class FusedSemanticHead(nn.Module):
         if largest >= self.num_classes:
             raise UserError(
                 f"sem_seg holds label {largest}, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
-                f"{self.num_classes}: raise it or mark such pixels {self.ignore_label}."
+                f"{self.num_classes}: raise it or mark such pixels {self.ignore_label}"
             )
         total = F.cross_entropy(
             self.logits(shared).float(), labels, ignore_index=self.ignore_label, reduction="sum"

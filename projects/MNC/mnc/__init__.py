@@ -1,20 +1,19 @@
 """Multi-task Network Cascades (Dai, He, Sun, CVPR 2016, arXiv:1512.04412).
 
-Importing the package registers ``MultitaskNetworkCascade``, ``DifferentiableRPN`` and
-``MNCROIHeads`` for yaml configs.
+Importing the package registers `MultitaskNetworkCascade`, `DifferentiableRPN` and
+`MNCROIHeads` for yaml configs.
 """
 
 from d2ext.config import register_config
-
-from .box_transform import MNCBoxTransform
-from .config import add_mnc_config
-from .heads import MNCCategoryHead, MNCMaskHead, MNCRes5CategoryHead
-from .meta_arch import MultitaskNetworkCascade
-from .pooler import build_pooler
-from .roi_heads import MNCROIHeads
-from .rpn import DifferentiableRPN
-from .sampler import MNCSampler
-from .voting import InstanceVoting
+from mnc.box_transform import MNCBoxTransform
+from mnc.config import add_mnc_config
+from mnc.heads import MNCCategoryHead, MNCMaskHead, MNCRes5CategoryHead
+from mnc.meta_arch import MultitaskNetworkCascade
+from mnc.pooler import build_pooler
+from mnc.roi_heads import MNCROIHeads
+from mnc.rpn import DifferentiableRPN
+from mnc.sampler import MNCSampler
+from mnc.voting import InstanceVoting
 
 register_config(add_mnc_config)
 

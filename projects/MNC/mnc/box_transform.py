@@ -1,14 +1,12 @@
 """Box deltas that keep gradient and precision, with the released decoder as an option."""
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes
-
-__all__ = ["MNCBoxTransform", "exact_boxes"]
 
 
 class MNCBoxTransform(Box2BoxTransform):
@@ -21,9 +19,9 @@ class MNCBoxTransform(Box2BoxTransform):
         """
         Args:
             weights: factors of (dx, dy, dw, dh), the reciprocals of the standard deviations.
-            plus_one (bool): decode as MNC's release does, which takes the exclusive right and
+            plus_one: decode as MNC's release does, which takes the exclusive right and
                 bottom edge for the index of the last pixel: the box grows by one pixel each time.
-            kwargs: ``scale_clamp`` of the base class.
+            kwargs: `scale_clamp` of the base class.
         """
         super().__init__(tuple(weights), **kwargs)
         self.plus_one = plus_one
@@ -41,7 +39,7 @@ class MNCBoxTransform(Box2BoxTransform):
 
 
 def exact_boxes(boxes: Tensor) -> Boxes:
-    """``Boxes`` around the very tensor: the constructor would round double to single precision."""
+    """`Boxes` around the very tensor: the constructor would round double to single precision."""
     wrapped = Boxes(boxes)
     wrapped.tensor = boxes
     return wrapped

@@ -3,11 +3,9 @@ state of its authors' Python and Caffe code, "first release" that of June 2016."
 
 from detectron2.config import CfgNode as CN
 
-__all__ = ["add_mnc_config"]
-
 
 def add_mnc_config(cfg: CN) -> None:
-    """Add ``MODEL.MNC`` with the settings of the release, its known errors mended."""
+    """Add `MODEL.MNC` with the settings of the release, its known errors mended."""
     mnc = cfg.MODEL.MNC = CN()
     # Stages in training: 3, or 5 with two passes over the same layers (paper, section 3.4).
     mnc.NUM_STAGES = 5

@@ -1,7 +1,7 @@
 """The heads of the cascade, shared by both passes: class-agnostic masks (MNC paper, section 3.2),
 and categories from the features of a box with and without its mask (section 3.3)."""
 
-from typing import Dict, NamedTuple, Tuple
+from typing import NamedTuple
 
 import fvcore.nn.weight_init as weight_init
 import torch
@@ -15,8 +15,6 @@ from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone.resnet import BottleneckBlock, ResNet
 
-__all__ = ["CategoryOutputs", "MNCCategoryHead", "MNCMaskHead", "MNCRes5CategoryHead"]
-
 
 def _normal_linear(inputs: int, outputs: int, std: float) -> nn.Linear:
     layer = nn.Linear(inputs, outputs)
@@ -28,7 +26,7 @@ def _normal_linear(inputs: int, outputs: int, std: float) -> nn.Linear:
 class MNCMaskHead(nn.Module):
     """One M x M mask for each box, from two fully connected layers.
 
-    Parameters: ``fc1``, ``fc2``.
+    Parameters: `fc1`, `fc2`.
     """
 
     @configurable
@@ -36,8 +34,8 @@ class MNCMaskHead(nn.Module):
         """
         Args:
             input_shape: channels, height and width of the features of a box.
-            fc_dim (int): width of the hidden layer.
-            mask_size (int): M.
+            fc_dim: width of the hidden layer.
+            mask_size: M.
         """
         super().__init__()
         self.mask_size = mask_size
@@ -76,13 +74,13 @@ class CategoryOutputs(NamedTuple):
 class _CategoryHead(nn.Module):
     """Two classifiers and a class-wise box regression on the joined features of both paths.
 
-    Subclasses compute the features; they call :meth:`_add_outputs` once they know their width.
+    Subclasses compute the features; they call `_add_outputs` once they know their width.
     Layers of the mask path that a checkpoint lacks get the weights of the box path, because
     pre-trained networks have one path.
     """
 
     # Layers of the mask path -> those of the box path.
-    twins: Dict[str, str] = {}
+    twins: dict[str, str] = {}
 
     def _add_outputs(self, features: int, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -91,27 +89,27 @@ class _CategoryHead(nn.Module):
         self.seg_cls_score = _normal_linear(features, num_classes + 1, std=0.01)
         self.bbox_pred = _normal_linear(features, 4 * num_classes, std=0.001)
 
-    def _copy_to_mask_path(self, state_dict: Dict[str, Tensor], prefix: str, *_) -> None:
+    def _copy_to_mask_path(self, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
         for mask, box in self.twins.items():
             mask, box = f"{prefix}{mask}.", f"{prefix}{box}."
             if not any(key.startswith(mask) for key in state_dict):
                 found = {k: v for k, v in state_dict.items() if k.startswith(box)}
                 state_dict.update({mask + k[len(box) :]: v for k, v in found.items()})
 
-    def paths(self, x: Tensor, gated: Tensor) -> Tuple[Tensor, Tensor]:
+    def paths(self, x: Tensor, gated: Tensor) -> tuple[Tensor, Tensor]:
         """Features (R x F each) of the mask path and of the box path.
 
         Args:
-            x (Tensor): R x C x S x S features of the boxes.
-            gated (Tensor): the same multiplied by the masks.
+            x: R x C x S x S features of the boxes.
+            gated: the same multiplied by the masks.
         """
         raise NotImplementedError
 
     def forward(self, x: Tensor, masks: Tensor) -> CategoryOutputs:
         """
         Args:
-            x (Tensor): R x C x S x S features of the boxes.
-            masks (Tensor): R x 1 x M x M probabilities, continuous, never made binary.
+            x: R x C x S x S features of the boxes.
+            masks: R x 1 x M x M probabilities, continuous, never made binary.
         """
         mask_path, box_path = self.paths(x, mask_gate(x, masks.to(x.dtype)))
         joined = torch.cat([mask_path, box_path], dim=1)
@@ -123,8 +121,8 @@ class _CategoryHead(nn.Module):
 class MNCCategoryHead(_CategoryHead):
     """The head of the VGG-16 networks: per path a 2x2 maximum and two fully connected layers.
 
-    Parameters: ``box_fc6``, ``box_fc7``, ``mask_fc6``, ``mask_fc7``, ``cls_score``,
-    ``seg_cls_score``, ``bbox_pred``.
+    Parameters: `box_fc6`, `box_fc7`, `mask_fc6`, `mask_fc7`, `cls_score`,
+    `seg_cls_score`, `bbox_pred`.
     """
 
     twins = {"mask_fc6": "box_fc6", "mask_fc7": "box_fc7"}
@@ -134,8 +132,8 @@ class MNCCategoryHead(_CategoryHead):
         """
         Args:
             input_shape: channels, height and width of the features of a box.
-            num_classes (int): K, the number of foreground classes.
-            fc_dim (int): width of all four hidden layers.
+            num_classes: K, the number of foreground classes.
+            fc_dim: width of all four hidden layers.
         """
         super().__init__()
         inputs = input_shape.channels * (input_shape.height // 2) * (input_shape.width // 2)
@@ -154,7 +152,7 @@ class MNCCategoryHead(_CategoryHead):
             "fc_dim": cfg.MODEL.MNC.FC_DIM,
         }
 
-    def paths(self, x: Tensor, gated: Tensor) -> Tuple[Tensor, Tensor]:
+    def paths(self, x: Tensor, gated: Tensor) -> tuple[Tensor, Tensor]:
         box = F.max_pool2d(x, kernel_size=2).flatten(1)
         box = F.relu(self.box_fc7(F.relu(self.box_fc6(box))))
         mask = F.max_pool2d(gated, kernel_size=2).flatten(1)
@@ -166,7 +164,7 @@ class MNCRes5CategoryHead(_CategoryHead):
     """The head of the ResNet networks: per path the fifth stage of the ResNet and an average.
 
     The authors published no ResNet code; this follows detectron2's C4 head, once for each path.
-    Parameters: ``res5`` (box path) and ``mask_res5``, both as detectron2's res5, ``cls_score``...
+    Parameters: `res5` (box path) and `mask_res5`, both as detectron2's res5, `cls_score`...
     """
 
     twins = {"mask_res5": "res5"}
@@ -185,10 +183,10 @@ class MNCRes5CategoryHead(_CategoryHead):
         """
         Args:
             input_shape: channels of the features of a box.
-            num_classes (int): K, the number of foreground classes.
-            bottleneck_channels, out_channels (int): channels of the 3x3 convolutions and of the
+            num_classes: K, the number of foreground classes.
+            bottleneck_channels, out_channels: channels of the 3x3 convolutions and of the
                 output of the three blocks.
-            stride_in_1x1 (bool): as in the backbone whose weights are used.
+            stride_in_1x1: as in the backbone whose weights are used.
             norm: norm of the blocks.
         """
         super().__init__()
@@ -219,5 +217,5 @@ class MNCRes5CategoryHead(_CategoryHead):
             "norm": resnet.NORM,
         }
 
-    def paths(self, x: Tensor, gated: Tensor) -> Tuple[Tensor, Tensor]:
+    def paths(self, x: Tensor, gated: Tensor) -> tuple[Tensor, Tensor]:
         return self.mask_res5(gated).mean(dim=(2, 3)), self.res5(x).mean(dim=(2, 3))

@@ -1,9 +1,9 @@
 """The authors' Caffe checkpoints for this project's VGG-16 models: the trained five-stage network
-(``.caffemodel.h5``), and the ImageNet network that training starts from (``.caffemodel``, also
-torchvision's ``.pth``)."""
+(`.caffemodel.h5`), and the ImageNet network that training starts from (`.caffemodel`, also
+torchvision's `.pth`)."""
 
 import functools
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,7 @@ from d2ext.checkpoint.importers.vgg import (
 )
 from d2ext.checkpoint.mapping import Rule
 from d2ext.checkpoint.registry import Importer, register_importer
-
-from .roi_heads import MNCROIHeads
-
-__all__ = ["background_row_last", "mnc_rules", "scaled_deltas"]
+from mnc.roi_heads import MNCROIHeads
 
 _BLOBS = {"weight": 0, "bias": 1}
 _FC = {"box_fc6": "fc6", "box_fc7": "fc7", "mask_fc6": "fc6_mask", "mask_fc7": "fc7_mask"}
@@ -33,7 +30,7 @@ def background_row_last(x: Tensor) -> Tensor:
     return x.roll(-1, dims=0)
 
 
-def scaled_deltas(x: Tensor, weights: Tuple[float, ...]) -> Tensor:
+def scaled_deltas(x: Tensor, weights: tuple[float, ...]) -> Tensor:
     """Rows of raw box deltas, four per class with the background first -> without it, multiplied by
     the weights of the model's box transform. The release writes its standard deviations into the
     weights when it saves them."""
@@ -42,7 +39,7 @@ def scaled_deltas(x: Tensor, weights: Tuple[float, ...]) -> Tensor:
     return (rows * factor.view(4, *[1] * (x.dim() - 1))).flatten(0, 1)
 
 
-def mnc_rules(model: nn.Module) -> List[Rule]:
+def mnc_rules(model: nn.Module) -> list[Rule]:
     """Names of backbone, RPN and the heads, whose layers all passes share."""
     rpn, mask, category = (
         "proposal_generator.rpn_head.",
@@ -87,15 +84,15 @@ def mnc_rules(model: nn.Module) -> List[Rule]:
     return rules
 
 
-def _prepare(weights: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """``data/conv1_1/0`` of HDF5 -> ``conv1_1.0`` as in the binary files."""
+def _prepare(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`data/conv1_1/0` of HDF5 -> `conv1_1.0` as in the binary files."""
     return {
         ".".join(k[len("data/") :].rsplit("/", 1)) if k.startswith("data/") else k: v
         for k, v in weights.items()
     }
 
 
-def _settings(file: CheckpointFile, model: nn.Module) -> Dict[str, Any]:
+def _settings(file: CheckpointFile, model: nn.Module) -> dict[str, Any]:
     """Pixels, and the box decoder that grows boxes by a pixel, with which the network was trained
     and tested."""
     return {
@@ -106,7 +103,7 @@ def _settings(file: CheckpointFile, model: nn.Module) -> Dict[str, Any]:
     }
 
 
-def _notes(file: CheckpointFile, model: nn.Module) -> List[str]:
+def _notes(file: CheckpointFile, model: nn.Module) -> list[str]:
     return [
         "which of the release's two RoI operators these weights were trained with is not known: "
         "also try MODEL.MNC.WARP_SIZE 14 with WARP_BIN_REDUCE edge_max",
@@ -114,7 +111,7 @@ def _notes(file: CheckpointFile, model: nn.Module) -> List[str]:
     ]
 
 
-def _config(file: CheckpointFile) -> Optional[Tuple[str, List[str]]]:
+def _config(file: CheckpointFile) -> tuple[str, list[str]] | None:
     bias = _prepare(file.weights).get("seg_cls_score.1")
     if bias is None:
         return None
@@ -122,13 +119,13 @@ def _config(file: CheckpointFile) -> Optional[Tuple[str, List[str]]]:
     return "mnc_vgg16_voc_sds.yaml", overrides
 
 
-def _image_net_config(file: CheckpointFile) -> Optional[Tuple[str, List[str]]]:
+def _image_net_config(file: CheckpointFile) -> tuple[str, list[str]] | None:
     names = set(file.weights)
     found = {"conv5_3.0", "features.28.weight"} & names
     return ("mnc_vgg16_voc_sds.yaml", []) if found else None
 
 
-def _caffe_image_net_rules(model: nn.Module) -> List[Rule]:
+def _caffe_image_net_rules(model: nn.Module) -> list[Rule]:
     if not isinstance(getattr(model, "roi_heads", None), MNCROIHeads):
         return []
     category, rules = "roi_heads.category_head.", caffe_vgg_rules()
@@ -139,7 +136,7 @@ def _caffe_image_net_rules(model: nn.Module) -> List[Rule]:
     return rules
 
 
-def _torch_image_net_rules(model: nn.Module) -> List[Rule]:
+def _torch_image_net_rules(model: nn.Module) -> list[Rule]:
     if not isinstance(getattr(model, "roi_heads", None), MNCROIHeads):
         return []
     category, rules = "roi_heads.category_head.", torch_vgg_rules()

@@ -10,12 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from d2ext.modeling.regions.losses import global_mean_count
+from mnc.stage_bridge import pick_deltas
 
 from detectron2.modeling.box_regression import Box2BoxTransform
-
-from .stage_bridge import pick_deltas
-
-__all__ = ["box_loss", "class_loss", "image_mean", "mask_loss"]
 
 
 def _precise(x: Tensor) -> Tensor:
@@ -26,9 +23,9 @@ def image_mean(values: Tensor, image: Tensor, counts: Tensor) -> Tensor:
     """Sum of the values of each image divided by its count, averaged over all images.
 
     Args:
-        values (Tensor): (R,).
-        image (Tensor): (R,) int64, the image of each value.
-        counts (Tensor): (B,) what to divide the sum of each image by; 0 counts as 1. Images without
+        values: (R,).
+        image: (R,) int64, the image of each value.
+        counts: (B,) what to divide the sum of each image by; 0 counts as 1. Images without
             values contribute 0.
     """
     # Processes may hold different numbers of images.
@@ -40,10 +37,10 @@ def class_loss(logits: Tensor, classes: Tensor, image: Tensor, rows: Tensor) -> 
     """Softmax cross-entropy.
 
     Args:
-        logits (Tensor): R x (K + 1), background last.
-        classes (Tensor): (R,) int64 in [0, K].
-        image (Tensor): (R,) int64.
-        rows (Tensor): (B,) number of boxes of each image.
+        logits: R x (K + 1), background last.
+        classes: (R,) int64 in [0, K].
+        image: (R,) int64.
+        rows: (B,) number of boxes of each image.
     """
     values = F.cross_entropy(_precise(logits), classes, reduction="none")
     return image_mean(values, image, rows)
@@ -63,12 +60,12 @@ def box_loss(
     of *all* boxes of the image. The boxes are constants here.
 
     Args:
-        deltas (Tensor): R x 4K.
-        boxes, gt_boxes (Tensor): R x 4.
-        classes (Tensor): (R,) int64 in [0, K].
+        deltas: R x 4K.
+        boxes, gt_boxes: R x 4.
+        classes: (R,) int64 in [0, K].
         transform: encodes the targets.
-        beta (float): where L2 turns to L1.
-        image, rows: as in :func:`class_loss`.
+        beta: where L2 turns to L1.
+        image, rows: as in `class_loss`.
     """
     foreground = (classes < deltas.shape[1] // 4).nonzero()[:, 0]
     with torch.no_grad():
@@ -82,11 +79,11 @@ def mask_loss(logits: Tensor, targets: Tensor, foreground: Tensor, image: Tensor
     """Binary cross-entropy, mean over the pixels of the foreground boxes of an image.
 
     Args:
-        logits (Tensor): R x 1 x M x M.
-        targets (Tensor): Q x M x M, bool, of the Q foreground boxes in their order.
-        foreground (Tensor): (R,) bool.
-        image (Tensor): (R,) int64.
-        images (int): B.
+        logits: R x 1 x M x M.
+        targets: Q x M x M, bool, of the Q foreground boxes in their order.
+        foreground: (R,) bool.
+        image: (R,) int64.
+        images: B.
     """
     picked = _precise(logits[foreground, 0])
     values = F.binary_cross_entropy_with_logits(picked, targets.to(picked.dtype), reduction="none")

@@ -1,23 +1,18 @@
 """The detector of Multi-task Network Cascades: five stages trained end to end, and voting."""
 
-from typing import Dict, List, Optional, Tuple
-
 import torch
 from torch import Tensor, nn
 
 from d2ext.modeling import ReproducibleRCNN
 from d2ext.modeling.regions.losses import connect_features
 from d2ext.modeling.rpn.caffe import AnchorPredictions
+from mnc.roi_heads import category_feature
+from mnc.voting import InstanceVoting
 
 from detectron2.config import configurable
 from detectron2.modeling.backbone import build_backbone
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, ImageList, Instances
-
-from .roi_heads import category_feature
-from .voting import InstanceVoting
-
-__all__ = ["MultitaskNetworkCascade"]
 
 
 @META_ARCH_REGISTRY.register()
@@ -25,7 +20,7 @@ class MultitaskNetworkCascade(ReproducibleRCNN):
     """Multi-task Network Cascades (Dai, He, Sun, CVPR 2016).
 
     Inputs are those of GeneralizedRCNN, with masks in training. The RPN and the heads are
-    :class:`DifferentiableRPN` and :class:`MNCROIHeads`.
+    `DifferentiableRPN` and `MNCROIHeads`.
     """
 
     @configurable
@@ -33,8 +28,8 @@ class MultitaskNetworkCascade(ReproducibleRCNN):
         self,
         *,
         voting: InstanceVoting,
-        mask_backbone: Optional[nn.Module] = None,
-        category_backbone: Optional[nn.Module] = None,
+        mask_backbone: nn.Module | None = None,
+        category_backbone: nn.Module | None = None,
         **kwargs,
     ):
         """
@@ -42,7 +37,7 @@ class MultitaskNetworkCascade(ReproducibleRCNN):
             voting: makes instances of the candidates of an image.
             mask_backbone, category_backbone: backbones of their own for stages 2 and 3 (4 and 5),
                 for comparison; None for one that all stages share. They start from the weights of
-                ``backbone`` where a checkpoint has none for them.
+                `backbone` where a checkpoint has none for them.
             kwargs: arguments of detectron2's GeneralizedRCNN.
         """
         super().__init__(**kwargs)
@@ -60,7 +55,7 @@ class MultitaskNetworkCascade(ReproducibleRCNN):
             ret["category_backbone"] = build_backbone(cfg)
         return ret
 
-    def _share_loaded_weights(self, state_dict: Dict[str, Tensor], prefix: str, *_) -> None:
+    def _share_loaded_weights(self, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
         own = f"{prefix}backbone."
         source = {k[len(own) :]: v for k, v in state_dict.items() if k.startswith(own)}
         for name in ("mask_backbone", "category_backbone"):
@@ -69,7 +64,7 @@ class MultitaskNetworkCascade(ReproducibleRCNN):
                 continue
             state_dict.update({target + key: value for key, value in source.items()})
 
-    def head_features(self, images: ImageList, features: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    def head_features(self, images: ImageList, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """Feature maps for the region heads: those of the RPN, unless features are not shared."""
         if self.mask_backbone is None:
             return features
@@ -82,10 +77,10 @@ class MultitaskNetworkCascade(ReproducibleRCNN):
     def training_step(
         self,
         images: ImageList,
-        features: Dict[str, Tensor],
-        targets: List[Instances],
-        batched_inputs: List[Dict],
-    ) -> Tuple[List[Instances], Dict[str, Tensor]]:
+        features: dict[str, Tensor],
+        targets: list[Instances],
+        batched_inputs: list[dict],
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
         predictions, proposals = self._propose(images, features, batched_inputs)
         # The RPN learns from the samples, too, so they are drawn before its losses.
         samples = self.roi_heads.sample(proposals, targets)
@@ -99,8 +94,8 @@ class MultitaskNetworkCascade(ReproducibleRCNN):
         return drawn, connect_features(losses, [*features.values(), *late.values()])
 
     def _propose(
-        self, images: ImageList, features: Dict[str, Tensor], batched_inputs: List[Dict]
-    ) -> Tuple[AnchorPredictions, List[Instances]]:
+        self, images: ImageList, features: dict[str, Tensor], batched_inputs: list[dict]
+    ) -> tuple[AnchorPredictions, list[Instances]]:
         # Pixels of the network input per pixel of each original image.
         scales = [
             min(size[0] / x.get("height", size[0]), size[1] / x.get("width", size[1]))
@@ -112,15 +107,15 @@ class MultitaskNetworkCascade(ReproducibleRCNN):
 
     def inference(
         self,
-        batched_inputs: List[Dict],
-        detected_instances: Optional[List[Instances]] = None,
+        batched_inputs: list[dict],
+        detected_instances: list[Instances] | None = None,
         do_postprocess: bool = True,
     ):
         """As in GeneralizedRCNN; without post-processing, the candidates for voting (see
-        :class:`MNCROIHeads`).
+        `MNCROIHeads`).
 
         Raises:
-            NotImplementedError: with ``detected_instances``; the masks of the cascade belong to its
+            NotImplementedError: with `detected_instances`; the masks of the cascade belong to its
                 own boxes.
         """
         if detected_instances is not None:
@@ -131,20 +126,20 @@ class MultitaskNetworkCascade(ReproducibleRCNN):
         return self._postprocess(results[-1], batched_inputs, images.image_sizes)
 
     @torch.no_grad()
-    def inference_stages(self, batched_inputs: List[Dict]) -> List[List[Dict]]:
+    def inference_stages(self, batched_inputs: list[dict]) -> list[list[dict]]:
         """Results as if the network ended after stage 3 and, with five stages, after stage 5.
 
         Args:
-            batched_inputs: as for :meth:`forward`; the model must be in evaluation mode.
+            batched_inputs: as for `forward`; the model must be in evaluation mode.
 
         Returns:
-            list[list[dict]]: per number of stages what :meth:`forward` returns.
+            per number of stages what `forward` returns.
         """
         assert not self.training, "inference_stages() needs model.eval()"
         results, images = self._candidates(batched_inputs)
         return [self._postprocess(x, batched_inputs, images.image_sizes) for x in results]
 
-    def _candidates(self, batched_inputs: List[Dict]) -> Tuple[List[List[Instances]], ImageList]:
+    def _candidates(self, batched_inputs: list[dict]) -> tuple[list[list[Instances]], ImageList]:
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         _, proposals = self._propose(images, features, batched_inputs)
@@ -153,10 +148,10 @@ class MultitaskNetworkCascade(ReproducibleRCNN):
 
     def _postprocess(
         self,
-        instances: List[Instances],
-        batched_inputs: List[Dict],
-        image_sizes: List[Tuple[int, int]],
-    ) -> List[Dict]:
+        instances: list[Instances],
+        batched_inputs: list[dict],
+        image_sizes: list[tuple[int, int]],
+    ) -> list[dict]:
         results = []
         for candidates, x, size in zip(instances, batched_inputs, image_sizes):
             image_size = (x.get("height", size[0]), x.get("width", size[1]))

@@ -3,8 +3,6 @@
 from d2ext.errors import UserError
 from d2ext.ops import RoIWarpPooler
 
-__all__ = ["build_pooler"]
-
 
 def build_pooler(
     warp_size: int,
@@ -19,15 +17,15 @@ def build_pooler(
     """The RoI warp of the stages, with the maximum of 2x2 samples where the sizes ask for it.
 
     Args:
-        warp_size (int): samples along each side of a box.
-        pool_size (int): output along each side, ``warp_size`` or half of it.
-        scale (float): feature cells per pixel.
-        quantize (bool): round boxes to whole feature cells, as both releases do.
-        aligned, border, bin_reduce: see :func:`d2ext.ops.roi_warp`.
+        warp_size: samples along each side of a box.
+        pool_size: output along each side, `warp_size` or half of it.
+        scale: feature cells per pixel.
+        quantize: round boxes to whole feature cells, as both releases do.
+        aligned, border, bin_reduce: see `d2ext.ops.roi_warp`.
     """
     if warp_size not in (pool_size, 2 * pool_size):
         raise UserError(
-            f"MODEL.MNC.WARP_SIZE {warp_size} is neither POOL_SIZE {pool_size} nor twice of it."
+            f"MODEL.MNC.WARP_SIZE {warp_size} is neither POOL_SIZE {pool_size} nor twice of it"
         )
     return RoIWarpPooler(
         pool_size,

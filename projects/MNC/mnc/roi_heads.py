@@ -6,7 +6,8 @@ of parameters; the two *passes* over it are stages 2-3 and stages 4-5.
 Shape shorthand: N images, R boxes of all images, K classes, M mask size.
 """
 
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,13 @@ from torch.nn import functional as F
 from d2ext.errors import UserError
 from d2ext.modeling.regions.boxes import pixel_boxes
 from d2ext.modeling.regions.targets import gt_bitmaps, resize_masks
+from mnc.box_transform import MNCBoxTransform, exact_boxes
+from mnc.heads import CategoryOutputs, MNCCategoryHead, MNCMaskHead, MNCRes5CategoryHead
+from mnc.losses import box_loss, class_loss, mask_loss
+from mnc.pooler import build_pooler
+from mnc.sampler import MNCSampler
+from mnc.stage_bridge import bridge_boxes, choose_classes
+from mnc.targets import mask_level_classes
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
@@ -23,17 +31,7 @@ from detectron2.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 
-from .box_transform import MNCBoxTransform, exact_boxes
-from .heads import CategoryOutputs, MNCCategoryHead, MNCMaskHead, MNCRes5CategoryHead
-from .losses import box_loss, class_loss, mask_loss
-from .pooler import build_pooler
-from .sampler import MNCSampler
-from .stage_bridge import bridge_boxes, choose_classes
-from .targets import mask_level_classes
-
-__all__ = ["MNCROIHeads", "category_feature"]
-
-Features = Dict[str, Tensor]
+Features = dict[str, Tensor]
 _CATEGORY_HEADS = {"MNCCategoryHead": MNCCategoryHead, "MNCRes5CategoryHead": MNCRes5CategoryHead}
 
 
@@ -54,9 +52,9 @@ class _Pass(NamedTuple):
 class MNCROIHeads(nn.Module):
     """Mask instances, categorised instances, and the same once more on regressed boxes.
 
-    Losses: ``loss_mask_stage2``, ``loss_cls_stage3``, ``loss_seg_cls_stage3``,
-    ``loss_box_reg_stage3``; with five stages also ``loss_mask_stage4``, ``loss_cls_stage5``,
-    ``loss_seg_cls_stage5``, ``loss_box_reg_stage5``.
+    Losses: `loss_mask_stage2`, `loss_cls_stage3`, `loss_seg_cls_stage3`,
+    `loss_box_reg_stage3`; with five stages also `loss_mask_stage4`, `loss_cls_stage5`,
+    `loss_seg_cls_stage5`, `loss_box_reg_stage5`.
     """
 
     @configurable
@@ -70,8 +68,8 @@ class MNCROIHeads(nn.Module):
         category_head: nn.Module,
         sampler: MNCSampler,
         box_transform: Box2BoxTransform,
-        category_in_features: Optional[Sequence[str]] = None,
-        late_pooler_test: Optional[nn.Module] = None,
+        category_in_features: Sequence[str] | None = None,
+        late_pooler_test: nn.Module | None = None,
         num_stages: int = 5,
         num_stages_test: int = 5,
         mask_loss_weight: float = 2.0,
@@ -80,35 +78,35 @@ class MNCROIHeads(nn.Module):
         smooth_l1_beta: float = 1.0,
         box_gradient: bool = True,
         gate_gradient: bool = True,
-        box_gradient_limit: Optional[float] = 1 / 512,
+        box_gradient_limit: float | None = 1 / 512,
         bridge_denormalize: bool = True,
         bridge_foreground_only: Sequence[bool] = (True, False),
     ):
         """
         Args:
-            num_classes (int): K.
+            num_classes: K.
             in_features: name of the one feature map that regions are warped from.
             pooler: region features R x C x S x S, differentiable in the boxes; called like
-                detectron2's ``ROIPooler``.
+                detectron2's `ROIPooler`.
             mask_head: region features -> mask logits.
-            category_head: region features and masks -> :class:`CategoryOutputs`.
+            category_head: region features and masks -> `CategoryOutputs`.
             sampler: labels and samples the boxes.
             box_transform: codec of the box deltas of the category head.
             category_in_features: name of another feature map for the category head; None to share.
-            late_pooler_test: pooler of stages 4 and 5 at test time; None for ``pooler``.
-            num_stages, num_stages_test (int): 3 or 5, for training and for prediction.
-            mask_loss_weight (float): factor of the mask losses; 1 in the paper, 2 in the release.
-            mask_threshold (float): where masks are made binary, for targets and labels.
-            mask_iou_threshold (float): a foreground box has its class at the mask level, too, if
+            late_pooler_test: pooler of stages 4 and 5 at test time; None for `pooler`.
+            num_stages, num_stages_test: 3 or 5, for training and for prediction.
+            mask_loss_weight: factor of the mask losses; 1 in the paper, 2 in the release.
+            mask_threshold: where masks are made binary, for targets and labels.
+            mask_iou_threshold: a foreground box has its class at the mask level, too, if
                 its predicted mask has at least this IoU with the ground truth.
-            smooth_l1_beta (float): where the box loss turns from L2 to L1.
-            box_gradient (bool): let gradients flow through box coordinates, into the earlier stages
+            smooth_l1_beta: where the box loss turns from L2 to L1.
+            box_gradient: let gradients flow through box coordinates, into the earlier stages
                 and the RPN. False treats all boxes as constants.
-            gate_gradient (bool): let gradients flow from the category head into the masks (of boxes
+            gate_gradient: let gradients flow from the category head into the masks (of boxes
                 that count as foreground at the mask level). False treats the masks as constants.
-            box_gradient_limit (float): elementwise limit of the gradient that reaches the deltas
+            box_gradient_limit: elementwise limit of the gradient that reaches the deltas
                 through refined boxes, per image; None or 0 for none.
-            bridge_denormalize (bool): False repeats an error of the release's training, which
+            bridge_denormalize: False repeats an error of the release's training, which
                 decodes normalised deltas as if they were not.
             bridge_foreground_only: for training and for prediction, whether the class whose deltas
                 refine a box is the best foreground class even where background wins.
@@ -116,7 +114,7 @@ class MNCROIHeads(nn.Module):
         super().__init__()
         for name, value in (("num_stages", num_stages), ("num_stages_test", num_stages_test)):
             if value not in (3, 5):
-                raise UserError(f"MNC has 3 or 5 stages: {name} is {value}.")
+                raise UserError(f"MNC has 3 or 5 stages: {name} is {value}")
         self.num_classes = num_classes
         self.in_features = list(in_features)
         self.category_in_features = list(category_in_features or in_features)
@@ -139,16 +137,16 @@ class MNCROIHeads(nn.Module):
         self.bridge_foreground_only = dict(zip((True, False), bridge_foreground_only))
 
     @classmethod
-    def from_config(cls, cfg, input_shape: Dict[str, ShapeSpec]):
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         own, names = cfg.MODEL.MNC, list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
         if len(names) != 1:
             raise UserError(
-                f"MNC warps from one feature map; MODEL.ROI_HEADS.IN_FEATURES names {names}."
+                f"MNC warps from one feature map; MODEL.ROI_HEADS.IN_FEATURES names {names}"
             )
         if own.CATEGORY_HEAD not in _CATEGORY_HEADS:
             raise UserError(
                 f"MODEL.MNC.CATEGORY_HEAD '{own.CATEGORY_HEAD}': known are "
-                f"{sorted(_CATEGORY_HEADS)}."
+                f"{sorted(_CATEGORY_HEADS)}"
             )
         source = input_shape[names[0]]
         options = {
@@ -195,21 +193,21 @@ class MNCROIHeads(nn.Module):
         self,
         images,
         features: Features,
-        proposals: List[Instances],
-        targets: Optional[List[Instances]] = None,
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
     ):
         """
         Args:
-            images (ImageList): unused.
+            images: unused.
             features: name -> N x C x H x W.
-            proposals: per image, with ``proposal_boxes``.
-            targets: per image ground truth, in training only: ``gt_boxes``, ``gt_classes`` and
-                ``gt_masks``.
+            proposals: per image, with `proposal_boxes`.
+            targets: per image ground truth, in training only: `gt_boxes`, `gt_classes` and
+                `gt_masks`.
 
         Returns:
             Training: (samples, dict of losses). Inference: (list[Instances], {}), per image the
-            candidates for voting of all passes: ``pred_boxes`` in pixels of the network input,
-            ``pred_masks`` (n x 1 x M x M probabilities) and ``class_scores`` (n x K).
+            candidates for voting of all passes: `pred_boxes` in pixels of the network input,
+            `pred_masks` (n x 1 x M x M probabilities) and `class_scores` (n x K).
         """
         del images
         if self.training:
@@ -217,15 +215,15 @@ class MNCROIHeads(nn.Module):
             return samples, self.losses(features, samples, targets)
         return self.predict_stages(features, proposals)[-1], {}
 
-    def sample(self, proposals: List[Instances], targets: List[Instances]) -> List[Instances]:
-        """Boxes that train stages 2 and 3; fields as described at :class:`MNCSampler`."""
+    def sample(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
+        """Boxes that train stages 2 and 3; fields as described at `MNCSampler`."""
         return self.sampler(proposals, targets, "stage2")
 
     # ------------------------------------------------------------------------------ the stages
 
     def run_mask_stage(
-        self, features: Features, boxes: List[Boxes], late: bool = False
-    ) -> Tuple[Tensor, Tensor]:
+        self, features: Features, boxes: list[Boxes], late: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Stage 2 or 4: region features for the category head, and mask logits."""
         pooler = self.pooler
         if late and not self.training and self.late_pooler_test is not None:
@@ -238,7 +236,7 @@ class MNCROIHeads(nn.Module):
             x = pooler([features[name] for name in self.category_in_features], boxes)
         return x, logits
 
-    def run_pass(self, features: Features, samples: List[Instances], masks: List[Tensor]) -> _Pass:
+    def run_pass(self, features: Features, samples: list[Instances], masks: list[Tensor]) -> _Pass:
         """Stages 2 and 3, or 4 and 5, in training.
 
         Args:
@@ -269,8 +267,8 @@ class MNCROIHeads(nn.Module):
         return torch.where(trained[:, None, None, None], probabilities, probabilities.detach())
 
     def bridge(
-        self, boxes: List[Boxes], category: CategoryOutputs, sizes: List[Tuple[int, int]]
-    ) -> List[Tensor]:
+        self, boxes: list[Boxes], category: CategoryOutputs, sizes: list[tuple[int, int]]
+    ) -> list[Tensor]:
         """Boxes that stages 4 and 5 start from, per image and in order."""
         classes = choose_classes(
             category.seg_logits.detach(), self.bridge_foreground_only[self.training]
@@ -289,8 +287,8 @@ class MNCROIHeads(nn.Module):
     # -------------------------------------------------------------------------------- training
 
     def losses(
-        self, features: Features, samples: List[Instances], targets: List[Instances]
-    ) -> Dict[str, Tensor]:
+        self, features: Features, samples: list[Instances], targets: list[Instances]
+    ) -> dict[str, Tensor]:
         """Weighted losses of all stages; see the class for their names."""
         masks = [gt_bitmaps(t) for t in targets]
         first = self.run_pass(features, samples, masks)
@@ -305,12 +303,12 @@ class MNCROIHeads(nn.Module):
         return losses
 
     def pass_losses(
-        self, outputs: _Pass, samples: List[Instances], masks: List[Tensor], stage: int
-    ) -> Dict[str, Tensor]:
+        self, outputs: _Pass, samples: list[Instances], masks: list[Tensor], stage: int
+    ) -> dict[str, Tensor]:
         """Weighted losses of two stages.
 
         Args:
-            stage (int): number of the first of them, 2 or 4.
+            stage: number of the first of them, 2 or 4.
         """
         device = outputs.mask_logits.device
         rows = torch.tensor([len(s) for s in samples], device=device)
@@ -360,10 +358,10 @@ class MNCROIHeads(nn.Module):
     # ------------------------------------------------------------------------------- inference
 
     def predict_stages(
-        self, features: Features, proposals: List[Instances]
-    ) -> List[List[Instances]]:
+        self, features: Features, proposals: list[Instances]
+    ) -> list[list[Instances]]:
         """Candidates for voting as if the network ended after stage 3 and, with five stages, after
-        stage 5; fields as described at :meth:`forward`."""
+        stage 5; fields as described at `forward`."""
         sizes = [p.image_size for p in proposals]
         boxes = [p.proposal_boxes for p in proposals]
         candidates, category = self._predict_pass(features, boxes, sizes, late=False)
@@ -374,8 +372,8 @@ class MNCROIHeads(nn.Module):
         return [candidates, [Instances.cat(pair) for pair in zip(candidates, refined)]]
 
     def _predict_pass(
-        self, features: Features, boxes: List[Boxes], sizes: List[Tuple[int, int]], late: bool
-    ) -> Tuple[List[Instances], CategoryOutputs]:
+        self, features: Features, boxes: list[Boxes], sizes: list[tuple[int, int]], late: bool
+    ) -> tuple[list[Instances], CategoryOutputs]:
         x, logits = self.run_mask_stage(features, boxes, late)
         masks = logits.sigmoid()
         category = self.category_head(x, masks)

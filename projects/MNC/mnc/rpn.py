@@ -1,35 +1,32 @@
 """The first stage: a region proposal network whose boxes stay part of the graph, and which learns
 from the boxes that the later stages were trained on (MNC paper, sections 3.1 and 3.4)."""
 
-from typing import Dict, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from d2ext.modeling.regions.boxes import boxes_inside, clip_boxes
 from d2ext.modeling.rpn.caffe import AnchorPredictions, CaffeRPN
+from mnc.box_transform import MNCBoxTransform, exact_boxes
+from mnc.stage_bridge import limit_gradient
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.structures import Instances
 
-from .box_transform import MNCBoxTransform, exact_boxes
-from .stage_bridge import limit_gradient
-
-__all__ = ["DifferentiableRPN", "relabel_anchors"]
-
 
 def relabel_anchors(labels: Tensor, samples: Instances, inside: Tensor) -> Tensor:
     """Anchor labels that agree with the sampled boxes.
 
     Args:
-        labels (Tensor): (A,) in {-1, 0, 1}.
-        samples: with ``anchor_index`` (-1 for none) and ``foreground`` (bool).
-        inside (Tensor): (A,) bool; other anchors keep their label.
+        labels: (A,) in {-1, 0, 1}.
+        samples: with `anchor_index` (-1 for none) and `foreground` (bool).
+        inside: (A,) bool; other anchors keep their label.
 
     Returns:
-        Tensor: (A,) labels; anchors of background boxes are 0, those of foreground boxes 1.
+        (A,) labels; anchors of background boxes are 0, those of foreground boxes 1.
     """
     labels = labels.clone()
     for chosen, value in ((~samples.foreground, 0), (samples.foreground, 1)):
@@ -52,7 +49,7 @@ class DifferentiableRPN(CaffeRPN):
     def __init__(
         self,
         *,
-        box_gradient_limit: Optional[float] = 1 / 512,
+        box_gradient_limit: float | None = 1 / 512,
         relabel_from_rois: bool = True,
         normalize_box_by_sampled: bool = True,
         scale_min_size: bool = False,
@@ -60,14 +57,14 @@ class DifferentiableRPN(CaffeRPN):
     ):
         """
         Args:
-            box_gradient_limit (float): the gradient that reaches the deltas through the proposals
+            box_gradient_limit: the gradient that reaches the deltas through the proposals
                 is clipped to this, elementwise, for each image before the images are averaged;
                 None or 0 for no limit. The gradient of the RPN's own losses is not clipped.
-            relabel_from_rois (bool): anchors whose proposals are sampled for the later stages take
+            relabel_from_rois: anchors whose proposals are sampled for the later stages take
                 part in the RPN's losses with the labels of these samples.
-            scale_min_size (bool): ``min_box_size`` counts pixels of the original image instead of
+            scale_min_size: `min_box_size` counts pixels of the original image instead of
                 the network input.
-            normalize_box_by_sampled, kwargs: see :class:`CaffeRPN`.
+            normalize_box_by_sampled, kwargs: see `CaffeRPN`.
         """
         super().__init__(normalize_box_by_sampled=normalize_box_by_sampled, **kwargs)
         self.box_gradient_limit = box_gradient_limit
@@ -75,7 +72,7 @@ class DifferentiableRPN(CaffeRPN):
         self.scale_min_size = scale_min_size
 
     @classmethod
-    def from_config(cls, cfg, input_shape: Dict[str, ShapeSpec]):
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         own = cfg.MODEL.MNC
         ret = super().from_config(cfg, input_shape)
         ret["box2box_transform"] = MNCBoxTransform(
@@ -89,9 +86,9 @@ class DifferentiableRPN(CaffeRPN):
     def propose(
         self,
         predictions: AnchorPredictions,
-        image_sizes: Sequence[Tuple[int, int]],
-        scales: Optional[Sequence[float]] = None,
-    ) -> List[Instances]:
+        image_sizes: Sequence[tuple[int, int]],
+        scales: Sequence[float] | None = None,
+    ) -> list[Instances]:
         """As in the base class, with boxes that have a gradient.
 
         Args:
@@ -116,13 +113,13 @@ class DifferentiableRPN(CaffeRPN):
     def losses_with_samples(
         self,
         predictions: AnchorPredictions,
-        targets: List[Instances],
+        targets: list[Instances],
         samples: Sequence[Instances],
-    ) -> Dict[str, Tensor]:
+    ) -> dict[str, Tensor]:
         """Losses of the anchors, some of which get the labels of the samples of the next stage.
 
         Args:
-            samples: per image, see :func:`relabel_anchors`.
+            samples: per image, see `relabel_anchors`.
         """
         labels, boxes = self.label_and_sample_anchors([predictions.anchors], targets)
         if self.relabel_from_rois:
@@ -134,7 +131,7 @@ class DifferentiableRPN(CaffeRPN):
         return self.anchor_losses(predictions, labels, boxes)
 
     def usable_anchors(
-        self, grid: Tuple[int, int], image_size: Tuple[int, int], device: torch.device
+        self, grid: tuple[int, int], image_size: tuple[int, int], device: torch.device
     ) -> Tensor:
         stride = self.anchor_generator.strides[0]
         # The next multiple of the stride: sizes of the feature map are rounded up.

@@ -1,32 +1,29 @@
 """Training boxes of a pass: labelled by their IoU with the ground truth and drawn from intervals of
 it, with coordinates that are still part of the graph."""
 
-from typing import List, Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from d2ext.modeling.regions.sampling import image_generator, subsample
+from mnc.box_transform import exact_boxes
 
 from detectron2.structures import Boxes, Instances, pairwise_iou
-
-from .box_transform import exact_boxes
-
-__all__ = ["MNCSampler"]
 
 
 class MNCSampler:
     """Foreground up to a share of the batch, background from two intervals of IoU, no refill.
 
-    A call returns one ``Instances`` per image, foreground first, with the fields
+    A call returns one `Instances` per image, foreground first, with the fields
 
-    * ``proposal_boxes`` (Boxes): the R chosen boxes, with gradient where the input has one;
-    * ``foreground`` (bool): the IoU with some ground truth reaches ``iou_threshold``;
-    * ``gt_classes`` (int64): class of the matched ground truth, ``num_classes`` for background;
-    * ``gt_index`` (int64): row of the ground truth with the highest IoU;
-    * ``gt_boxes`` (Boxes): its box; zeros in images without ground truth;
-    * ``anchor_index`` (int64): the anchor a proposal came from, -1 for ground truth; not from
-      :meth:`label_all`.
+    * `proposal_boxes` (Boxes): the R chosen boxes, with gradient where the input has one;
+    * `foreground` (bool): the IoU with some ground truth reaches `iou_threshold`;
+    * `gt_classes` (int64): class of the matched ground truth, `num_classes` for background;
+    * `gt_index` (int64): row of the ground truth with the highest IoU;
+    * `gt_boxes` (Boxes): its box; zeros in images without ground truth;
+    * `anchor_index` (int64): the anchor a proposal came from, -1 for ground truth; not from
+      `label_all`.
     """
 
     def __init__(
@@ -41,10 +38,10 @@ class MNCSampler:
     ):
         """
         Args:
-            num_classes (int): number of foreground classes, which is also the background label.
-            batch_size_per_image (int): number of boxes to sample at most.
-            positive_fraction (float): upper limit of the share of foreground.
-            iou_threshold (float): IoU with some ground truth from which on a box is foreground.
+            num_classes: number of foreground classes, which is also the background label.
+            batch_size_per_image: number of boxes to sample at most.
+            positive_fraction: upper limit of the share of foreground.
+            iou_threshold: IoU with some ground truth from which on a box is foreground.
             background_intervals: IoU intervals, closed on both sides.
             background_fractions: upper limit of each interval's share of what the foreground
                 leaves. An interval that has too few boxes is not filled up from another one.
@@ -58,13 +55,13 @@ class MNCSampler:
 
     def __call__(
         self, proposals: Sequence[Instances], targets: Sequence[Instances], tag: str
-    ) -> List[Instances]:
+    ) -> list[Instances]:
         """Sample from the proposals and the ground-truth boxes appended to them.
 
         Args:
-            proposals: per image, with ``proposal_boxes`` and, optionally, ``anchor_index``.
-            targets: per image, with ``gt_boxes`` and ``gt_classes``.
-            tag (str): purpose of this round, see :func:`image_generator`.
+            proposals: per image, with `proposal_boxes` and, optionally, `anchor_index`.
+            targets: per image, with `gt_boxes` and `gt_classes`.
+            tag: purpose of this round, see `image_generator`.
         """
         samples = []
         for image, (proposal, target) in enumerate(zip(proposals, targets)):
@@ -78,7 +75,7 @@ class MNCSampler:
             samples.append(sample)
         return samples
 
-    def label_all(self, boxes: Sequence[Tensor], targets: Sequence[Instances]) -> List[Instances]:
+    def label_all(self, boxes: Sequence[Tensor], targets: Sequence[Instances]) -> list[Instances]:
         """Label boxes (tensors, R x 4 per image) and the ground truth; every one is kept."""
         samples = []
         for image_boxes, target in zip(boxes, targets):
@@ -88,11 +85,11 @@ class MNCSampler:
             samples.append(self._select(rows, candidates, overlap, index, target))
         return samples
 
-    def choose(self, overlap: Tensor, generator: Optional[torch.Generator] = None) -> Tensor:
+    def choose(self, overlap: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Indices of the sampled boxes, foreground first.
 
         Args:
-            overlap (Tensor): (R,) highest IoU of each box with the ground truth.
+            overlap: (R,) highest IoU of each box with the ground truth.
         """
 
         def draw(candidates: Tensor, count: int) -> Tensor:
@@ -108,7 +105,7 @@ class MNCSampler:
         return torch.cat(chosen)
 
     @staticmethod
-    def _match(boxes: Tensor, target: Instances) -> Tuple[Tensor, Tensor, Tensor]:
+    def _match(boxes: Tensor, target: Instances) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes and ground truth together, their highest IoU, and the ground truth that has it."""
         gt_boxes = target.gt_boxes.tensor.to(boxes.dtype)
         boxes = torch.cat([boxes, gt_boxes])

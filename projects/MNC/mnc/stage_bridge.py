@@ -1,16 +1,12 @@
 """From the third stage to the fourth (MNC paper, section 3.4): every box is refined by the deltas
 of one class, and the gradient of the later stages flows back through the refined box."""
 
-from typing import Optional, Tuple
-
 import torch
 from torch import Tensor
 
 from d2ext.modeling.regions.boxes import clip_boxes
 
 from detectron2.modeling.box_regression import Box2BoxTransform
-
-__all__ = ["bridge_boxes", "choose_classes", "limit_gradient", "pick_deltas"]
 
 
 class _LimitGradient(torch.autograd.Function):
@@ -24,11 +20,11 @@ class _LimitGradient(torch.autograd.Function):
         return gradient.clamp(-ctx.limit, ctx.limit), None
 
 
-def limit_gradient(x: Tensor, limit: Optional[float]) -> Tensor:
-    """``x`` itself; its gradient along this path is clipped elementwise to +-``limit``.
+def limit_gradient(x: Tensor, limit: float | None) -> Tensor:
+    """`x` itself; its gradient along this path is clipped elementwise to +-`limit`.
 
     Args:
-        limit (float): None or 0 for no limit.
+        limit: None or 0 for no limit.
     """
     return _LimitGradient.apply(x, limit) if limit else x
 
@@ -37,12 +33,12 @@ def choose_classes(probabilities: Tensor, foreground_only: bool) -> Tensor:
     """The class whose deltas refine a box.
 
     Args:
-        probabilities (Tensor): R x (K + 1) of the mask-level classifier, background last.
-        foreground_only (bool): the best foreground class even where background wins, as in the
+        probabilities: R x (K + 1) of the mask-level classifier, background last.
+        foreground_only: the best foreground class even where background wins, as in the
             released training; otherwise the best of all.
 
     Returns:
-        Tensor: (R,) int64 in [0, K]; K, background, only without ``foreground_only``.
+        (R,) int64 in [0, K]; K, background, only without `foreground_only`.
     """
     candidates = probabilities[:, :-1] if foreground_only else probabilities
     return candidates.argmax(dim=1)
@@ -52,8 +48,8 @@ def pick_deltas(deltas: Tensor, classes: Tensor) -> Tensor:
     """Deltas (R x 4) of one class per box; zeros for background, which has none.
 
     Args:
-        deltas (Tensor): R x 4K.
-        classes (Tensor): (R,) int64 in [0, K].
+        deltas: R x 4K.
+        classes: (R,) int64 in [0, K].
     """
     by_class = deltas.view(len(deltas), deltas.shape[1] // 4, 4)
     foreground = classes < by_class.shape[1]
@@ -67,20 +63,20 @@ def bridge_boxes(
     deltas: Tensor,
     classes: Tensor,
     transform: Box2BoxTransform,
-    image_size: Tuple[int, int],
-    gradient_limit: Optional[float] = None,
+    image_size: tuple[int, int],
+    gradient_limit: float | None = None,
 ) -> Tensor:
     """The boxes that the fourth stage starts from, in the order of those of the third.
 
-    Differentiable in ``boxes`` and ``deltas``; a coordinate clipped to the image has no gradient.
+    Differentiable in `boxes` and `deltas`; a coordinate clipped to the image has no gradient.
 
     Args:
-        boxes (Tensor): R x 4 in pixels of the network input, x2 and y2 exclusive.
-        deltas (Tensor): R x 4K.
-        classes (Tensor): (R,) the class to use, see :func:`choose_classes`.
+        boxes: R x 4 in pixels of the network input, x2 and y2 exclusive.
+        deltas: R x 4K.
+        classes: (R,) the class to use, see `choose_classes`.
         transform: decoder of the deltas.
         image_size: (height, width) without padding.
-        gradient_limit (float): see :func:`limit_gradient`; acts on the gradient of ``deltas`` only.
+        gradient_limit: see `limit_gradient`; acts on the gradient of `deltas` only.
     """
     picked = limit_gradient(pick_deltas(deltas, classes), gradient_limit)
     return clip_boxes(transform.apply_deltas(picked, boxes), image_size, whole_pixel=True)

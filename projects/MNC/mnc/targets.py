@@ -5,7 +5,7 @@ Masks and boxes are those of the network input. The release computes at the orig
 image; the difference is one of rounding.
 """
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,8 +15,6 @@ from d2ext.modeling.regions.boxes import pixel_boxes
 
 from detectron2.structures import Instances
 
-__all__ = ["mask_ious", "mask_level_classes"]
-
 
 def mask_ious(
     probabilities: Tensor, boxes: Tensor, masks: Tensor, gt_index: Tensor, threshold: float = 0.4
@@ -24,14 +22,14 @@ def mask_ious(
     """IoU of predicted masks with the *whole* ground-truth masks, also what lies outside the box.
 
     Args:
-        probabilities (Tensor): Q x M x M.
-        boxes (Tensor): Q x 4 in pixels, x2 and y2 exclusive.
-        masks (Tensor): G x H x W, bool.
-        gt_index (Tensor): (Q,) int64 row of each box's mask.
-        threshold (float): resized probabilities from here on belong to the mask.
+        probabilities: Q x M x M.
+        boxes: Q x 4 in pixels, x2 and y2 exclusive.
+        masks: G x H x W, bool.
+        gt_index: (Q,) int64 row of each box's mask.
+        threshold: resized probabilities from here on belong to the mask.
 
     Returns:
-        Tensor: (Q,) float32.
+        (Q,) float32.
     """
     ious = torch.zeros(len(boxes), device=boxes.device)
     if len(boxes) == 0:
@@ -64,14 +62,14 @@ def mask_level_classes(
     threshold: float,
     min_iou: float,
 ) -> Tensor:
-    """(R,) int64, the class of each box whose predicted mask is good enough, else ``num_classes``.
+    """(R,) int64, the class of each box whose predicted mask is good enough, else `num_classes`.
 
     Args:
-        probabilities (Tensor): R x 1 x M x M, of the boxes of all images.
-        samples: per image, from :class:`MNCSampler`.
+        probabilities: R x 1 x M x M, of the boxes of all images.
+        samples: per image, from `MNCSampler`.
         masks: per image, the ground-truth masks (bool, G x H x W).
-        threshold (float): see :func:`mask_ious`.
-        min_iou (float): least IoU of predicted mask and ground truth.
+        threshold: see `mask_ious`.
+        min_iou: least IoU of predicted mask and ground truth.
     """
     classes, start = [], 0
     for sample, image_masks in zip(samples, masks):

@@ -1,8 +1,6 @@
 """From the candidates of both passes to the instances of an image: mask voting (MNC paper, section
 4) in pixels of the original image, and masks at its resolution."""
 
-from typing import Tuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,22 +12,20 @@ from d2ext.ops import MaskVoting, vote_candidates
 from detectron2.config import configurable
 from detectron2.structures import Boxes, Instances
 
-__all__ = ["InstanceVoting", "draw_binary_masks", "draw_votes"]
-
 
 def draw_binary_masks(
-    masks: Tensor, boxes: Tensor, image_size: Tuple[int, int], threshold: float
+    masks: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float
 ) -> Tensor:
     """Masks made binary, resized to their boxes, made binary again, and put into the image.
 
     Args:
-        masks (Tensor): R x M x M values in 0..1.
-        boxes (Tensor): R x 4 in pixels of the image, x2 and y2 exclusive; rounded to whole pixels.
+        masks: R x M x M values in 0..1.
+        boxes: R x 4 in pixels of the image, x2 and y2 exclusive; rounded to whole pixels.
         image_size: (height, width).
-        threshold (float): values from here on belong to the mask, both times.
+        threshold: values from here on belong to the mask, both times.
 
     Returns:
-        Tensor: R x height x width, bool.
+        R x height x width, bool.
     """
     height, width = image_size
     drawn = torch.zeros((len(masks), height, width), dtype=torch.bool, device=masks.device)
@@ -49,26 +45,26 @@ def draw_binary_masks(
 def draw_votes(
     masks: Tensor,
     boxes: Tensor,
-    candidates: Tuple[Tensor, Tensor, Tensor],
+    candidates: tuple[Tensor, Tensor, Tensor],
     windows: Tensor,
-    image_size: Tuple[int, int],
+    image_size: tuple[int, int],
     threshold: float,
 ) -> Tensor:
     """Weighted averages of box masks at the resolution of the image.
 
-    Every mask is sampled bilinearly at ``(x - x1) * M / width``, without interpolation in its last
+    Every mask is sampled bilinearly at `(x - x1) * M / width`, without interpolation in its last
     row and column, as in the vote itself.
 
     Args:
-        masks (Tensor): N x M x M values in 0..1.
-        boxes (Tensor): N x 4, inclusive corners in pixels of the image.
-        candidates: index, offset and weight from :func:`d2ext.ops.vote_candidates`.
-        windows (Tensor): R x 4 int, inclusive; nothing outside them is drawn.
+        masks: N x M x M values in 0..1.
+        boxes: N x 4, inclusive corners in pixels of the image.
+        candidates: index, offset and weight from `d2ext.ops.vote_candidates`.
+        windows: R x 4 int, inclusive; nothing outside them is drawn.
         image_size: (height, width).
-        threshold (float): averages above it belong to the mask.
+        threshold: averages above it belong to the mask.
 
     Returns:
-        Tensor: R x height x width, bool.
+        R x height x width, bool.
     """
     index, offset, weight = candidates
     drawn = torch.zeros((len(windows), *image_size), dtype=torch.bool, device=masks.device)
@@ -89,7 +85,7 @@ def draw_votes(
 
 def _corner_weights(
     first: int, last: int, low: Tensor, high: Tensor, size: int
-) -> Tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """For pixels first..last along one axis of V boxes: weights (V x pixels x size) of the mask's
     cells, the same without interpolation, and whether a pixel falls into the last cell."""
     pixel = torch.arange(first, last + 1, dtype=low.dtype, device=low.device)[None]
@@ -122,27 +118,27 @@ class InstanceVoting(nn.Module):
     ):
         """
         Args:
-            voting (bool): average the masks of overlapping candidates; otherwise each instance
+            voting: average the masks of overlapping candidates; otherwise each instance
                 keeps its own box and mask.
-            mode (str): "mnc" or "crop", see :func:`d2ext.ops.mask_vote`.
-            masks (str): "compat": the voted M x M mask is made binary and resized, as in the
+            mode: "mnc" or "crop", see `d2ext.ops.mask_vote`.
+            masks: "compat": the voted M x M mask is made binary and resized, as in the
                 release and its evaluation; "direct": the vote itself at image resolution, always
-                sampled as in mode "mnc". Without ``voting`` they are the same.
-            nms_threshold (float): candidates above this IoU with a better one of the class start
+                sampled as in mode "mnc". Without `voting` they are the same.
+            nms_threshold: candidates above this IoU with a better one of the class start
                 no instance.
-            merge_threshold (float): candidates with at least this IoU with an instance's box vote
+            merge_threshold: candidates with at least this IoU with an instance's box vote
                 for its mask, whatever their score.
-            mask_threshold (float): where masks are made binary.
-            max_per_image (int): instances per image; equal scores may exceed it.
-            score_threshold (float): least score of an instance.
-            legacy_plus_one (bool): scale indices of first and last pixels to the original image,
+            mask_threshold: where masks are made binary.
+            max_per_image: instances per image; equal scores may exceed it.
+            score_threshold: least score of an instance.
+            legacy_plus_one: scale indices of first and last pixels to the original image,
                 instead of the edges of the boxes.
         """
         super().__init__()
         if masks not in ("compat", "direct"):
-            raise UserError(f"MODEL.MNC.OUTPUT_MASKS '{masks}' is neither 'compat' nor 'direct'.")
+            raise UserError(f"MODEL.MNC.OUTPUT_MASKS '{masks}' is neither 'compat' nor 'direct'")
         if mode not in ("mnc", "crop"):
-            raise UserError(f"MODEL.MNC.VOTING_MODE '{mode}' is neither 'mnc' nor 'crop'.")
+            raise UserError(f"MODEL.MNC.VOTING_MODE '{mode}' is neither 'mnc' nor 'crop'")
         self.voting = voting
         self.masks = masks
         self.mask_threshold = mask_threshold
@@ -171,16 +167,16 @@ class InstanceVoting(nn.Module):
         }
 
     @torch.no_grad()
-    def forward(self, candidates: Instances, image_size: Tuple[int, int]) -> Instances:
+    def forward(self, candidates: Instances, image_size: tuple[int, int]) -> Instances:
         """
         Args:
-            candidates: ``pred_boxes`` in pixels of the network input, ``pred_masks``
-                (n x 1 x M x M) and ``class_scores`` (n x K).
+            candidates: `pred_boxes` in pixels of the network input, `pred_masks`
+                (n x 1 x M x M) and `class_scores` (n x K).
             image_size: (height, width) of the original image.
 
         Returns:
-            Instances: ``pred_boxes`` (tight around the voted mask), ``scores``, ``pred_classes``
-            and ``pred_masks`` (bool, height x width), class by class, best first.
+            `pred_boxes` (tight around the voted mask), `scores`, `pred_classes`
+            and `pred_masks` (bool, height x width), class by class, best first.
         """
         boxes = self.to_image(candidates.pred_boxes.tensor, candidates.image_size, image_size)
         masks = candidates.pred_masks[:, 0].float()
@@ -194,7 +190,7 @@ class InstanceVoting(nn.Module):
         return result
 
     def to_image(
-        self, boxes: Tensor, network_size: Tuple[int, int], image_size: Tuple[int, int]
+        self, boxes: Tensor, network_size: tuple[int, int], image_size: tuple[int, int]
     ) -> Tensor:
         """Continuous boxes of the network input -> inclusive boxes of the image, clipped to it."""
         height, width = (new / old for new, old in zip(image_size, network_size))
@@ -205,7 +201,7 @@ class InstanceVoting(nn.Module):
             boxes = boxes.float() * factor
         return to_inclusive(clip_boxes(boxes, image_size, whole_pixel=True))
 
-    def _voted(self, boxes: Tensor, masks: Tensor, scores: Tensor, size: Tuple[int, int]):
+    def _voted(self, boxes: Tensor, masks: Tensor, scores: Tensor, size: tuple[int, int]):
         found = self.vote(boxes, masks, scores, size)
         tight = found.boxes.to(boxes.dtype)
         if self.masks == "compat":
@@ -221,7 +217,7 @@ class InstanceVoting(nn.Module):
             drawn = draw_votes(masks, boxes, candidates, found.boxes, size, self.mask_threshold)
         return tight, drawn, found.scores, found.classes
 
-    def _unvoted(self, boxes: Tensor, masks: Tensor, scores: Tensor, size: Tuple[int, int]):
+    def _unvoted(self, boxes: Tensor, masks: Tensor, scores: Tensor, size: tuple[int, int]):
         seeds, classes = self.vote.choose_seeds(boxes, scores.float())
         boxes, masks = boxes[seeds], masks[seeds]
         drawn = draw_binary_masks(masks, to_continuous(boxes), size, self.mask_threshold)

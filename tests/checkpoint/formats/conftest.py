@@ -84,7 +84,7 @@ def tensors():
 
 
 def mxnet_bytes(named):
-    """A ``.params`` file in its second form."""
+    """A `.params` file in its second form."""
     out = [struct.pack("<3Q", 0x112, 0, len(named))]
     kinds = {np.float32: 0, np.float64: 1, np.float16: 2, np.uint8: 3, np.int32: 4, np.int64: 6}
     for value in named.values():

@@ -1,6 +1,6 @@
 """Caffe's HDF5 snapshots, against a file that h5py wrote the way Caffe does: a group "data", groups
 per layer in it (empty ones for layers without weights), arrays "0" and "1" (h5py 3.16,
-``File(path, "w", libver="earliest")``)."""
+`File(path, "w", libver="earliest")`)."""
 
 import gzip
 from pathlib import Path

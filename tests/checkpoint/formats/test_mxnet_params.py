@@ -1,4 +1,4 @@
-"""MXNet's ``.params`` files against byte-exact samples."""
+"""MXNet's `.params` files against byte-exact samples."""
 
 import json
 import struct

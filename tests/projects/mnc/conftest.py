@@ -75,7 +75,7 @@ def vectors():
 
 @pytest.fixture
 def ground_truth():
-    """``ground_truth(boxes, classes, size)``: Instances with filled boxes as masks."""
+    """`ground_truth(boxes, classes, size)`: Instances with filled boxes as masks."""
 
     def make(boxes, classes, size=(40, 60)):
         boxes = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
