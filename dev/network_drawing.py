@@ -3,8 +3,6 @@
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon
 
-__all__ = ["BOXES", "Drawing", "INK", "MASKS", "PANEL", "PYRAMID", "SEMANTIC", "SOFT", "TINTS"]
-
 INK, SOFT, PANEL = "#1c2128", "#5b6470", "#f4f5f7"
 PYRAMID, SEMANTIC, BOXES, MASKS = "#3b76d6", "#1f9d6b", "#c8443c", "#d98a13"
 TINTS = {PYRAMID: "#e3edfc", SEMANTIC: "#def3ea", BOXES: "#fbe6e4", MASKS: "#fcefd9"}

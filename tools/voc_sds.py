@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from d2ext.data.catalog import datasets_root
 from d2ext.data.voc_sds import SPLITS
-from d2ext.data.voc_sds.coco import to_coco, write_json
+from d2ext.data.voc_sds.coco import convert_split, write_json
 from d2ext.data.voc_sds.example import LAYOUTS, make_example
 from d2ext.data.voc_sds.files import (
     find_folder,
@@ -168,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
     if args.command == "lists":
         make_lists(root, args.voc_val)
         return 0
-    data = to_coco(find_folder(root), args.split, root)
+    data = convert_split(find_folder(root), args.split, root)
     write_json(data, args.output)
     print(
         f"{args.output}: {len(data['images'])} images, {len(data['annotations'])} objects; "

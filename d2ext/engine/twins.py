@@ -99,7 +99,7 @@ def check_settings(stem: str) -> None:
     assert_same(first, second)
 
 
-def check_data(stem: str) -> None:
+def check_loaders(stem: str) -> None:
     """The loaders of training and test sets: mappers, augmentations, samplers, batch size."""
     first, second = (
         [e.build_train_loader(), *(e.build_test_loader(name) for name in e.test_sets())]
@@ -161,7 +161,7 @@ def check_results(stem: str) -> None:
 
 
 # What every pair of configs has to pass; :func:`check_results` is for tiny ones.
-CHECKS = (check_settings, check_data, check_network)
+CHECKS = (check_settings, check_loaders, check_network)
 
 
 def assert_same(first: Any, second: Any) -> None:

@@ -8,13 +8,11 @@ from d2ext.ops.joint_head import fcis_joint_head
 from d2ext.ops.mask_ops import mask_gate, mask_resize, mask_vote, paste_masks
 from d2ext.ops.mask_voting import MaskVoting, vote_candidates
 from d2ext.ops.poolers import RoIWarpPooler
-from d2ext.ops.ps_roi import PSRoIAssemble, PSRoIMean, ps_roi_assemble, ps_roi_mean
+from d2ext.ops.ps_roi import ps_roi_assemble, ps_roi_mean
 from d2ext.ops.roi_warp import RoIWarp, roi_warp, roi_warp_max_pool
 
 __all__ = [
     "MaskVoting",
-    "PSRoIAssemble",
-    "PSRoIMean",
     "RoIWarp",
     "RoIWarpPooler",
     "fcis_joint_head",

@@ -5,7 +5,7 @@ with the bin rule of its release.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from d2ext.ops._checks import layout_of
 from d2ext.ops._library import define_op
@@ -133,42 +133,3 @@ def ps_roi_mean(
 ) -> Tensor:
     """Mean of `ps_roi_assemble` over its P*P cells: (N, D). FCIS' box branch."""
     return _ps_roi_mean(input, rois, spatial_scale, group_size, out_size, inclusive=inclusive)
-
-
-class PSRoIAssemble(nn.Module):
-    """See `ps_roi_assemble`."""
-
-    operator = staticmethod(ps_roi_assemble)
-
-    def __init__(
-        self,
-        spatial_scale: float,
-        group_size: int = 7,
-        out_size: int = 21,
-        *,
-        inclusive: bool = False,
-    ) -> None:
-        super().__init__()
-        self.spatial_scale = spatial_scale
-        self.group_size = group_size
-        self.out_size = out_size
-        self.inclusive = inclusive
-
-    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
-        """(B, D*k*k, H, W) and (N, 5) -> (N, D, P, P)."""
-        return self.operator(
-            input, rois, self.spatial_scale, self.group_size, self.out_size,
-            inclusive=self.inclusive,
-        )  # fmt: skip
-
-    def extra_repr(self) -> str:
-        return (
-            f"spatial_scale={self.spatial_scale}, group_size={self.group_size},"
-            f" out_size={self.out_size}, inclusive={self.inclusive}"
-        )
-
-
-class PSRoIMean(PSRoIAssemble):
-    """See `ps_roi_mean`; the output is (N, D)."""
-
-    operator = staticmethod(ps_roi_mean)

@@ -90,8 +90,8 @@ def make_optimizer(
     Args:
         model, lr, weight_decay ... lr_multipliers: see `get_optimizer_params`.
         name: `"SGD"` or `"AdamW"`.
-        clip_gradients: `None`, or ``{"type": "norm"|"full_model"|"value", "value": x,
-            "norm_type": 2.0}``: gradients are clipped in every step ("norm" per parameter,
+        clip_gradients: `None`, or `{"type": "norm"|"full_model"|"value", "value": x,
+            "norm_type": 2.0}`: gradients are clipped in every step ("norm" per parameter,
             "full_model" over all of them), after AMP's unscaling.
         options: handed to the optimiser: `momentum` and `nesterov`, or `betas` and `eps`.
 

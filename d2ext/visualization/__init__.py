@@ -4,12 +4,8 @@ from d2ext import compat
 
 compat.patch_visualization()
 
-from d2ext.visualization.instances import (
-    display_scale,
-    draw_ground_truth,
-    draw_predictions,
-    draw_stages,
-)
+from d2ext.visualization.instances import draw_ground_truth, draw_predictions, draw_stages
+from d2ext.visualization.overlay import display_scale
 from d2ext.visualization.panels import side_by_side
 
 __all__ = [

@@ -36,7 +36,7 @@ def test_twins_have_the_same_settings(stem):
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 @pytest.mark.parametrize("stem", STEMS)
 def test_twins_load_the_same_data(stem):
-    twins.check_data(str(ROOT / stem))
+    twins.check_loaders(str(ROOT / stem))
 
 
 @pytest.mark.parametrize("stem", STEMS)

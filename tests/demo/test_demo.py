@@ -111,12 +111,12 @@ def test_results_are_coco_results_with_file_and_class_name(script, instances):
     np.testing.assert_array_equal(mask, instances.pred_masks[0].numpy())
 
 
-def test_scores_of_masks_are_in_the_table_and_in_the_results(demo, instances):
+def test_scores_of_masks_are_in_the_table_and_in_the_results(script, instances):
     instances.mask_scores = torch.tensor([0.5, 0.25])
-    lines = demo.found_table(instances, ["disk", "ring"]).splitlines()
+    lines = script.found_table(instances, ["disk", "ring"]).splitlines()
     assert lines[0].endswith("mask score")
     assert [line.split()[-1] for line in lines[2:]] == ["0.250", "0.500"]
-    results = demo.coco_results(instances, 7, "a/b.jpg", ["disk", "ring"])
+    results = script.coco_results(instances, 7, "a/b.jpg", ["disk", "ring"])
     assert [r["mask_score"] for r in results] == [0.5, 0.25]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from d2ext.ops import PSRoIAssemble, PSRoIMean, ps_roi_assemble, ps_roi_mean
+from d2ext.ops import ps_roi_assemble, ps_roi_mean
 
 from tests.ops.helpers import ops, reference, relative_error
 
@@ -192,15 +192,3 @@ def test_gradient_that_does_not_fit_is_refused(impl):
     rois = torch.zeros(2, 5)
     with pytest.raises(RuntimeError, match="does not fit"):
         impl.ps_roi_assemble_backward(torch.zeros(2, 3, 4, 4), rois, 1.0, 2, [1, 8, 4, 5], False)
-
-
-def test_modules_run_the_operators_they_print(generator, make_rois):
-    feature = torch.randn(2, 2 * 49, 7, 9, generator=generator)
-    rois = make_rois(5, 2, 7 * 16, 9 * 16)
-    assemble, mean = PSRoIAssemble(1 / 16, inclusive=True), PSRoIMean(1 / 16, inclusive=True)
-    expected = ps_roi_assemble(feature, rois, 1 / 16, 7, 21, inclusive=True)
-    assert torch.equal(assemble(feature, rois), expected)
-    assert torch.equal(
-        mean(feature, rois), ps_roi_mean(feature, rois, 1 / 16, 7, 21, inclusive=True)
-    )
-    assert repr(mean).startswith("PSRoIMean(spatial_scale=0.0625, group_size=7, out_size=21")

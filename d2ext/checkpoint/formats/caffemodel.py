@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2ext.checkpoint.formats.common import FormatError, as_tensor, require
+from d2ext.checkpoint.formats.common import FormatError, as_tensor, require_library
 
 # Messages of caffe.proto: {field: (number, type)}, "*" for repeated ones. Arrays of numbers look
 # like bytes in a file, and are taken as such: nothing is converted number by number.
@@ -30,7 +30,9 @@ _MESSAGES = {
 def _net_class() -> type:
     """The class of a whole network, made from the table above."""
     names = ("descriptor_pb2", "descriptor_pool", "message_factory")
-    descriptors, pools, factory = (require(f"google.protobuf.{x}", "protobuf") for x in names)
+    descriptors, pools, factory = (
+        require_library(f"google.protobuf.{x}", "protobuf") for x in names
+    )
     field_type = descriptors.FieldDescriptorProto
     file = descriptors.FileDescriptorProto(name="caffe.proto", package="caffe")
     for title, fields in _MESSAGES.items():
@@ -57,7 +59,7 @@ def read_caffemodel(path: str, data: mmap.mmap) -> dict[str, torch.Tensor]:
     net = _net_class()()
     try:
         net.ParseFromString(data[:])
-    except require("google.protobuf.message", "protobuf").DecodeError as error:
+    except require_library("google.protobuf.message", "protobuf").DecodeError as error:
         raise FormatError("it is not a protocol buffer") from error
     blobs: dict[str, torch.Tensor] = {}
     for layer in (*net.layers, *net.layer):
@@ -82,7 +84,7 @@ def _read_blob(blob: Any) -> torch.Tensor:
 
 def _single_numbers(blob: Any) -> bytearray:
     """Data of the oldest files: numbers one by one, each with a tag of its own (5, as 32 bits)."""
-    unknown = require("google.protobuf.unknown_fields", "protobuf").UnknownFieldSet(blob)
+    unknown = require_library("google.protobuf.unknown_fields", "protobuf").UnknownFieldSet(blob)
     numbers = [field.data for field in unknown if (field.field_number, field.wire_type) == (5, 5)]
     return bytearray(np.array(numbers, "<u4"))
 

@@ -15,7 +15,7 @@ class FormatError(ValueError):
     """A file breaks the rules of its format; the text completes "cannot be read: ..."."""
 
 
-def require(module: str, package: str = "") -> ModuleType:
+def require_library(module: str, package: str = "") -> ModuleType:
     """Import a library that is part of the extra `importers`.
 
     Args:

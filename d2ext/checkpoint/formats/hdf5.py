@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from d2ext.checkpoint.formats.common import FormatError, as_tensor, require
+from d2ext.checkpoint.formats.common import FormatError, as_tensor, require_library
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _LARGEST_RATIO = 100  # of an unpacked array to the file; weights are hardly compressible
@@ -14,7 +14,7 @@ _LARGEST_RATIO = 100  # of an unpacked array to the file; weights are hardly com
 
 def read_hdf5(path: str, data: mmap.mmap) -> dict[str, torch.Tensor]:
     """Arrays by path without the leading slash, e.g. `data/conv1_1/0`."""
-    h5py = require("h5py")
+    h5py = require_library("h5py")
     found: dict[str, torch.Tensor] = {}
     seen = set()
 

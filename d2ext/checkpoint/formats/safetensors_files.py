@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from d2ext.checkpoint.formats.common import FormatError, require
+from d2ext.checkpoint.formats.common import FormatError, require_library
 
 _METADATA = "metadata"  # JSON text, in a header that holds only texts
 
@@ -19,7 +19,7 @@ def is_safetensors(data: mmap.mmap) -> bool:
 def read_safetensors(path: str, data: mmap.mmap) -> dict[str, Any]:
     """`model`: tensors by name, which share the mapped file; beside it the texts of the header,
     `metadata` as the values it was written from."""
-    library = require("safetensors")
+    library = require_library("safetensors")
     try:
         with library.safe_open(path, framework="pt") as file:
             content = {**(file.metadata() or {}), "model": {}}
@@ -40,5 +40,5 @@ def dump_safetensors(weights: dict[str, torch.Tensor], metadata: dict[str, Any])
     Raises:
         FormatError: safetensors is not installed.
     """
-    save = require("safetensors.torch", "safetensors").save
+    save = require_library("safetensors.torch", "safetensors").save
     return save(weights, {"format": "pt", _METADATA: json.dumps(metadata)})

@@ -62,7 +62,7 @@ def _annotations(instances, image_id: int, first_id: int) -> list[dict]:
     return annotations
 
 
-def to_coco(folder: str, split: str, root: str) -> dict:
+def convert_split(folder: str, split: str, root: str) -> dict:
     """The annotations of a split in COCO's instances format.
 
     Category ids are 1..20 in alphabetical order, as in the `.mat` files. Boxes are the tight
@@ -105,7 +105,7 @@ def _state(path: str | None) -> str:
 
 
 def cache_key(folder: str, split: str, root: str) -> str:
-    """Hash of everything that `to_coco` depends on: names, sizes and times of the files."""
+    """Hash of everything that `convert_split` depends on: names, sizes and times of the files."""
     digest = hashlib.sha256(f"{_FORMAT} {os.path.relpath(folder, root)}\n".encode())
     for name in read_list(folder, split):
         files = [mat_file(folder, kind, name) for kind in ("inst", "cls")]
@@ -150,7 +150,7 @@ def update_cache(split: str, root: str, path: str) -> None:
     if _cached_key(path) == key:
         return
     logger.info("Converting the VOC SDS annotations in %s, which is needed once", folder)
-    data = to_coco(folder, split, root)
+    data = convert_split(folder, split, root)
     if len(data["images"]) != SPLITS[split]:
         logger.warning(
             "VOC SDS %s has %d images, not the %d of the released list: "

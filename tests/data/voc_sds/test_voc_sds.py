@@ -104,7 +104,7 @@ def test_instances_that_are_numbered_with_gaps_and_ignored_pixels(tree):
     instances = files.read_instances(str(folder), name)
     assert (instances.ids, instances.classes) == ([2, 4], [7, 15])
     write_annotation(str(folder), name, np.zeros((72, 96), np.uint8), [])
-    data = coco.to_coco(str(folder), "train", str(root))
+    data = coco.convert_split(str(folder), "train", str(root))
     assert len(data["images"]) == 6
     assert data["images"][0]["id"] not in {a["image_id"] for a in data["annotations"]}
 
@@ -116,13 +116,13 @@ def test_instances_that_are_numbered_with_gaps_and_ignored_pixels(tree):
 @pytest.fixture
 def conversions(monkeypatch):
     """A list that grows with every conversion."""
-    done, convert = [], coco.to_coco
+    done, convert = [], coco.convert_split
 
     def counting(*args):
         done.append(args)
         return convert(*args)
 
-    monkeypatch.setattr(coco, "to_coco", counting)
+    monkeypatch.setattr(coco, "convert_split", counting)
     return done
 
 
