@@ -24,6 +24,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.proposal_generator import build_proposal_generator
 
+from tests.projects.fcis.helpers import make_config
+
 CONFIGS = Path(__file__).resolve().parents[3] / "projects" / "FCIS" / "configs"
 
 
@@ -274,7 +276,7 @@ def test_voc_training_starts_at_the_full_rate_and_saves_epoch_21():
 
 @pytest.mark.parametrize("joint", [True, False])
 @pytest.mark.parametrize("group", [1, 3])
-def test_ablations_need_no_other_parameters(make_config, joint, group):
+def test_ablations_need_no_other_parameters(joint, group):
     cfg = make_config("FCIS.JOINT", joint, "FCIS.GROUP_SIZE", group)
     shapes = {k: p.shape for k, p in build_model(cfg).roi_heads.named_parameters()}
     assert shapes["cls_seg.weight"][0] == 2 * 4 * group**2

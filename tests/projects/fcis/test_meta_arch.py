@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from d2ext.modeling.regions.boxes import to_inclusive
-from d2ext.utils.testing import random_batch
+from d2ext.utils.testing import random_batch, training_losses
 
 from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+
+from tests.projects.fcis.helpers import make_model
 
 SIZE = (64, 96)
 
@@ -29,7 +31,7 @@ def assert_same(first, second):
 @pytest.mark.parametrize(
     "overrides", [(), ("FCIS.OHEM", False), ("FCIS.JOINT", False), ("FCIS.GROUP_SIZE", 1)]
 )
-def test_a_batch_trains_like_its_images_one_by_one(make_model, training_losses, overrides):
+def test_a_batch_trains_like_its_images_one_by_one(overrides):
     model = make_model(*overrides)
     batch = random_batch(2, SIZE)
     together = training_losses(model, batch)
@@ -43,7 +45,7 @@ def test_a_batch_trains_like_its_images_one_by_one(make_model, training_losses, 
         assert torch.isfinite(loss)
 
 
-def test_a_batch_predicts_like_its_images_one_by_one(make_model):
+def test_a_batch_predicts_like_its_images_one_by_one():
     model = make_model()
     batch = random_batch(2, SIZE)
     together = predict(model, batch)
@@ -51,7 +53,7 @@ def test_a_batch_predicts_like_its_images_one_by_one(make_model):
         assert_same(predict(model, [x])[0], result)
 
 
-def test_gradients_reach_every_part(make_model, training_losses):
+def test_gradients_reach_every_part():
     model = make_model()
     sum(training_losses(model, random_batch(2, SIZE)).values()).backward()
     for name, parameter in model.named_parameters():
@@ -61,12 +63,12 @@ def test_gradients_reach_every_part(make_model, training_losses):
 
 
 @pytest.mark.parametrize("objects", [0, 1])
-def test_images_with_few_objects_train(make_model, training_losses, objects):
+def test_images_with_few_objects_train(objects):
     losses = training_losses(make_model(), random_batch(2, SIZE, num_objects=objects))
     assert all(torch.isfinite(x) for x in losses.values())
 
 
-def test_results_are_instances_at_the_size_of_the_output(make_model):
+def test_results_are_instances_at_the_size_of_the_output():
     model = make_model()
     batch = random_batch(1, SIZE)
     batch[0].update(height=100, width=120)
@@ -82,7 +84,7 @@ def test_results_are_instances_at_the_size_of_the_output(make_model):
             assert box[1] <= rows.min() and rows.max() <= box[3]
 
 
-def test_masks_are_voted_for_in_the_image_not_in_the_network_input(make_model):
+def test_masks_are_voted_for_in_the_image_not_in_the_network_input():
     """Boxes of detections are whole pixels of the output at any ratio to the input."""
     model = make_model()
     batch = random_batch(1, SIZE)
@@ -102,7 +104,7 @@ def test_masks_are_voted_for_in_the_image_not_in_the_network_input(make_model):
         assert torch.equal(result.scores, voted.scores)
 
 
-def test_stages_are_the_proposals_alone_and_with_the_refined_boxes(make_model):
+def test_stages_are_the_proposals_alone_and_with_the_refined_boxes():
     model = make_model().eval()
     batch = random_batch(1, SIZE)
     first, both = model.inference_stages(batch)
@@ -111,7 +113,7 @@ def test_stages_are_the_proposals_alone_and_with_the_refined_boxes(make_model):
     assert_same(first[0]["instances"], predict(model, batch)[0])
 
 
-def test_without_voting_regions_keep_their_boxes(make_model):
+def test_without_voting_regions_keep_their_boxes():
     model = make_model("FCIS.VOTE", False).eval()
     batch = random_batch(1, SIZE)
     with torch.no_grad():
@@ -124,7 +126,7 @@ def test_without_voting_regions_keep_their_boxes(make_model):
     assert result.pred_masks.shape == (len(raw), *SIZE)
 
 
-def test_masks_of_given_instances_are_pasted(make_model):
+def test_masks_of_given_instances_are_pasted():
     model = make_model().eval()
     given = Instances(SIZE, pred_boxes=Boxes(torch.tensor([[8.0, 8, 40, 40]])))
     given.pred_classes, given.scores = torch.tensor([1]), torch.tensor([0.5])
@@ -136,7 +138,7 @@ def test_masks_of_given_instances_are_pasted(make_model):
     assert not result.pred_masks[0, :8].any() and not result.pred_masks[0, :, 40:].any()
 
 
-def test_no_proposals_give_no_detections(make_model):
+def test_no_proposals_give_no_detections():
     model = make_model()
     model.proposal_generator.min_box_size = 1000.0
     results = predict(model, random_batch(2, SIZE))
@@ -144,7 +146,7 @@ def test_no_proposals_give_no_detections(make_model):
     assert results[0].pred_masks.shape == (0, *SIZE)
 
 
-def test_proposals_may_come_with_the_input(make_model):
+def test_proposals_may_come_with_the_input():
     model = make_model()
     batch = random_batch(1, SIZE)
     boxes = Boxes(torch.tensor([[4.0, 4, 50, 50], [20, 10, 90, 60]]))
@@ -161,11 +163,11 @@ def test_proposals_may_come_with_the_input(make_model):
     assert set(losses) == {"loss_cls", "loss_mask", "loss_box_reg"}
 
 
-def test_it_is_a_generalized_rcnn(make_model):
+def test_it_is_a_generalized_rcnn():
     assert isinstance(make_model(), GeneralizedRCNN)
 
 
-def test_only_regions_above_the_merge_iou_vote(make_model):
+def test_only_regions_above_the_merge_iou_vote():
     batch = random_batch(1, SIZE)
     merged = predict(make_model(), batch)[0].pred_masks
     alone = predict(make_model("FCIS.MERGE_IOU", 1.0), batch)[0].pred_masks
@@ -181,7 +183,7 @@ def test_only_regions_above_the_merge_iou_vote(make_model):
     torch.testing.assert_close(single.masks[0], first.masks[0])
 
 
-def test_the_binary_threshold_decides_how_large_masks_are(make_model):
+def test_the_binary_threshold_decides_how_large_masks_are():
     batch = random_batch(1, SIZE)
     areas = [
         predict(make_model("FCIS.VOTE", False, "FCIS.BINARY_THRESH", threshold), batch)[0]

@@ -9,11 +9,13 @@ from d2ext.modeling.regions.boxes import pixel_boxes
 from d2ext.modeling.regions.targets import resize_masks
 from d2ext.ops import ps_roi_assemble, ps_roi_mean
 from d2ext.ops.poolers import boxes_to_rois
-from d2ext.utils.testing import random_batch
+from d2ext.utils.testing import near_objects, random_batch
 from fcis.roi_heads import ScoreMaps
 
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+
+from tests.projects.fcis.helpers import make_heads
 
 K, SIZE = 2, (64, 96)
 
@@ -56,7 +58,7 @@ def losses_of(heads, features, proposals, targets):
 # -------------------------------------------------------------------------------- what is read
 
 
-def test_parameters_have_the_names_and_shapes_of_the_release(make_heads):
+def test_parameters_have_the_names_and_shapes_of_the_release():
     shapes = {name: tuple(p.shape) for name, p in make_heads(20, in_channels=8).named_parameters()}
     assert shapes == {
         "conv_new.weight": (4, 8, 1, 1),
@@ -69,7 +71,7 @@ def test_parameters_have_the_names_and_shapes_of_the_release(make_heads):
 
 
 @pytest.mark.parametrize("inclusive", [True, False])
-def test_fused_scores_equal_those_of_assembled_maps(make_heads, inclusive):
+def test_fused_scores_equal_those_of_assembled_maps(inclusive):
     heads = small(make_heads, inclusive=inclusive)
     maps = heads.score_maps(pyramid())
     boxes = [p.proposal_boxes for p in make_proposals(9)]
@@ -87,7 +89,7 @@ def test_fused_scores_equal_those_of_assembled_maps(make_heads, inclusive):
     )
 
 
-def test_separate_maps_classify_with_the_first_and_segment_with_the_second_of_a_pair(make_heads):
+def test_separate_maps_classify_with_the_first_and_segment_with_the_second_of_a_pair():
     heads = small(make_heads, joint=False)
     maps = heads.score_maps(pyramid())
     boxes = [p.proposal_boxes for p in make_proposals(9)]
@@ -101,7 +103,7 @@ def test_separate_maps_classify_with_the_first_and_segment_with_the_second_of_a_
     torch.testing.assert_close(inside, cells[torch.arange(18), best, 1].sigmoid())
 
 
-def test_a_network_of_one_part_does_not_tell_where_in_a_region_a_cell_is(make_heads):
+def test_a_network_of_one_part_does_not_tell_where_in_a_region_a_cell_is():
     """Mirroring map and region mirrors the mask of k = 1, and only that one."""
     for group, equal in ((1, True), (3, False)):
         heads = make_heads(K, group_size=group, out_size=6)
@@ -160,7 +162,7 @@ def losses_by_hand(heads, features, proposals, targets):
     return total
 
 
-def test_losses_and_gradients_equal_a_transcription(make_heads, near_objects):
+def test_losses_and_gradients_equal_a_transcription():
     heads, features = small(make_heads), pyramid()
     batch = random_batch(2, SIZE, num_classes=K)
     proposals, targets = near_objects(batch), [x["instances"] for x in batch]
@@ -182,7 +184,7 @@ def test_losses_and_gradients_equal_a_transcription(make_heads, near_objects):
 
 @pytest.mark.parametrize("joint", [True, False])
 @pytest.mark.parametrize("task", ["loss_cls", "loss_mask", "loss_box_reg"])
-def test_every_loss_reaches_its_maps_and_the_features(make_heads, near_objects, joint, task):
+def test_every_loss_reaches_its_maps_and_the_features(joint, task):
     heads, features = small(make_heads, joint=joint), pyramid()
     batch = random_batch(2, SIZE, num_classes=K)
     losses = losses_of(heads, features, near_objects(batch), [x["instances"] for x in batch])
@@ -200,7 +202,7 @@ def test_every_loss_reaches_its_maps_and_the_features(make_heads, near_objects, 
     assert reached == ([True, True] if joint else separate)
 
 
-def test_loss_weights_scale_the_losses(make_heads, near_objects):
+def test_loss_weights_scale_the_losses():
     batch = random_batch(2, SIZE, num_classes=K)
     arguments = pyramid(), near_objects(batch), [x["instances"] for x in batch]
     one, other = (
@@ -215,7 +217,7 @@ def test_loss_weights_scale_the_losses(make_heads, near_objects):
 @pytest.mark.parametrize("ohem", [True, False])
 @pytest.mark.parametrize("proposals", [0, 1, 40])
 @pytest.mark.parametrize("objects", [0, 1, 5])
-def test_losses_are_finite_for_any_number_of_regions(make_heads, objects, proposals, ohem):
+def test_losses_are_finite_for_any_number_of_regions(objects, proposals, ohem):
     heads, features = small(make_heads, ohem=ohem), pyramid()
     losses = losses_of(heads, features, make_proposals(proposals), make_targets(objects))
     assert set(losses) == {"loss_cls", "loss_mask", "loss_box_reg"}
@@ -226,7 +228,7 @@ def test_losses_are_finite_for_any_number_of_regions(make_heads, objects, propos
     assert all(p.grad is not None and p.grad.isfinite().all() for p in heads.parameters())
 
 
-def test_an_image_with_500_objects_trains(make_heads):
+def test_an_image_with_500_objects_trains():
     generator = torch.Generator().manual_seed(0)
     low = torch.randint(0, 50, (500, 2), generator=generator).float()
     boxes = torch.cat([low, low + 8], dim=1)
@@ -244,7 +246,7 @@ def test_an_image_with_500_objects_trains(make_heads):
 
 
 @torch.no_grad()
-def test_pool_holds_proposals_then_refined_boxes_each_with_its_own_scores(make_heads):
+def test_pool_holds_proposals_then_refined_boxes_each_with_its_own_scores():
     heads = small(make_heads, min_size_test=0.0).eval()
     features, proposals = pyramid(), make_proposals(9)
     first, both = heads.predict_stages(features, proposals)
@@ -264,7 +266,7 @@ def test_pool_holds_proposals_then_refined_boxes_each_with_its_own_scores(make_h
 
 
 @torch.no_grad()
-def test_small_regions_are_dropped_by_their_size_in_network_pixels(make_heads):
+def test_small_regions_are_dropped_by_their_size_in_network_pixels():
     heads = small(make_heads, refine=False, min_size_test=16.0).eval()
     boxes = torch.tensor([[0.0, 0, 16, 16], [0, 0, 15.9, 40], [10, 10, 40, 25.5], [0, 0, 90, 60]])
     proposals = [Instances(SIZE, proposal_boxes=Boxes(boxes))]
@@ -274,7 +276,7 @@ def test_small_regions_are_dropped_by_their_size_in_network_pixels(make_heads):
 
 @torch.no_grad()
 @pytest.mark.parametrize("count", [0, 1, 500])
-def test_any_number_of_proposals_gives_detections_of_the_right_shapes(make_heads, count):
+def test_any_number_of_proposals_gives_detections_of_the_right_shapes(count):
     heads = small(make_heads).eval()
     results, losses = heads(None, pyramid(), make_proposals(count))
     assert losses == {}
@@ -287,7 +289,7 @@ def test_any_number_of_proposals_gives_detections_of_the_right_shapes(make_heads
 
 
 @torch.no_grad()
-def test_masks_of_given_boxes_are_those_of_the_given_classes(make_heads):
+def test_masks_of_given_boxes_are_those_of_the_given_classes():
     heads = small(make_heads).eval()
     features, proposals = pyramid(), make_proposals(5)
     maps = heads.score_maps(features)
@@ -305,7 +307,7 @@ def test_masks_of_given_boxes_are_those_of_the_given_classes(make_heads):
             torch.testing.assert_close(result.pred_masks[row, 0], expected)
 
 
-def test_impossible_arguments_are_refused(make_heads, make_config):
+def test_impossible_arguments_are_refused():
     with pytest.raises(UserError, match="OUT_SIZE 6 must be at least GROUP_SIZE 7"):
         make_heads(out_size=6)
     with pytest.raises(UserError, match="LOSS_WEIGHTS"):

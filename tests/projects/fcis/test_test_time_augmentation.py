@@ -8,11 +8,13 @@ from d2ext.modeling.test_time_augmentation import is_mirrored, with_test_time_au
 from d2ext.utils.testing import random_batch
 from fcis import FCISWithTTA
 
+from tests.projects.fcis.helpers import make_model
+
 SIZE = (64, 96)
 
 
 @pytest.fixture
-def model(make_model):
+def model():
     return make_model().eval()
 
 

@@ -14,6 +14,8 @@ from fcis.sampler import RegionSampler
 
 from detectron2.structures import Boxes, Instances
 
+from tests.projects.fcis.helpers import make_config, make_heads
+
 tensor = torch.tensor
 
 
@@ -43,95 +45,10 @@ def last(classes, dim=1):
     return classes.roll(-1, dims=dim)
 
 
-# ----------------------------------------------------------------------------------- assembly
-
-ASSEMBLY = [
-    "psa_01_identity_bins", "psa_02_overlapping_bins", "psa_03_clip_and_empty", "psa_04_tiny_roi",
-    "psa_05_round_half_away",
-]  # fmt: skip
+# ------------------------------------------------------------------------------------- the head
 
 
-@pytest.mark.parametrize("name", ASSEMBLY)
-def test_regions_read_the_cells_that_their_bins_touch(make_heads, vectors, name):
-    inputs, expected = vectors[name]
-    feature, output = tensor(inputs["map"]), tensor(expected["output"])
-    if output.shape[1] == 1:  # a class has a pair of maps: both the same
-        feature, output = feature.repeat(1, 2, 1, 1), output.repeat(1, 2, 1, 1)
-    heads = make_heads(0, group_size=inputs["group"], out_size=inputs["out_size"])
-    boxes = as_boxes(inputs["rois"])
-    maps = ScoreMaps(feature, feature.repeat(1, 2, 1, 1))
-    pick = torch.zeros(len(boxes[0]), dtype=torch.int64)
-    scores = heads.score_regions(maps, boxes, pick)
-    close(scores.seg, output.tolist())
-    close(scores.deltas, output.mean((2, 3)).repeat(1, 2).tolist(), 1e-4)
-
-
-def test_gradient_spreads_over_the_cells_of_a_bin(make_heads, vectors):
-    inputs, expected = vectors["psa_06_backward"]
-    heads = make_heads(0, group_size=inputs["group"], out_size=4)
-    score = torch.zeros(inputs["map_shape"], requires_grad=True)
-    scores = heads.score_regions(
-        maps_of(score, inputs["group"] ** 2), as_boxes(inputs["rois"]), tensor([0])
-    )
-    scores.seg.backward(tensor(inputs["grad_output"]).view(1, 2, 4, 4))
-    close(score.grad, expected["grad_map"])
-
-
-def test_channels_are_class_side_row_column(make_heads, vectors):
-    inputs, expected = vectors["psa_07_channel_index"]
-    heads = make_heads(80)
-    channels = 2 * 81 * 49
-    score = torch.arange(channels, dtype=torch.float32).view(1, -1, 1, 1)
-    for (cls, side, row, column), channel in zip(inputs["queries"], expected["channels"]):
-        boxes = [Boxes(tensor([[0.0, 0.0, 16.0, 16.0]]))]
-        scores = heads.score_regions(maps_of(score, 49), boxes, tensor([cls]))
-        assert scores.seg[0, side, row, column] == channel
-
-
-def test_bin_bounds_are_those_of_single_precision(make_heads, vectors):
-    inputs, expected = vectors["psa_08_float32_geometry"]
-    heads = make_heads(0, group_size=1)
-    ramp = torch.arange(inputs["limit"], dtype=torch.float64)
-    # the means of position and of its square tell the first and last cell of a bin
-    score = torch.stack([ramp, ramp**2]).view(1, 2, 1, -1).repeat(1, 1, len(ramp), 1)
-    for entry in expected["per_range"]:
-        low, high = entry["range"]
-        boxes = as_boxes([[0, low, low, high, high]])
-        seg = heads.score_regions(maps_of(score), boxes, tensor([0])).seg[0, :, 0]
-        for position, (a, b) in enumerate(zip(entry["f32_start"], entry["f32_end"])):
-            assert seg[0, position].item() == pytest.approx(ramp[a:b].mean().item(), abs=1e-3)
-            square = (ramp[a:b] ** 2).mean().item()
-            assert seg[1, position].item() == pytest.approx(square, rel=1e-5)
-
-
-# ---------------------------------------------------------------------------- joint formulation
-
-
-def test_class_scores_and_masks_come_from_the_same_maps(make_heads, vectors):
-    inputs, expected = vectors["joint_09_scores"]
-    heads = make_heads(2, group_size=1, out_size=2, stride=1)
-    score, boxes = pairs_of_cells(last(tensor(inputs["assembled"])))
-    scores = heads.score_regions(maps_of(score), boxes)
-    close(scores.logits, last(tensor(expected["cls_score"])).tolist())
-    close(scores.logits.softmax(1), last(tensor(expected["cls_prob"])).tolist())
-    assert scores.picked.tolist() == [expected["picked_class"] - 1]
-    close(scores.seg.softmax(1)[:, 1], [expected["picked_mask"]])
-    for cls, mask in enumerate(expected["mask_prob_inside"][0]):
-        given = heads.score_regions(maps_of(score), boxes, tensor([(cls - 1) % 3]))
-        close(given.seg.softmax(1)[:, 1], [mask])
-
-
-def test_a_tie_sends_its_gradient_outside(make_heads, vectors):
-    inputs, expected = vectors["joint_10_max_tie_grad"]
-    heads = make_heads(0, group_size=1, out_size=2, stride=1)
-    score, boxes = pairs_of_cells(tensor(inputs["assembled"]))
-    score.requires_grad_()
-    scores = heads.score_regions(maps_of(score), boxes, tensor([-1]))
-    scores.logits.backward(tensor(inputs["grad_cls_score"]))
-    close(score.grad, expected["grad_assembled"][0][0])
-
-
-def test_the_whole_head(make_heads, vectors):
+def test_the_whole_head(vectors):
     inputs, expected = vectors["head_27_end_to_end"]
     group = inputs["group"]
     heads = make_heads(2, group_size=group, out_size=inputs["out_size"])
@@ -160,7 +77,7 @@ def positive_targets(inputs, labels, num_classes):
     return masks[positive] == 1, tensor(inputs["bbox_targets"])[positive, 4:]
 
 
-def test_losses_and_their_gradients(make_heads, vectors):
+def test_losses_and_their_gradients(vectors):
     inputs, expected = vectors["loss_11_values_and_grads"]
     heads = make_heads(2, group_size=1, out_size=2, stride=1)
     score, boxes = pairs_of_cells(last(tensor(inputs["assembled"])))
@@ -219,14 +136,14 @@ def test_regions_not_kept_have_no_part_in_any_loss(vectors):
         assert (gradient.flatten(1).abs().sum(1) == 0).tolist() == without.tolist()
 
 
-def test_box_targets_are_normalised_deltas(make_heads, vectors):
+def test_box_targets_are_normalised_deltas(vectors):
     inputs, expected = vectors["box_14_encode"]
     rois, gts = (to_continuous(tensor(inputs[name]).float()) for name in ("rois", "gt"))
     deltas = make_heads().box2box_transform.get_deltas(rois, gts)
     close(deltas, expected["normalised"])
 
 
-def test_boxes_are_refined_without_a_limit_and_clipped(make_heads, vectors):
+def test_boxes_are_refined_without_a_limit_and_clipped(vectors):
     inputs, expected = vectors["box_15_refine"]
     rois = Boxes(to_continuous(tensor(inputs["rois"]).float()))
     deltas = tensor(inputs["bbox_pred"])[:, 4:]
@@ -235,7 +152,7 @@ def test_boxes_are_refined_without_a_limit_and_clipped(make_heads, vectors):
     assert make_heads().box2box_transform.scale_clamp == float("inf")
 
 
-def test_smooth_l1_has_the_betas_of_the_release(make_config, vectors):
+def test_smooth_l1_has_the_betas_of_the_release(vectors):
     inputs, expected = vectors["loss_22_smooth_l1"]
     x = tensor(inputs["x"], dtype=torch.float64)
     model = make_config().MODEL
@@ -282,7 +199,7 @@ def test_all_regions_are_labelled_positives_first(vectors):
 
 
 @pytest.mark.parametrize("threshold, name", [(0.5, "keep_thr_05"), (0.3, "keep_thr_03")])
-def test_suppression_counts_whole_pixels(make_heads, vectors, threshold, name):
+def test_suppression_counts_whole_pixels(vectors, threshold, name):
     inputs, expected = vectors["nms_17_inclusive"]
     heads = make_heads(voting=MaskVoting(nms_threshold=threshold))
     boxes = tensor(inputs["boxes"]).float()

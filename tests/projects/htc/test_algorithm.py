@@ -8,9 +8,11 @@ import torch
 from torch.nn import functional as F
 from torchvision.ops import batched_nms, roi_align
 
-from d2ext.utils.testing import random_batch
+from d2ext.utils.testing import near_objects, random_batch
 
 from detectron2.utils.events import EventStorage
+
+from tests.projects.htc.helpers import STDS, make_model, pyramid
 
 SIZE = (64, 96)
 IOUS = (0.5, 0.6, 0.7)
@@ -145,7 +147,7 @@ def losses_by_hand(oracle, batch, proposals, interleaved):
 
 
 @pytest.fixture
-def scene(make_model, pyramid, near_objects, stds, request):
+def scene(request):
     overrides = getattr(request, "param", ())
     model = make_model(*overrides)
     for predictor in model.roi_heads.box_predictor:  # move boxes, but keep most of them positive
@@ -154,7 +156,7 @@ def scene(make_model, pyramid, near_objects, stds, request):
     batch = random_batch()
     batch[0]["instances"].gt_boxes.tensor[1] = batch[0]["instances"].gt_boxes.tensor[0] + 6
     features = model.roi_heads.region_features(pyramid())
-    oracle = Oracle(model, features.pyramid, features.embedding, stds)
+    oracle = Oracle(model, features.pyramid, features.embedding, STDS)
     return model, batch, features, near_objects(batch), oracle
 
 

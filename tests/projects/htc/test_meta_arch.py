@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from d2ext.modeling import ClampedBox2BoxTransform, InsideAnchorRPN, ProposalSampler, SlimResNetFPN
-from d2ext.utils.testing import random_batch
+from d2ext.utils.testing import random_batch, training_losses
 from htc import FusedSemanticHead, HTCMaskHead, HTCROIHeads, HybridTaskCascade, add_htc_config
 
 from detectron2.config import LazyCall as L
@@ -16,6 +16,8 @@ from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead, FastRCNNOutputLayers
+
+from tests.projects.htc.helpers import make_config, make_model
 
 
 def detections(model, batch):
@@ -79,7 +81,7 @@ def names_of_mmdetections_r50_model():
 @pytest.mark.parametrize(
     "backbone", ["build_resnet_fpn_backbone", "build_deform_resnet_fpn_backbone"]
 )
-def test_r50_model_has_the_373_tensors_of_the_released_one(make_config, backbone):
+def test_r50_model_has_the_373_tensors_of_the_released_one(backbone):
     cfg = make_config()
     model = cfg.MODEL
     model.BACKBONE.NAME = backbone
@@ -183,7 +185,7 @@ def lazy_model():
     )
 
 
-def test_yaml_and_lazy_build_the_same_model(make_model, training_losses):
+def test_yaml_and_lazy_build_the_same_model():
     yaml, lazy = make_model(), instantiate(lazy_model())
     lazy.load_state_dict(yaml.state_dict())
     batch = random_batch()
@@ -193,7 +195,7 @@ def test_yaml_and_lazy_build_the_same_model(make_model, training_losses):
         assert torch.equal(x.scores, y.scores) and torch.equal(x.pred_masks, y.pred_masks)
 
 
-def test_backbone_and_region_proposals_do_not_change_with_the_switches(make_model):
+def test_backbone_and_region_proposals_do_not_change_with_the_switches():
     full = set(make_model().state_dict())
     bare = set(make_model("HTC.SEMANTIC.ENABLED", False, "HTC.MASK_INFO_FLOW", False).state_dict())
     assert bare < full
@@ -203,7 +205,7 @@ def test_backbone_and_region_proposals_do_not_change_with_the_switches(make_mode
 # ----------------------------------------------------------------------------------- training
 
 
-def test_a_step_gives_twelve_losses_and_a_gradient_for_every_parameter(make_model, training_losses):
+def test_a_step_gives_twelve_losses_and_a_gradient_for_every_parameter():
     model = make_model()
     losses = training_losses(model, random_batch())
     assert set(losses) == {"loss_rpn_cls", "loss_rpn_loc", "loss_semantic_seg"} | {
@@ -214,9 +216,7 @@ def test_a_step_gives_twelve_losses_and_a_gradient_for_every_parameter(make_mode
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
 
 
-def test_a_batch_without_any_annotation_gives_every_parameter_a_gradient(
-    make_model, training_losses
-):
+def test_a_batch_without_any_annotation_gives_every_parameter_a_gradient():
     model = make_model()
     batch = random_batch(num_objects=0)
     for x in batch:
@@ -228,7 +228,7 @@ def test_a_batch_without_any_annotation_gives_every_parameter_a_gradient(
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
 
 
-def test_padding_of_the_label_maps_is_ignored(make_model):
+def test_padding_of_the_label_maps_is_ignored():
     model = make_model().train()
     batch = random_batch(1, size=(64, 96)) + random_batch(1, size=(50, 70), seed=1)
     images = model.preprocess_image(batch)
@@ -239,7 +239,7 @@ def test_padding_of_the_label_maps_is_ignored(make_model):
     assert torch.equal(labels[1], expected)
 
 
-def test_semantic_loss_is_that_of_the_label_maps(make_model, training_losses):
+def test_semantic_loss_is_that_of_the_label_maps():
     model = make_model()
     batch = random_batch()
     loss = training_losses(model, batch)["loss_semantic_seg"].item()
@@ -250,7 +250,7 @@ def test_semantic_loss_is_that_of_the_label_maps(make_model, training_losses):
     assert loss == pytest.approx(0.2 * F.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
-def test_losses_do_not_depend_on_the_order_of_the_batch(make_model, training_losses):
+def test_losses_do_not_depend_on_the_order_of_the_batch():
     model = make_model("ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8, "RPN.BATCH_SIZE_PER_IMAGE", 16)
     batch = random_batch()
     a, b = training_losses(model, batch), training_losses(model, batch[::-1])
@@ -258,7 +258,7 @@ def test_losses_do_not_depend_on_the_order_of_the_batch(make_model, training_los
         assert a[name].item() == pytest.approx(b[name].item(), rel=1e-4, abs=1e-6), name
 
 
-def test_missing_label_map_names_the_image_and_the_remedies(make_model, training_losses):
+def test_missing_label_map_names_the_image_and_the_remedies():
     batch = random_batch()
     del batch[1]["sem_seg"]
     with pytest.raises(ValueError, match="image1.png.*MODEL.HTC.SEMANTIC.ENABLED False") as error:
@@ -266,14 +266,14 @@ def test_missing_label_map_names_the_image_and_the_remedies(make_model, training
     assert "\n" not in str(error.value)
 
 
-def test_label_map_of_another_size_is_reported(make_model, training_losses):
+def test_label_map_of_another_size_is_reported():
     batch = random_batch()
     batch[0]["sem_seg"] = batch[0]["sem_seg"][:-1]
     with pytest.raises(ValueError, match="image0.png"):
         training_losses(make_model(), batch)
 
 
-def test_label_maps_are_not_needed_without_semantic_branch(make_model, training_losses):
+def test_label_maps_are_not_needed_without_semantic_branch():
     batch = random_batch()
     for x in batch:
         del x["sem_seg"]
@@ -281,7 +281,7 @@ def test_label_maps_are_not_needed_without_semantic_branch(make_model, training_
     assert "loss_semantic_seg" not in losses
 
 
-def test_another_meta_architecture_is_told_to_change(make_model, training_losses):
+def test_another_meta_architecture_is_told_to_change():
     model = make_model("META_ARCHITECTURE", "GeneralizedRCNN")
     with pytest.raises(ValueError, match="MODEL.META_ARCHITECTURE to HybridTaskCascade"):
         training_losses(model, random_batch())
@@ -290,7 +290,7 @@ def test_another_meta_architecture_is_told_to_change(make_model, training_losses
 # ---------------------------------------------------------------------------------- inference
 
 
-def test_an_image_gives_the_same_result_alone_and_in_a_batch(make_model):
+def test_an_image_gives_the_same_result_alone_and_in_a_batch():
     model, batch = make_model(), random_batch(3)
     together = detections(model, batch)
     for x, expected in zip(batch, together):
@@ -301,14 +301,14 @@ def test_an_image_gives_the_same_result_alone_and_in_a_batch(make_model):
         assert (alone.pred_masks != expected.pred_masks).float().mean() < 1e-3
 
 
-def test_label_maps_and_objects_are_not_needed_for_inference(make_model):
+def test_label_maps_and_objects_are_not_needed_for_inference():
     model, batch = make_model(), random_batch()
     bare = [{k: x[k] for k in ("image", "height", "width")} for x in batch]
     for a, b in zip(detections(model, batch), detections(model, bare)):
         assert torch.equal(a.scores, b.scores)
 
 
-def test_results_are_scaled_to_the_requested_size(make_model):
+def test_results_are_scaled_to_the_requested_size():
     batch = random_batch(1)
     batch[0].update(height=32, width=48)
     model = make_model()
@@ -317,7 +317,7 @@ def test_results_are_scaled_to_the_requested_size(make_model):
     assert small.pred_boxes.tensor[:, 2].max() <= 48
 
 
-def test_stage_results_improve_on_nothing_but_agree_in_the_end(make_model):
+def test_stage_results_improve_on_nothing_but_agree_in_the_end():
     model, batch = make_model(), random_batch()
     stages = model.eval().inference_stages(batch)
     final = detections(model, batch)
@@ -327,7 +327,7 @@ def test_stage_results_improve_on_nothing_but_agree_in_the_end(make_model):
     assert not torch.equal(stages[0][0]["instances"].scores, final[0].scores)
 
 
-def test_default_predictor_runs_it(make_config):
+def test_default_predictor_runs_it():
     predictor = DefaultPredictor(make_config())
     image = random_batch(1)[0]["image"].permute(1, 2, 0).numpy()
     predictor.aug.short_edge_length = [64, 64]
@@ -336,7 +336,7 @@ def test_default_predictor_runs_it(make_config):
     assert instances.pred_masks.shape == (10, 64, 96)
 
 
-def test_detectron2s_test_time_augmentation_runs_it(make_config, make_model):
+def test_detectron2s_test_time_augmentation_runs_it():
     cfg = make_config()
     cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.MAX_SIZE = (48, 64), 128
     model = make_model().eval()
@@ -357,7 +357,7 @@ def test_registration_needs_no_more_than_the_import():
     assert ROI_MASK_HEAD_REGISTRY.get("HTCMaskHead") is HTCMaskHead
 
 
-def test_semantic_loss_can_be_divided_by_ignored_pixels_too(make_model, training_losses):
+def test_semantic_loss_can_be_divided_by_ignored_pixels_too():
     batch = random_batch()
     for x in batch:
         x["sem_seg"][:, :48] = 255  # half of every image
@@ -368,7 +368,7 @@ def test_semantic_loss_can_be_divided_by_ignored_pixels_too(make_model, training
 
 
 @pytest.mark.parametrize("reassign, row", [(True, 1), (False, 0)])
-def test_low_quality_matches_can_be_left_to_the_better_object(make_model, reassign, row):
+def test_low_quality_matches_can_be_left_to_the_better_object(reassign, row):
     boxes, objects = (
         torch.tensor([[0.0, 0, 20, 20]]),
         torch.tensor([[0.0, 0, 20, 18], [0, 0, 20, 15]]),

@@ -3,10 +3,12 @@ import torch
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from d2ext.utils.testing import random_batch
+from d2ext.utils.testing import near_objects, random_batch, training_losses
 
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+
+from tests.projects.htc.helpers import make_model, pyramid
 
 SWITCHES_OFF = (
     "HTC.INTERLEAVED",
@@ -57,7 +59,7 @@ def reached(gradient, prefix):
 # ------------------------------------------------------------------------- information flow
 
 
-def test_information_flow_with_zero_inlets_equals_no_flow(make_model, training_losses):
+def test_information_flow_with_zero_inlets_equals_no_flow():
     flow = make_model()
     for head in list(flow.roi_heads.mask_head)[1:]:
         zero(head.conv_res)
@@ -71,7 +73,7 @@ def test_information_flow_with_zero_inlets_equals_no_flow(make_model, training_l
     assert torch.equal(a[0]["instances"].pred_masks, b[0]["instances"].pred_masks)
 
 
-def test_information_flow_changes_masks_and_their_parameters(make_model):
+def test_information_flow_changes_masks_and_their_parameters():
     flow = make_model()
     plain = copy_shared(make_model("HTC.MASK_INFO_FLOW", False, seed=1), flow)
     x = torch.randn(2, 8, 14, 14)
@@ -82,7 +84,7 @@ def test_information_flow_changes_masks_and_their_parameters(make_model):
     }
 
 
-def test_masks_of_a_stage_come_from_the_chain_of_all_heads_before_it(make_model):
+def test_masks_of_a_stage_come_from_the_chain_of_all_heads_before_it():
     heads = make_model().roi_heads.eval()
     x = torch.randn(3, 8, 14, 14)
     first, second, third = heads.mask_head
@@ -100,7 +102,7 @@ def test_masks_of_a_stage_come_from_the_chain_of_all_heads_before_it(make_model)
     assert torch.allclose(heads.mask_probabilities(x, classes, 3), each[2], atol=1e-6)
 
 
-def test_equal_heads_without_inlet_predict_equal_masks(make_model):
+def test_equal_heads_without_inlet_predict_equal_masks():
     heads = make_model("HTC.MASK_INFO_FLOW", False).roi_heads
     for head in heads.mask_head:
         head.load_state_dict(heads.mask_head[0].state_dict())
@@ -111,9 +113,7 @@ def test_equal_heads_without_inlet_predict_equal_masks(make_model):
     assert torch.allclose(heads.mask_probabilities(x, classes, 3), expected, atol=1e-6)
 
 
-def test_mask_loss_of_the_last_stage_reaches_all_trunks_but_no_other_output(
-    make_model, pyramid, near_objects
-):
+def test_mask_loss_of_the_last_stage_reaches_all_trunks_but_no_other_output():
     model = make_model()
     losses, _ = stage_losses(model, pyramid, near_objects)
     gradient = gradients(model, losses, ["loss_mask_stage2"])
@@ -129,7 +129,7 @@ def test_mask_loss_of_the_last_stage_reaches_all_trunks_but_no_other_output(
 # -------------------------------------------------------------------------- semantic fusion
 
 
-def test_fusion_of_a_zero_embedding_equals_no_fusion(make_model, training_losses):
+def test_fusion_of_a_zero_embedding_equals_no_fusion():
     fused = make_model()
     zero(fused.roi_heads.semantic_head.conv_embedding)
     plain = copy_shared(make_model("HTC.SEMANTIC.FUSION", [], seed=1), fused)
@@ -147,7 +147,7 @@ def test_fusion_of_a_zero_embedding_equals_no_fusion(make_model, training_losses
         assert torch.equal(results[0].pred_masks, other.pred_masks)
 
 
-def test_semantic_features_are_pooled_fine_and_averaged_for_boxes(make_model, pyramid):
+def test_semantic_features_are_pooled_fine_and_averaged_for_boxes():
     heads = make_model().roi_heads
     features = heads.region_features(pyramid(1))
     embedding = heads.semantic_head(features.pyramid)[1]
@@ -162,7 +162,7 @@ def test_semantic_features_are_pooled_fine_and_averaged_for_boxes(make_model, py
     assert torch.allclose(ours, box + means, atol=1e-6)
 
 
-def test_half_precision_features_are_pooled_at_full_precision_boxes(make_model, pyramid):
+def test_half_precision_features_are_pooled_at_full_precision_boxes():
     heads = make_model().roi_heads
     features = heads.region_features(pyramid(1))
     half, single = (
@@ -178,7 +178,7 @@ def test_half_precision_features_are_pooled_at_full_precision_boxes(make_model, 
 
 
 @pytest.mark.parametrize("fusion", [["box"], ["mask"]])
-def test_each_branch_can_go_without_semantic_features(make_model, pyramid, fusion):
+def test_each_branch_can_go_without_semantic_features(fusion):
     heads = make_model("HTC.SEMANTIC.FUSION", fusion).roi_heads
     features = heads.region_features(pyramid(1))
     boxes = [Boxes(torch.tensor([[5.0, 6, 40, 50]]))]
@@ -191,7 +191,7 @@ def test_each_branch_can_go_without_semantic_features(make_model, pyramid, fusio
     ) == ("mask" not in fusion)
 
 
-def test_box_losses_reach_the_embedding_but_not_the_mask_heads(make_model, pyramid, near_objects):
+def test_box_losses_reach_the_embedding_but_not_the_mask_heads():
     model = make_model()
     losses, _ = stage_losses(model, pyramid, near_objects)
     names = [n for n in losses if "mask" not in n]
@@ -213,7 +213,7 @@ def identity_cascade(make_model, *overrides):
     return model
 
 
-def test_with_unmoved_boxes_interleaving_changes_nothing(make_model, pyramid, near_objects):
+def test_with_unmoved_boxes_interleaving_changes_nothing():
     on = identity_cascade(make_model)
     off = copy_shared(identity_cascade(make_model, "HTC.INTERLEAVED", False), on)
     a, _ = stage_losses(on, pyramid, near_objects)
@@ -223,9 +223,7 @@ def test_with_unmoved_boxes_interleaving_changes_nothing(make_model, pyramid, ne
         assert a[name].item() > 0 or "box_reg" in name
 
 
-def test_with_moved_boxes_interleaving_changes_the_mask_losses_only(
-    make_model, pyramid, near_objects
-):
+def test_with_moved_boxes_interleaving_changes_the_mask_losses_only():
     on = make_model()
     off = copy_shared(make_model("HTC.INTERLEAVED", False), on)
     a, _ = stage_losses(on, pyramid, near_objects)
@@ -234,9 +232,7 @@ def test_with_moved_boxes_interleaving_changes_the_mask_losses_only(
         assert (a[name].item() == b[name].item()) == ("mask" not in name), name
 
 
-def test_refined_boxes_are_sampled_anew_with_the_threshold_of_their_own_stage(
-    make_model, pyramid, near_objects
-):
+def test_refined_boxes_are_sampled_anew_with_the_threshold_of_their_own_stage():
     heads = make_model().roi_heads
     calls = []
     for stage, sampler in enumerate(heads.samplers):
@@ -258,7 +254,7 @@ def test_refined_boxes_are_sampled_anew_with_the_threshold_of_their_own_stage(
     ]
 
 
-def test_masks_are_trained_on_positive_boxes_only(make_model, pyramid, near_objects):
+def test_masks_are_trained_on_positive_boxes_only():
     heads = make_model().roi_heads
     trained = []
     original = heads.pool_mask_features
@@ -278,9 +274,7 @@ def test_masks_are_trained_on_positive_boxes_only(make_model, pyramid, near_obje
 
 @pytest.mark.parametrize("off", [(), SWITCHES_OFF])
 @pytest.mark.parametrize("count, objects", [(0, 0), (0, 2), (5, 0), (5, 2)])
-def test_every_parameter_gets_a_gradient_whatever_is_missing(
-    make_model, pyramid, off, count, objects
-):
+def test_every_parameter_gets_a_gradient_whatever_is_missing(off, count, objects):
     model = make_model(*off)
     heads = model.roi_heads.train()
     boxes = Boxes(torch.tensor([[3.0, 3, 30, 40]]).repeat(count, 1))
@@ -299,7 +293,7 @@ def test_every_parameter_gets_a_gradient_whatever_is_missing(
         assert all(v.item() == 0 for k, v in losses.items() if "box_reg" in k or "mask" in k)
 
 
-def test_inference_without_proposals_returns_empty_results(make_model, pyramid):
+def test_inference_without_proposals_returns_empty_results():
     heads = make_model().roi_heads.eval()
     proposals = [Instances((64, 96), proposal_boxes=Boxes(torch.zeros(0, 4)))] * 2
     results, _ = heads(None, pyramid(), proposals)
@@ -310,7 +304,7 @@ def test_inference_without_proposals_returns_empty_results(make_model, pyramid):
 # --------------------------------------------------------------------------- given boxes
 
 
-def test_given_boxes_get_the_masks_of_the_full_result(make_model, pyramid, near_objects):
+def test_given_boxes_get_the_masks_of_the_full_result():
     heads = make_model().roi_heads.eval()
     features, proposals = pyramid(), near_objects(random_batch())
     with torch.no_grad():
@@ -338,12 +332,12 @@ def test_given_boxes_get_the_masks_of_the_full_result(make_model, pyramid, near_
         ("MASK_ON", False, "MODEL.MASK_ON True"),
     ],
 )
-def test_impossible_settings_are_refused(make_model, key, value, message):
+def test_impossible_settings_are_refused(key, value, message):
     with pytest.raises(ValueError, match=message):
         make_model(key, value)
 
 
-def test_mask_heads_that_do_not_fit_the_flow_are_refused(make_model):
+def test_mask_heads_that_do_not_fit_the_flow_are_refused():
     heads = make_model().roi_heads
     with pytest.raises(ValueError, match="information_flow="):
         type(heads)(

@@ -4,6 +4,8 @@ from torch.nn import functional as F
 
 from htc import FusedSemanticHead
 
+from tests.projects.htc.helpers import pyramid
+
 LEVELS = ("p2", "p3", "p4", "p5", "p6")
 
 
@@ -31,7 +33,7 @@ def bilinear_align_corners(x, size):
     return torch.einsum("ih,nchw,jw->ncij", rows, x, columns)
 
 
-def test_features_follow_the_paper(pyramid):
+def test_features_follow_the_paper():
     layer = head()
     features = pyramid(size=(128, 192))
     p = dict(layer.named_parameters())

@@ -9,11 +9,13 @@ from mnc.box_transform import exact_boxes
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 
+from tests.projects.mnc.helpers import make_model
+
 DOUBLE = torch.float64
 
 
 @pytest.fixture
-def network(make_model):
+def network():
     def make(*overrides):
         model = make_model(*overrides).double().train()
         # Anchors and proposals must be inside the image to have a gradient.

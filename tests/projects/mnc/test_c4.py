@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from d2ext.checkpoint import Checkpointer
-from d2ext.utils.testing import random_batch
+from d2ext.utils.testing import random_batch, training_losses
+
+from tests.projects.mnc.helpers import make_model
 
 NARROW = (
     *("BACKBONE.NAME", "build_caffe_resnet_backbone"),
@@ -18,11 +20,11 @@ NARROW = (
 
 
 @pytest.fixture
-def narrow(make_model):
+def narrow():
     return lambda **kwargs: make_model(*NARROW, **kwargs)
 
 
-def test_network_trains_and_predicts(narrow, training_losses):
+def test_network_trains_and_predicts(narrow):
     model, batch = narrow(), random_batch(2)
     losses = training_losses(model, batch)
     assert len(losses) == 10 and all(torch.isfinite(x) for x in losses.values())

@@ -5,14 +5,16 @@ from d2ext.data import InstanceSegMapper
 from d2ext.evaluation import build_evaluator
 from d2ext.modeling.regions.boxes import pixel_boxes, to_inclusive
 from d2ext.modeling.regions.targets import resize_masks
-from d2ext.utils.testing import random_batch
+from d2ext.utils.testing import random_batch, training_losses
 
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 
+from tests.projects.mnc.helpers import make_model
 
-def test_prediction_has_the_size_of_the_original_image(make_model):
+
+def test_prediction_has_the_size_of_the_original_image():
     model = make_model().eval()
     batch = [dict(random_batch(1)[0], height=h, width=w) for h, w in ((64, 96), (32, 48))]
     with torch.no_grad():
@@ -26,7 +28,7 @@ def test_prediction_has_the_size_of_the_original_image(make_model):
         assert (boxes[:, 2] <= x["width"]).all() and (boxes[:, 3] <= x["height"]).all()
 
 
-def test_images_of_a_batch_do_not_disturb_each_other(make_model):
+def test_images_of_a_batch_do_not_disturb_each_other():
     model = make_model().eval()
     batch = random_batch(2)
     with torch.no_grad():
@@ -39,13 +41,13 @@ def test_images_of_a_batch_do_not_disturb_each_other(make_model):
         assert a.pred_masks.equal(b.pred_masks)
 
 
-def test_images_of_different_sizes_train_together(make_model, training_losses):
+def test_images_of_different_sizes_train_together():
     batch = random_batch(1, size=(64, 96)) + random_batch(1, size=(80, 60))
     losses = training_losses(make_model(), batch)
     assert all(torch.isfinite(x) for x in losses.values())
 
 
-def test_training_does_not_depend_on_the_global_generator(make_model, training_losses):
+def test_training_does_not_depend_on_the_global_generator():
     model, batch = make_model(), random_batch(2)
     results = []
     for seed in (1, 2):
@@ -56,7 +58,7 @@ def test_training_does_not_depend_on_the_global_generator(make_model, training_l
     assert other["loss_rpn_cls"] != results[0]["loss_rpn_cls"]
 
 
-def test_losses_are_the_mean_of_those_of_the_images(make_model, training_losses):
+def test_losses_are_the_mean_of_those_of_the_images():
     model, batch = make_model(), random_batch(2)
     together = training_losses(model, batch)
     first, second = (training_losses(model, [x]) for x in batch)
@@ -64,7 +66,7 @@ def test_losses_are_the_mean_of_those_of_the_images(make_model, training_losses)
         torch.testing.assert_close(value, (first[name] + second[name]) / 2, rtol=1e-4, atol=1e-5)
 
 
-def test_stages_are_predicted_one_by_one(make_model):
+def test_stages_are_predicted_one_by_one():
     model, batch = make_model().eval(), random_batch(1)
     three, five = model.inference_stages(batch)
     with torch.no_grad():
@@ -75,7 +77,7 @@ def test_stages_are_predicted_one_by_one(make_model):
     assert not three[0]["instances"].pred_masks.equal(five[0]["instances"].pred_masks)
 
 
-def test_training_boxes_are_drawn_when_asked_for(make_model):
+def test_training_boxes_are_drawn_when_asked_for():
     model, batch = make_model().train(), random_batch(1)
     model.vis_period = 2
     drawn = []
@@ -87,13 +89,13 @@ def test_training_boxes_are_drawn_when_asked_for(make_model):
     assert drawn == [(3, 64, 192)] * 2
 
 
-def test_given_boxes_are_refused(make_model):
+def test_given_boxes_are_refused():
     model, batch = make_model().eval(), random_batch(1)
     with pytest.raises(NotImplementedError, match="their own boxes"):
         model.inference(batch, detected_instances=[Instances((64, 96))])
 
 
-def test_candidates_are_returned_without_postprocessing(make_model):
+def test_candidates_are_returned_without_postprocessing():
     model = make_model().eval()
     with torch.no_grad():
         (found,) = model.inference(random_batch(1), do_postprocess=False)
@@ -101,9 +103,7 @@ def test_candidates_are_returned_without_postprocessing(make_model):
 
 
 @pytest.mark.parametrize("kind", ["compat", "direct"])
-def test_true_masks_as_candidates_come_back_through_voting_and_evaluation(
-    make_model, shapes_few, kind
-):
+def test_true_masks_as_candidates_come_back_through_voting_and_evaluation(shapes_few, kind):
     """21 x 21 masks of the ground truth on three jittered boxes each: an AP50 of nearly 100."""
     voting = make_model("MNC.OUTPUT_MASKS", kind, "ROI_HEADS.NUM_CLASSES", 8).voting
     mapper = InstanceSegMapper(
@@ -129,7 +129,7 @@ def test_true_masks_as_candidates_come_back_through_voting_and_evaluation(
     assert evaluator.evaluate()["segm"]["AP50"] > 95
 
 
-def test_unshared_features_come_from_backbones_of_their_own(make_model, training_losses):
+def test_unshared_features_come_from_backbones_of_their_own():
     model = make_model("MNC.SHARED_FEATURES", False, "MNC.BOX_GRADIENT", False)
     losses = training_losses(model, random_batch(2))
 
@@ -150,7 +150,7 @@ def test_unshared_features_come_from_backbones_of_their_own(make_model, training
         assert len(model.eval()(random_batch(1)))
 
 
-def test_backbones_of_the_stages_start_from_the_weights_of_the_shared_one(make_model):
+def test_backbones_of_the_stages_start_from_the_weights_of_the_shared_one():
     shared = make_model(seed=3).state_dict()
     model = make_model("MNC.SHARED_FEATURES", False, seed=4)
     result = model.load_state_dict(shared)
@@ -164,7 +164,7 @@ def test_backbones_of_the_stages_start_from_the_weights_of_the_shared_one(make_m
     assert all(model.state_dict()[k].equal(v) for k, v in own.items())
 
 
-def test_sampled_boxes_are_drawn_before_the_losses_of_the_rpn(make_model, training_losses):
+def test_sampled_boxes_are_drawn_before_the_losses_of_the_rpn():
     """The samples that the heads train on are those the RPN has seen."""
     model, seen = make_model(), {}
     heads, rpn = model.roi_heads, model.proposal_generator

@@ -2,10 +2,12 @@ import pytest
 import torch
 
 from d2ext.errors import UserError
-from d2ext.utils.testing import random_batch
+from d2ext.utils.testing import random_batch, training_losses
 
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+
+from tests.projects.mnc.helpers import make_model
 
 FIRST = {"loss_mask_stage2", "loss_cls_stage3", "loss_seg_cls_stage3", "loss_box_reg_stage3"}
 SECOND = {"loss_mask_stage4", "loss_cls_stage5", "loss_seg_cls_stage5", "loss_box_reg_stage5"}
@@ -32,14 +34,14 @@ def head_losses(model, batch, proposals):
 
 
 @pytest.mark.parametrize("stages, names", [(3, FIRST), (5, FIRST | SECOND)])
-def test_losses_of_three_and_five_stages(make_model, training_losses, stages, names):
+def test_losses_of_three_and_five_stages(stages, names):
     losses = training_losses(make_model("MNC.NUM_STAGES", stages), random_batch(2))
     assert set(losses) == names | RPN
     assert all(torch.isfinite(x) for x in losses.values())
     sum(losses.values()).backward()
 
 
-def test_passes_share_all_parameters(make_model):
+def test_passes_share_all_parameters():
     three, five = (make_model("MNC.NUM_STAGES", n).state_dict() for n in (3, 5))
     assert three.keys() == five.keys()
     assert all(three[k].shape == five[k].shape for k in three)
@@ -50,7 +52,7 @@ def test_passes_share_all_parameters(make_model):
     }
 
 
-def test_second_pass_is_the_first_one_on_refined_boxes(make_model):
+def test_second_pass_is_the_first_one_on_refined_boxes():
     """The losses of stages 4 and 5 are those of stages 2 and 3 for the boxes of the bridge."""
     model = make_model().train()
     heads, batch = model.roi_heads, random_batch(2)
@@ -70,7 +72,7 @@ def test_second_pass_is_the_first_one_on_refined_boxes(make_model):
         torch.testing.assert_close(losses[f"{name[:-1]}{stage}"], value)
 
 
-def test_counts_are_logged_per_image(make_model):
+def test_counts_are_logged_per_image():
     model = make_model().train()
     batch = random_batch(2)
     _, logged = head_losses(model, batch, near(batch))
@@ -81,7 +83,7 @@ def test_counts_are_logged_per_image(make_model):
 
 @pytest.mark.parametrize("objects", [0, 3])
 @pytest.mark.parametrize("proposals", [0, 5])
-def test_images_without_objects_or_proposals_give_finite_losses(make_model, objects, proposals):
+def test_images_without_objects_or_proposals_give_finite_losses(objects, proposals):
     model = make_model().train()
     batch = random_batch(2, num_objects=objects)
     corner = torch.tensor([[0.0, 0, 9, 9]]).repeat(proposals, 1)
@@ -96,7 +98,7 @@ def test_images_without_objects_or_proposals_give_finite_losses(make_model, obje
         assert sum(losses.values()) == 0
 
 
-def test_one_empty_image_halves_what_the_other_one_counts(make_model):
+def test_one_empty_image_halves_what_the_other_one_counts():
     model = make_model("MNC.NUM_STAGES", 3).train()
     full, empty = random_batch(1), random_batch(1, num_objects=0, seed=1)
     nothing = Instances((64, 96), proposal_boxes=Boxes(torch.zeros(0, 4)))
@@ -113,7 +115,7 @@ def test_one_empty_image_halves_what_the_other_one_counts(make_model):
 
 
 @pytest.mark.parametrize("proposals", [0, 4])
-def test_prediction_collects_the_candidates_of_both_passes(make_model, proposals):
+def test_prediction_collects_the_candidates_of_both_passes(proposals):
     model = make_model().eval()
     batch = random_batch(2)
     features = model.backbone(model.preprocess_image(batch).tensor)
@@ -134,7 +136,7 @@ def test_prediction_collects_the_candidates_of_both_passes(make_model, proposals
             assert not b.pred_boxes.tensor[proposals:].equal(boxes)
 
 
-def test_leftover_of_the_release_pools_the_second_pass_differently(make_model):
+def test_leftover_of_the_release_pools_the_second_pass_differently():
     batch = random_batch(1)
     boxes = Boxes(torch.tensor([[5.0, 5, 50, 40], [20, 10, 70, 60]]))
     results = []
@@ -148,12 +150,12 @@ def test_leftover_of_the_release_pools_the_second_pass_differently(make_model):
     assert not torch.allclose(results[0][2:], results[1][2:])
 
 
-def test_other_numbers_of_stages_are_refused(make_model):
+def test_other_numbers_of_stages_are_refused():
     with pytest.raises(UserError, match="3 or 5 stages: num_stages is 4"):
         make_model("MNC.NUM_STAGES", 4)
 
 
-def test_several_feature_maps_are_refused(make_model):
+def test_several_feature_maps_are_refused():
     with pytest.raises(UserError, match="one feature map"):
         make_model("ROI_HEADS.IN_FEATURES", ["p2", "p3"])
     with pytest.raises(UserError, match="WARP_SIZE 7 is neither"):

@@ -8,6 +8,8 @@ from mnc.rpn import relabel_anchors
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 
+from tests.projects.mnc.helpers import make_model
+
 
 def stages_of(model, batch):
     """Inputs of the proposal generator for a batch."""
@@ -28,7 +30,7 @@ def test_sampled_boxes_relabel_their_anchors_unless_they_leave_the_image():
 
 
 @pytest.mark.parametrize("relabel", [True, False])
-def test_rpn_learns_from_the_samples_of_the_heads_only_if_told_to(make_model, relabel, monkeypatch):
+def test_rpn_learns_from_the_samples_of_the_heads_only_if_told_to(relabel, monkeypatch):
     model = make_model("MNC.RPN_RELABEL_FROM_ROIS", relabel).train()
     rpn, seen = model.proposal_generator, []
     losses = rpn.losses
@@ -57,7 +59,7 @@ def test_rpn_learns_from_the_samples_of_the_heads_only_if_told_to(make_model, re
     assert all(agree) == relabel
 
 
-def test_rpn_alone_trains_and_proposes_like_any_other(make_model):
+def test_rpn_alone_trains_and_proposes_like_any_other():
     model = make_model().train()
     images, features, targets = stages_of(model, random_batch(2))
     with EventStorage():
@@ -72,7 +74,7 @@ def test_rpn_alone_trains_and_proposes_like_any_other(make_model):
         assert (x1 >= 0).all() and (y1 >= 0).all() and (x2 <= width).all() and (y2 <= height).all()
 
 
-def test_proposals_are_those_of_the_shared_rpn(make_model):
+def test_proposals_are_those_of_the_shared_rpn():
     model = make_model().eval()
     images, features, _ = stages_of(model, random_batch(1, size=(64, 96)))
     rpn = model.proposal_generator
@@ -85,7 +87,7 @@ def test_proposals_are_those_of_the_shared_rpn(make_model):
 
 
 @pytest.mark.parametrize("scaled", [True, False])
-def test_smallest_proposal_is_measured_in_pixels_of_the_original_image(make_model, scaled):
+def test_smallest_proposal_is_measured_in_pixels_of_the_original_image(scaled):
     overrides = ("CAFFE_RPN.SCALE_MIN_SIZE", scaled, "PROPOSAL_GENERATOR.MIN_SIZE", 10)
     model = make_model(*overrides).eval()
     images, features, _ = stages_of(model, random_batch(1, size=(64, 96)))
@@ -100,7 +102,7 @@ def test_smallest_proposal_is_measured_in_pixels_of_the_original_image(make_mode
     assert (sides[2] >= 20) == scaled
 
 
-def test_the_detector_tells_the_size_of_the_original_image(make_model):
+def test_the_detector_tells_the_size_of_the_original_image():
     scaled = ("CAFFE_RPN.SCALE_MIN_SIZE", True, "PROPOSAL_GENERATOR.MIN_SIZE", 10)
     model = make_model(*scaled, "MNC.NUM_STAGES_TEST", 3).eval()
     (x,) = random_batch(1, size=(64, 96))
@@ -111,7 +113,7 @@ def test_the_detector_tells_the_size_of_the_original_image(make_model):
     assert (boxes[:, 2:] - boxes[:, :2]).min() >= 20
 
 
-def test_cells_cut_by_the_border_propose_but_those_of_the_padding_do_not(make_model):
+def test_cells_cut_by_the_border_propose_but_those_of_the_padding_do_not():
     rpn = make_model().proposal_generator
     anchors = rpn.anchor_generator.num_anchors[0]
     usable = rpn.usable_anchors((16, 24), (61, 66), torch.device("cpu"))

@@ -24,71 +24,26 @@ from detectron2.data.transforms import AugInput, AugmentationList
 from detectron2.modeling.anchor_generator import BufferList
 from detectron2.structures import Boxes, Instances
 
+from tests.projects.mnc.helpers import make_model
+
 DOUBLE = torch.float64
 STDS = (0.1, 0.1, 0.2, 0.2)
-# Average precision is tested with the evaluators, import with the importers.
-ELSEWHERE = {"EV1", "EV2", "IM1"}
-HERE = {
-    *(f"RW{i}" for i in range(1, 10)),
-    *(f"RB{i}" for i in range(1, 5)),
-    *("MR1", "MR2", "MR3", "MP1", "LS1", "LS2", "BX1", "BX2", "BX3", "MT1", "MT2", "ML1"),
-    *("SB1", "SB2", "PB1", "SA1", "SC1", "MV1", "MV2", "MV3"),
-}
+# Tested where they are computed: with operators, mask targets, evaluators, importers.
+OPERATORS = {*(f"RW{i}" for i in range(1, 10)), *(f"RB{i}" for i in range(1, 5))}
+OPERATORS |= {"MR1", "MR2", "MR3", "MP1"}
+ELSEWHERE = {*OPERATORS, "MT1", "EV1", "EV2", "IM1"}
+HERE = {"LS1", "LS2", "BX1", "BX2", "BX3", "MT2", "ML1", "SB1", "SB2", "PB1", "SA1", "SC1"}
+HERE |= {"MV1", "MV2", "MV3"}
 
 
 def test_every_vector_is_tested(vectors):
     assert set(vectors) == HERE | ELSEWHERE
 
 
-# ---------------------------------------------------------------------------- masks and the gate
+# -------------------------------------------------------------------------------------- the gate
 
 
-def gated(make_model, features, masks):
-    """What the mask path of the category head sees of features (R x C x S x S)."""
-    head = make_model().double().roi_heads.category_head
-    seen = []
-    head.paths = lambda x, y: seen.append(y) or (y.new_zeros(len(y), 16), y.new_zeros(len(y), 16))
-    head(features, masks)
-    return seen[0]
-
-
-def test_masks_are_resized_from_corner_to_corner(vectors, make_model):
-    mask = double(vectors["MR1"]["inputs"]["mask"])[None, None]
-    out = gated(make_model, torch.ones(1, 1, 2, 2, dtype=DOUBLE), mask)
-    close(out, vectors["MR1"]["expected"]["output"])
-    ramp = torch.arange(441.0, dtype=DOUBLE).view(1, 1, 21, 21)
-    out = gated(make_model, torch.ones(1, 1, 14, 14, dtype=DOUBLE), ramp)[0, 0]
-    for key, value in vectors["MR2"]["expected"].items():
-        found = out.sum() if key == "sum" else out[tuple(map(int, key.split("_")[1:]))]
-        assert float(found) == pytest.approx(value, abs=1e-5)
-
-
-def test_masks_get_the_transposed_gradient(vectors, make_model):
-    inputs, expected = vectors["MR3"]["inputs"], vectors["MR3"]["expected"]
-    for size, gradient, key in (
-        (inputs["a_in"], torch.ones(inputs["a_out"], dtype=DOUBLE), "a"),
-        (inputs["b_in"], double(inputs["b_grad_output"]), "b"),
-    ):
-        mask = torch.zeros(1, 1, *size, dtype=DOUBLE, requires_grad=True)
-        out = gated(make_model, torch.ones(1, 1, *gradient.shape, dtype=DOUBLE), mask)
-        close(torch.autograd.grad(out, mask, gradient[None, None])[0], expected[key])
-
-
-def test_one_mask_multiplies_all_channels(vectors, make_model):
-    inputs, expected = vectors["MP1"]["inputs"], vectors["MP1"]["expected"]
-    features = double(inputs["feature_CHW"])[None].requires_grad_()
-    mask = double(inputs["mask_HW"])[None, None].requires_grad_()
-    out = gated(make_model, features, mask)
-    close(out, expected["output"])
-    gradient = double(inputs["grad_output"])[None]
-    by_feature, by_mask = torch.autograd.grad(out, (features, mask), gradient)
-    close(by_feature, expected["grad_feature"])
-    close(by_mask, expected["grad_mask"])
-
-
-def test_only_boxes_with_a_class_at_the_mask_level_send_gradient_into_their_masks(
-    vectors, make_model
-):
+def test_only_boxes_with_a_class_at_the_mask_level_send_gradient_into_their_masks(vectors):
     inputs = vectors["ML1"]["inputs"]
     probabilities = double(inputs["sigmoid"])
     logits = probabilities.logit().requires_grad_()
@@ -123,7 +78,7 @@ def test_mask_level_class_needs_half_of_the_whole_mask(vectors):
 # ---------------------------------------------------------------------------------------- losses
 
 
-def test_mask_loss_counts_the_pixels_of_foreground_boxes(vectors, make_model):
+def test_mask_loss_counts_the_pixels_of_foreground_boxes(vectors):
     inputs, expected = vectors["LS1"]["inputs"], vectors["LS1"]["expected"]
     logits = double(inputs["logits"])[:, None, None].requires_grad_()
     foreground = double(inputs["weight"])[:, 0] > 0
@@ -136,7 +91,7 @@ def test_mask_loss_counts_the_pixels_of_foreground_boxes(vectors, make_model):
     assert float(loss.detach()) * weight == pytest.approx(expected["loss_times_2"], abs=1e-5)
 
 
-def test_smooth_l1_of_boxes_and_of_anchors(vectors, make_model):
+def test_smooth_l1_of_boxes_and_of_anchors(vectors):
     inputs, expected = vectors["LS2"]["inputs"], vectors["LS2"]["expected"]
     model = make_model()
     box = torch.tensor([[0.0, 0.0, 10.0, 10.0]], dtype=DOUBLE)
@@ -179,7 +134,7 @@ def test_anchors_of_the_released_network(vectors):
     close(anchors[9:] - anchors[:9], [[16.0, 0.0, 16.0, 0.0]] * 9)
 
 
-def test_suppression_is_strict(vectors, make_model):
+def test_suppression_is_strict(vectors):
     inputs, expected = vectors["BX3"]["inputs"], vectors["BX3"]["expected"]
     rpn = make_model().eval().proposal_generator
     boxes = to_continuous(torch.tensor(inputs["boxes"]))
@@ -188,7 +143,7 @@ def test_suppression_is_strict(vectors, make_model):
         assert rpn.select(boxes, torch.tensor(inputs["scores"]), 0.0).tolist() == expected[key]
 
 
-def test_box_gradient_reaches_the_deltas_of_the_source_anchor(vectors, make_model):
+def test_box_gradient_reaches_the_deltas_of_the_source_anchor(vectors):
     inputs, expected = vectors["PB1"]["inputs"], vectors["PB1"]["expected"]
 
     def gradient(limit, image_size):
@@ -245,7 +200,7 @@ def test_images_and_feature_maps_have_the_released_sizes(vectors):
 # ------------------------------------------------------------------------------------ the bridge
 
 
-def test_bridge_refines_by_the_best_class(vectors, make_model):
+def test_bridge_refines_by_the_best_class(vectors):
     inputs, expected = vectors["SB1"]["inputs"], vectors["SB1"]["expected"]
     heads = make_model("MNC.LEGACY_PLUS_ONE", True).double().roi_heads
     size = tuple(inputs["im_hw"])

@@ -1,7 +1,8 @@
-import pytest
+"""Tiny HTC networks and their inputs."""
+
 import torch
 
-from d2ext.utils.testing import near_objects, tiny_config, training_losses
+from d2ext.utils.testing import tiny_config
 from htc import add_htc_config
 
 from detectron2.modeling import build_model
@@ -49,34 +50,3 @@ def pyramid(images=2, size=(64, 96), seed=0):
         ).requires_grad_()
         for i in range(2, 7)
     }
-
-
-@pytest.fixture(name="make_config")
-def _make_config():
-    return make_config
-
-
-@pytest.fixture(name="make_model")
-def _make_model():
-    return make_model
-
-
-@pytest.fixture(name="pyramid")
-def _pyramid():
-    return pyramid
-
-
-@pytest.fixture(name="near_objects")
-def _near_objects():
-    return near_objects
-
-
-@pytest.fixture(name="training_losses")
-def _training_losses():
-    return training_losses
-
-
-@pytest.fixture
-def stds():
-    """Standard deviations of the deltas of each stage."""
-    return STDS
