@@ -18,7 +18,7 @@ PROJECTS = {path.parent.name: path.parent for path in ROOT.glob("projects/*/*/__
 PROJECTS = {name: path for name, path in PROJECTS.items() if name != "configs"}
 SHIPPED = sorted(
     path
-    for folder in ("d2ext", "projects", "configs", "tools", "demo", "dev")
+    for folder in ("d2ext", "projects", "configs", "tools", "demo", "dev", "examples")
     for path in ROOT.glob(f"{folder}/**/*.py")
 )
 

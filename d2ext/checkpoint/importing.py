@@ -22,14 +22,10 @@ from d2ext.errors import UserError
 
 @functools.cache
 def _import_those_of_projects() -> None:
-    load_projects()
+    loaded = load_projects()  # which names those that cannot be imported
     for entry in importlib.metadata.entry_points(group="d2ext.projects"):
         name = f"{entry.module}.importer"
-        try:
-            found = importlib.util.find_spec(name)
-        except ImportError:
-            continue  # load_projects() has said so
-        if found is not None:
+        if entry.name in loaded and importlib.util.find_spec(name) is not None:
             importlib.import_module(name)
 
 
