@@ -84,8 +84,20 @@ class ReproducibleRCNN(GeneralizedRCNN):
             the result of `forward`.
         """
         assert not self.training, "inference_stages() needs model.eval()"
+        stages, image_sizes = self.predict_stages(batched_inputs)
+        return [self._postprocess(x, batched_inputs, image_sizes) for x in stages]
+
+    def predict_stages(
+        self, batched_inputs: list[dict]
+    ) -> tuple[list[list[Instances]], list[tuple[int, int]]]:
+        """What the region heads give after each stage, in pixels of the network input, and the
+        (height, width) of each image without padding."""
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         proposals, _ = self.propose(images, features, batched_inputs)
-        stages = self.roi_heads.predict_stages(features, proposals)
-        return [self._postprocess(x, batched_inputs, images.image_sizes) for x in stages]
+        features = self.head_features(images, features)
+        return self.roi_heads.predict_stages(features, proposals), images.image_sizes
+
+    def head_features(self, images: ImageList, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Feature maps for the region heads: those of the RPN, unless a scheme has others."""
+        return features

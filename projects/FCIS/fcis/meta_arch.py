@@ -22,10 +22,7 @@ class FCIS(ReproducibleRCNN):
     def candidates(self, batched_inputs: list[dict]) -> list[Instances]:
         """The scored regions of each image before suppression and voting; see
         `FCISROIHeads.candidates`. Test-time augmentation lets several such pools vote."""
-        images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        proposals, _ = self.propose(images, features, batched_inputs)
-        return self.roi_heads.candidates(features, proposals)
+        return self.predict_stages(batched_inputs)[0][-1]
 
     def with_test_time_augmentation(self, tta_mapper: Callable[[dict], list[dict]]) -> FCISWithTTA:
         """This network on several versions of each image, whose regions vote together."""

@@ -1,6 +1,5 @@
 """The detector of Multi-task Network Cascades: five stages trained end to end, and voting."""
 
-import torch
 from torch import Tensor, nn
 
 from d2ext.modeling import ReproducibleRCNN
@@ -65,7 +64,7 @@ class MultitaskNetworkCascade(ReproducibleRCNN):
             state_dict.update({target + key: value for key, value in source.items()})
 
     def head_features(self, images: ImageList, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Feature maps for the region heads: those of the RPN, unless features are not shared."""
+        """As in the base class, unless features are not shared."""
         if self.mask_backbone is None:
             return features
         late = self.category_backbone(images.tensor)
@@ -81,7 +80,7 @@ class MultitaskNetworkCascade(ReproducibleRCNN):
         targets: list[Instances],
         batched_inputs: list[dict],
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        predictions, proposals = self._propose(images, features, batched_inputs)
+        predictions, proposals = self._predict_and_propose(images, features, batched_inputs)
         # The RPN learns from the samples, too, so they are drawn before its losses.
         samples = self.roi_heads.sample(proposals, targets)
         losses = self.proposal_generator.losses_with_samples(predictions, targets, samples)
@@ -93,7 +92,10 @@ class MultitaskNetworkCascade(ReproducibleRCNN):
         ]
         return drawn, connect_features(losses, [*features.values(), *late.values()])
 
-    def _propose(
+    def propose(self, images, features, batched_inputs, targets=None):
+        return self._predict_and_propose(images, features, batched_inputs)[1], {}
+
+    def _predict_and_propose(
         self, images: ImageList, features: dict[str, Tensor], batched_inputs: list[dict]
     ) -> tuple[AnchorPredictions, list[Instances]]:
         # Pixels of the network input per pixel of each original image.
@@ -120,31 +122,10 @@ class MultitaskNetworkCascade(ReproducibleRCNN):
         """
         if detected_instances is not None:
             raise NotImplementedError("Multi-task Network Cascades predict their own boxes only.")
-        results, images = self._candidates(batched_inputs)
+        stages, image_sizes = self.predict_stages(batched_inputs)
         if not do_postprocess:
-            return results[-1]
-        return self._postprocess(results[-1], batched_inputs, images.image_sizes)
-
-    @torch.no_grad()
-    def inference_stages(self, batched_inputs: list[dict]) -> list[list[dict]]:
-        """Results as if the network ended after stage 3 and, with five stages, after stage 5.
-
-        Args:
-            batched_inputs: as for `forward`; the model must be in evaluation mode.
-
-        Returns:
-            per number of stages what `forward` returns.
-        """
-        assert not self.training, "inference_stages() needs model.eval()"
-        results, images = self._candidates(batched_inputs)
-        return [self._postprocess(x, batched_inputs, images.image_sizes) for x in results]
-
-    def _candidates(self, batched_inputs: list[dict]) -> tuple[list[list[Instances]], ImageList]:
-        images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        _, proposals = self._propose(images, features, batched_inputs)
-        features = self.head_features(images, features)
-        return self.roi_heads.predict_stages(features, proposals), images
+            return stages[-1]
+        return self._postprocess(stages[-1], batched_inputs, image_sizes)
 
     def _postprocess(
         self,
