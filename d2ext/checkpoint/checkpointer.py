@@ -126,6 +126,21 @@ class Checkpointer(DetectionCheckpointer):
             )
         return rest
 
+    def continue_from(self, path: str) -> dict[str, Any]:
+        """As `load(path)`, to continue a training: the model must be the one that was trained.
+
+        Raises:
+            UserError: as `load`, or a parameter of the model is not in the file.
+        """
+        rest = self.load(path)
+        if self._missing:
+            raise UserError(
+                f"checkpoint '{path}' is of another network: it lacks {len(self._missing)} of this "
+                f"one's parameters, e.g. '{self._missing[0]}'; continue with the config and the "
+                "data set that the run was started with"
+            )
+        return rest
+
     def _check_existence(self, path: str) -> None:
         local = path
         if "://" in path:

@@ -24,7 +24,7 @@ from d2ext.errors import UserError
 from d2ext.evaluation import build_evaluator
 from d2ext.solver import build_lr_multiplier, build_optimizer
 
-from detectron2.config import CfgNode, instantiate
+from detectron2.config import CfgNode, LazyConfig, instantiate
 
 # Of lazy configs without `train.test_aug`.
 NO_TEST_AUG = {"enabled": False, "min_sizes": [], "max_size": 4000, "flip": True}
@@ -37,6 +37,7 @@ class Experiment(abc.ABC):
     output_dir: str
     init_checkpoint: str
     device: str
+    cudnn_benchmark: bool
     seed: int
     max_iter: int
     amp: bool
@@ -50,6 +51,10 @@ class Experiment(abc.ABC):
     test_aug: dict[str, Any]
     # Whether the command line named the weights, rather than the config.
     weights_chosen: bool = False
+
+    @abc.abstractmethod
+    def write_config(self, path: str) -> None:
+        """Write the complete config as a yaml file, which `--config-file` takes again."""
 
     @abc.abstractmethod
     def build_model(self) -> Module:
@@ -130,6 +135,7 @@ class YacsExperiment(Experiment):
         self.output_dir = cfg.OUTPUT_DIR
         self.init_checkpoint = cfg.MODEL.WEIGHTS
         self.device = cfg.MODEL.DEVICE
+        self.cudnn_benchmark = cfg.CUDNN_BENCHMARK
         self.seed = cfg.SEED
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.amp = cfg.SOLVER.AMP.ENABLED
@@ -145,6 +151,10 @@ class YacsExperiment(Experiment):
             "max_size": cfg.TEST.AUG.MAX_SIZE,
             "flip": cfg.TEST.AUG.FLIP,
         }
+
+    def write_config(self, path: str) -> None:
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(self.cfg.dump())
 
     def build_model(self) -> Module:
         from detectron2.modeling import build_model
@@ -242,6 +252,7 @@ class LazyExperiment(Experiment):
         self.output_dir = train.output_dir
         self.init_checkpoint = train.init_checkpoint or ""
         self.device = train.device
+        self.cudnn_benchmark = train.get("cudnn_benchmark", False)
         self.seed = train.seed
         self.max_iter = train.max_iter
         self.amp = train.amp.enabled
@@ -252,6 +263,9 @@ class LazyExperiment(Experiment):
         self.ddp = OmegaConf.to_container(train.ddp)
         self.image_format = self.cfg.dataloader.test.mapper.image_format
         self.test_aug = OmegaConf.to_container(OmegaConf.create(train.get("test_aug", NO_TEST_AUG)))
+
+    def write_config(self, path: str) -> None:
+        LazyConfig.save(self.cfg, path)
 
     def build_model(self) -> Module:
         model = _instantiate(self.cfg.model, "model")

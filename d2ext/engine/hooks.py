@@ -5,6 +5,8 @@ import os
 import signal
 import threading
 
+from d2ext.engine.folder import numbered_checkpoints
+
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
@@ -56,7 +58,8 @@ class GracefulStop(HookBase):
 
 
 class KeepLastCheckpoints(HookBase):
-    """Delete all but the newest `count` numbered checkpoints; `model_final` always stays."""
+    """Delete numbered checkpoints that are not among the newest `count`, neither by iteration nor
+    by the time they were written; `model_final` always stays."""
 
     def __init__(self, checkpointer, count: int):
         self._checkpointer, self._count = checkpointer, count
@@ -65,10 +68,7 @@ class KeepLastCheckpoints(HookBase):
         if self._count <= 0 or not comm.is_main_process():
             return
         folder = self._checkpointer.save_dir
-        names = sorted(
-            name
-            for name in (os.listdir(folder) if os.path.isdir(folder) else ())
-            if name.startswith("model_") and name[6:-4].isdigit() and name.endswith(".pth")
-        )
-        for name in names[: -self._count]:
+        names = numbered_checkpoints(folder)
+        by_time = sorted(names, key=lambda n: os.stat(os.path.join(folder, n)).st_mtime_ns)
+        for name in set(names[: -self._count]) & set(by_time[: -self._count]):
             os.unlink(os.path.join(folder, name))
