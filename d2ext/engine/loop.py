@@ -16,7 +16,7 @@ from fvcore.nn.precise_bn import get_bn_modules
 from d2ext.checkpoint import Checkpointer, RNGState, preserve_rng
 from d2ext.engine.experiment import Experiment, YacsExperiment
 from d2ext.engine.folder import training_folder
-from d2ext.engine.hooks import GracefulStop, KeepLastCheckpoints
+from d2ext.engine.hooks import GracefulStop, KeepLastCheckpoints, PatientWriter, SaveCheckpoints
 from d2ext.engine.resuming import complete_final_checkpoint, find_last_checkpoint
 from d2ext.engine.setup import check_runnable, make_output_folder, save_config
 from d2ext.errors import UserError
@@ -94,7 +94,7 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(optimizer, scheduler),
-            hooks.PeriodicCheckpointer(checkpointer, experiment.checkpoint_period),
+            SaveCheckpoints(checkpointer, experiment.checkpoint_period),
             KeepLastCheckpoints(checkpointer, experiment.checkpoint_keep),
             stop,
             hooks.EvalHook(experiment.eval_period, run_evaluation)
@@ -172,8 +172,10 @@ def _writers(experiment: Experiment) -> list:
     """Console with ETA, metrics.json with the unsmoothed values, TensorBoard."""
     return [
         CommonMetricPrinter(experiment.max_iter),
-        JSONWriter(os.path.join(experiment.output_dir, "metrics.json"), window_size=1),
-        TensorboardXWriter(experiment.output_dir),
+        PatientWriter(
+            JSONWriter(os.path.join(experiment.output_dir, "metrics.json"), window_size=1)
+        ),
+        PatientWriter(TensorboardXWriter(experiment.output_dir)),
     ]
 
 

@@ -149,7 +149,9 @@ def start_log(experiment: Experiment, args: argparse.Namespace, folder: str) -> 
     for name in ("fvcore", "detectron2", "d2ext"):
         setup_logger(folder, distributed_rank=comm.get_rank(), name=name)
     start = logging.getLogger("detectron2")
-    start.info("Rank of current process: %d. World size: %d", comm.get_rank(), comm.get_world_size())
+    start.info(
+        "Rank of current process: %d. World size: %d", comm.get_rank(), comm.get_world_size()
+    )
     start.info("Environment info:\n%s", collect_env_info())
     start.info("Command line arguments: %s", args)
     seed_all_rng(experiment.seed + comm.get_rank() if experiment.seed >= 0 else None)

@@ -46,8 +46,8 @@ def test_configs_that_agree_pass_all_checks(small_data, pair):
     [
         (twins.check_settings, "SEED: 7", r"\.seed: 7 \| 42"),
         (twins.check_settings, "INPUT: {MIN_SIZE_TEST: 96}", "test_augmentations.0.*: 96 | 128"),
-        (twins.check_data, "SOLVER: {IMS_PER_BATCH: 2}", r"batch_size: 2 \| 4"),
-        (twins.check_data, "INPUT: {RANDOM_FLIP: none}", "augmentations"),
+        (twins.check_loaders, "SOLVER: {IMS_PER_BATCH: 2}", r"batch_size: 2 \| 4"),
+        (twins.check_loaders, "INPUT: {RANDOM_FLIP: none}", "augmentations"),
         (twins.check_network, "MODEL: {RPN: {NMS_THRESH: 0.6}}", r"nms_thresh: 0.6 \| 0.7"),
         (twins.check_network, "MODEL: {FPN: {OUT_CHANNELS: 32}}", "other names or shapes"),
         (twins.check_network, "SOLVER: {WEIGHT_DECAY: 0.5}", r"weight_decay: 0.5 \| "),
