@@ -2,8 +2,6 @@
 
 import logging
 import os
-import signal
-import threading
 
 from d2ext.engine.folder import numbered_checkpoints
 from d2ext.errors import UserError
@@ -13,50 +11,6 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
 logger = logging.getLogger(__name__)
-
-
-class StopRequested(SystemExit):
-    """Leaves the training loop after an interrupt; exit status 130 as shells expect."""
-
-    def __init__(self):
-        super().__init__(130)
-
-
-class GracefulStop(HookBase):
-    """On SIGINT (Ctrl-C) or SIGTERM, finish the iteration, save a checkpoint and stop.
-
-    With several processes the signal acts as usual: they would have to agree on an iteration, which
-    costs a round of communication in every step.
-    """
-
-    def __init__(self, checkpointer):
-        self._checkpointer = checkpointer
-        self._requested = False
-        self._previous = {}
-
-    def before_train(self):
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        if comm.get_world_size() == 1 and in_main_thread:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._request)
-
-    def _request(self, number, frame):
-        if self._requested:  # second Ctrl-C: now
-            raise KeyboardInterrupt
-        self._requested = True
-        logger.warning("stopping after this iteration; a checkpoint will be saved")
-
-    def after_step(self):
-        if self._requested:
-            iteration = self.trainer.iter
-            self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-            logger.warning("stopped at iteration %d; --resume continues from there", iteration)
-            raise StopRequested
-
-    def after_train(self):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
 
 
 class SaveCheckpoints(HookBase):

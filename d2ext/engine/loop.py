@@ -16,9 +16,10 @@ from fvcore.nn.precise_bn import get_bn_modules
 from d2ext.checkpoint import Checkpointer, RNGState, preserve_rng
 from d2ext.engine.experiment import Experiment, YacsExperiment
 from d2ext.engine.folder import training_folder
-from d2ext.engine.hooks import GracefulStop, KeepLastCheckpoints, PatientWriter, SaveCheckpoints
+from d2ext.engine.hooks import KeepLastCheckpoints, PatientWriter, SaveCheckpoints
 from d2ext.engine.resuming import complete_final_checkpoint, find_last_checkpoint
 from d2ext.engine.setup import check_runnable, make_output_folder, save_config
+from d2ext.engine.stopping import GracefulStop
 from d2ext.errors import UserError
 from d2ext.evaluation import run_inference
 from d2ext.modeling.test_time_augmentation import with_test_time_augmentation
@@ -83,13 +84,15 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
     )
     last_results: dict[str, Any] = {}
 
+    stop = GracefulStop(checkpointer)
+
     def run_evaluation():
-        with preserve_rng():
+        rng.gather()
+        with preserve_rng(), stop.evaluation():
             last_results.clear()
             last_results.update(evaluate(experiment, model))
         return last_results
 
-    stop = GracefulStop(checkpointer)
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
@@ -113,7 +116,8 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
     if start_iter >= experiment.max_iter:
         complete_final_checkpoint(checkpointer, start_iter - 1)
     save_config(experiment, experiment.output_dir)  # now: a command that failed has left no trace
-    trainer.train(start_iter, experiment.max_iter)
+    with stop.handling_signals():
+        trainer.train(start_iter, experiment.max_iter)
     return dict(last_results)
 
 

@@ -1,40 +1,15 @@
-"""Interrupts and checkpoint clean-up."""
+"""Checkpoints on the way: which are kept, and what a full disk does."""
 
-import os
 import resource
-import signal
 
 import pytest
 import torch
 
 from d2ext.engine import train
-from d2ext.engine.hooks import PatientWriter, StopRequested
+from d2ext.engine.hooks import PatientWriter
 from d2ext.errors import UserError
 
-from tests.engine.helpers import losses
-
-
-def test_interrupt_saves_a_checkpoint_from_which_the_run_continues(short_run, tmp_path):
-    handler = signal.getsignal(signal.SIGINT)
-    train(short_run("mask_rcnn", "yaml", "straight"))
-    experiment = short_run("mask_rcnn", "yaml", "stopped", "train.checkpointer.period=100")
-    build = experiment.build_train_loader
-
-    def interrupting(start_iter=0):
-        for number, batch in enumerate(build(start_iter)):
-            if number == 2:
-                os.kill(os.getpid(), signal.SIGINT)
-            yield batch
-
-    experiment.build_train_loader = interrupting
-    with pytest.raises(StopRequested) as stop:
-        train(experiment)
-    assert stop.value.code == 130
-    assert (tmp_path / "stopped/last_checkpoint").read_text() == "model_0000002.pth"
-    assert signal.getsignal(signal.SIGINT) is handler
-    train(short_run("mask_rcnn", "yaml", "stopped"), resume=True)
-    before, after = losses(tmp_path / "straight"), losses(tmp_path / "stopped")
-    assert after == pytest.approx(before, abs=1e-6)
+from tests.engine.helpers import calling, losses
 
 
 def test_only_the_newest_checkpoints_are_kept(short_run, tmp_path):
@@ -49,20 +24,6 @@ def full_disk():
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def calling(experiment, calls):
-    """Let the training loader of an experiment call functions before it yields a batch:
-    `{number: function}`."""
-    build = experiment.build_train_loader
-
-    def build_calling(start_iter=0):
-        for number, batch in enumerate(build(start_iter)):
-            calls.get(number, lambda: None)()
-            yield batch
-
-    experiment.build_train_loader = build_calling
-    return experiment
 
 
 def test_a_full_disk_leaves_out_checkpoints_and_the_run_goes_on(
