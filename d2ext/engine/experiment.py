@@ -44,6 +44,8 @@ class Experiment(abc.ABC):
     checkpoint_period: int
     checkpoint_keep: int
     eval_period: int
+    best_metric: str
+    early_stopping: int
     log_period: int
     ddp: dict[str, Any]
     image_format: str
@@ -142,6 +144,8 @@ class YacsExperiment(Experiment):
         self.checkpoint_period = cfg.SOLVER.CHECKPOINT_PERIOD
         self.checkpoint_keep = cfg.SOLVER.CHECKPOINT_KEEP
         self.eval_period = cfg.TEST.EVAL_PERIOD
+        self.best_metric = cfg.TEST.BEST_METRIC
+        self.early_stopping = cfg.TEST.EARLY_STOPPING
         self.log_period = cfg.LOG_PERIOD
         self.ddp = {}
         self.image_format = cfg.INPUT.FORMAT
@@ -259,6 +263,9 @@ class LazyExperiment(Experiment):
         self.checkpoint_period = train.checkpointer.period
         self.checkpoint_keep = train.checkpointer.max_to_keep
         self.eval_period = train.eval_period
+        # A lazy config of one's own may do without these.
+        self.best_metric = train.get("best_metric", "")
+        self.early_stopping = train.get("early_stopping", 0)
         self.log_period = train.log_period
         self.ddp = OmegaConf.to_container(train.ddp)
         self.image_format = self.cfg.dataloader.test.mapper.image_format

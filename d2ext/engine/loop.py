@@ -4,6 +4,7 @@ detectron2's trainers, hooks, writers and checkpointer do the work; its `Default
 used: in v0.6 its checkpoints hold no optimiser state, so that a resumed run starts over at warm-up.
 """
 
+import contextlib
 import logging
 import os
 import weakref
@@ -14,6 +15,7 @@ import torch
 from fvcore.nn.precise_bn import get_bn_modules
 
 from d2ext.checkpoint import Checkpointer, RNGState, preserve_rng
+from d2ext.engine.best import BestCheckpoint, EndEarly, EndedEarly
 from d2ext.engine.experiment import Experiment, YacsExperiment
 from d2ext.engine.folder import training_folder
 from d2ext.engine.hooks import KeepLastCheckpoints, PatientWriter, SaveCheckpoints
@@ -84,13 +86,15 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
     )
     last_results: dict[str, Any] = {}
 
-    stop = GracefulStop(checkpointer)
+    stop, best = GracefulStop(checkpointer), BestCheckpoint(checkpointer, experiment)
+    best.resume(start_iter)
 
     def run_evaluation():
         rng.gather()
         with preserve_rng(), stop.evaluation():
             last_results.clear()
             last_results.update(evaluate(experiment, model))
+            best.update(last_results, min(trainer.iter, experiment.max_iter - 1))
         return last_results
 
     trainer.register_hooks(
@@ -103,6 +107,7 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
             hooks.EvalHook(experiment.eval_period, run_evaluation)
             if experiment.test_sets()
             else None,
+            EndEarly(best, checkpointer),
             hooks.PeriodicWriter(_writers(experiment), period=experiment.log_period)
             if comm.is_main_process()
             else None,
@@ -116,7 +121,7 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
     if start_iter >= experiment.max_iter:
         complete_final_checkpoint(checkpointer, start_iter - 1)
     save_config(experiment, experiment.output_dir)  # now: a command that failed has left no trace
-    with stop.handling_signals():
+    with stop.handling_signals(), contextlib.suppress(EndedEarly):
         trainer.train(start_iter, experiment.max_iter)
     return dict(last_results)
 
