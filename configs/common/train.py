@@ -20,6 +20,8 @@ train = dict(
     best_metric="",
     # End the training after so many evaluations in a row without a better value; 0: never.
     early_stopping=0,
+    # Leave out and count batches whose loss is NaN or infinite, instead of ending the training.
+    skip_nonfinite=False,
     # Test-time augmentation, with --eval-only: short sides of the images, each mirrored as well.
     test_aug=dict(
         enabled=False,

@@ -34,6 +34,8 @@ def add_d2ext_config(cfg: CfgNode) -> None:
     cfg.TEST.BEST_METRIC = ""
     # End the training after so many evaluations in a row without a better value; 0: never.
     cfg.TEST.EARLY_STOPPING = 0
+    # Leave out and count batches whose loss is NaN or infinite, instead of ending the training.
+    cfg.SOLVER.SKIP_NONFINITE = False
     # "SGD" or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Learning rate factors by parameter name prefix: [["roi_heads.conv_new", 3.0], ...].

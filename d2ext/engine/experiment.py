@@ -46,6 +46,7 @@ class Experiment(abc.ABC):
     eval_period: int
     best_metric: str
     early_stopping: int
+    skip_nonfinite: bool
     log_period: int
     ddp: dict[str, Any]
     image_format: str
@@ -146,6 +147,7 @@ class YacsExperiment(Experiment):
         self.eval_period = cfg.TEST.EVAL_PERIOD
         self.best_metric = cfg.TEST.BEST_METRIC
         self.early_stopping = cfg.TEST.EARLY_STOPPING
+        self.skip_nonfinite = cfg.SOLVER.SKIP_NONFINITE
         self.log_period = cfg.LOG_PERIOD
         self.ddp = {}
         self.image_format = cfg.INPUT.FORMAT
@@ -266,6 +268,7 @@ class LazyExperiment(Experiment):
         # A lazy config of one's own may do without these.
         self.best_metric = train.get("best_metric", "")
         self.early_stopping = train.get("early_stopping", 0)
+        self.skip_nonfinite = train.get("skip_nonfinite", False)
         self.log_period = train.log_period
         self.ddp = OmegaConf.to_container(train.ddp)
         self.image_format = self.cfg.dataloader.test.mapper.image_format

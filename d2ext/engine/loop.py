@@ -22,12 +22,13 @@ from d2ext.engine.hooks import KeepLastCheckpoints, PatientWriter, SaveCheckpoin
 from d2ext.engine.resuming import complete_final_checkpoint, find_last_checkpoint
 from d2ext.engine.setup import check_runnable, make_output_folder, save_config
 from d2ext.engine.stopping import GracefulStop
+from d2ext.engine.trainer import CheckedAMPTrainer, CheckedTrainer
 from d2ext.errors import UserError
 from d2ext.evaluation import run_inference
 from d2ext.modeling.test_time_augmentation import with_test_time_augmentation
 from d2ext.solver.schedule import make_lr_scheduler
 
-from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
+from detectron2.engine import create_ddp_model, hooks
 from detectron2.evaluation import print_csv_format, verify_results
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -73,8 +74,14 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
         )
     loader = experiment.build_train_loader(start_iter)
     model = create_ddp_model(model, **_ddp_options(experiment))
-    trainer_class = AMPTrainer if experiment.amp else SimpleTrainer
-    trainer = trainer_class(model, loader, optimizer=optimizer)
+    trainer_class = CheckedAMPTrainer if experiment.amp else CheckedTrainer
+    trainer = trainer_class(
+        model,
+        loader,
+        optimizer,
+        output_dir=experiment.output_dir,
+        skip=experiment.skip_nonfinite,
+    )
 
     rng = RNGState()
     checkpointer = Checkpointer(
