@@ -15,6 +15,13 @@ train = dict(
     checkpointer=dict(period=5000, max_to_keep=3),
     # Iterations between evaluations; 0: only after training.
     eval_period=0,
+    # Result by which to keep model_best.pth, e.g. "segm/AP", or "NAME/segm/AP" with several test
+    # sets; "": none. Needs eval_period.
+    best_metric="",
+    # End the training after so many evaluations in a row without a better value; 0: never.
+    early_stopping=0,
+    # Leave out and count batches whose loss is NaN or infinite, instead of ending the training.
+    skip_nonfinite=False,
     # Test-time augmentation, with --eval-only: short sides of the images, each mirrored as well.
     test_aug=dict(
         enabled=False,

@@ -3,6 +3,7 @@
 import collections.abc
 import copy
 import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -54,24 +55,40 @@ class Checkpointer(DetectionCheckpointer):
         self._complete = False
         self._missing: list[str] = []
 
-    def save(self, name: str, **kwargs: Any) -> None:
+    def save(self, name: str, *, gather: bool = True, **kwargs: Any) -> None:
         """Write `save_dir/name.pth` through a temporary file, then tag it as the last one.
 
+        Args:
+            name: of the file, without `.pth`.
+            gather: False to store the RNG states that were gathered last; `save` is then not
+                collective.
+            kwargs: further values to store.
+
         Raises:
-            UserError: the disk is full, or the folder cannot be written.
+            UserError: the disk is full, or the folder cannot be written; names the free space.
         """
         for checkpointable in self.checkpointables.values():
-            if isinstance(checkpointable, RNGState):
+            if gather and isinstance(checkpointable, RNGState):
                 checkpointable.gather()
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict(), METADATA_KEY: self.metadata}
         data.update({key: item.state_dict() for key, item in self.checkpointables.items()})
         data.update(kwargs)
+        self._write(name, data)
+        self.tag_last_checkpoint(f"{name}.pth")
+
+    def save_weights(self, name: str, **kwargs: Any) -> None:
+        """Write the model and its metadata without the state of the training, and leave the tag of
+        the last checkpoint. Not collective; raises as `save`."""
+        if self.save_dir and self.save_to_disk:
+            data = {"model": self.model.state_dict(), METADATA_KEY: self.metadata}
+            self._write(name, {**data, **kwargs})
+
+    def _write(self, name: str, data: dict[str, Any]) -> None:
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         write_atomically(path, lambda f: torch.save(data, f))
-        self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make a file of the folder the one that `--resume` continues from."""
@@ -123,6 +140,21 @@ class Checkpointer(DetectionCheckpointer):
                 f"checkpoint '{path}' lacks {len(self._missing)} of the model's parameters, e.g. "
                 f"'{self._missing[0]}'; name one of the whole model in MODEL.WEIGHTS (yaml) or "
                 "train.init_checkpoint (lazy)"
+            )
+        return rest
+
+    def continue_from(self, path: str) -> dict[str, Any]:
+        """As `load(path)`, to continue a training: the model must be the one that was trained.
+
+        Raises:
+            UserError: as `load`, or a parameter of the model is not in the file.
+        """
+        rest = self.load(path)
+        if self._missing:
+            raise UserError(
+                f"checkpoint '{path}' is of another network: it lacks {len(self._missing)} of this "
+                f"one's parameters, e.g. '{self._missing[0]}'; continue with the config and the "
+                "data set that the run was started with"
             )
         return rest
 
@@ -222,10 +254,19 @@ def write_atomically(path: str, write: Callable) -> None:
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         reason = getattr(cause, "strerror", None) or _reason(cause)
-        raise UserError(f"cannot write '{path}': {reason}") from error
+        raise UserError(f"cannot write '{path}': {reason}{_free_space(path)}") from error
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def _free_space(path: str) -> str:
+    """Words about the disk of a file; nothing if its folder is not there."""
+    try:
+        usage = shutil.disk_usage(os.path.dirname(os.path.abspath(path)))
+    except OSError:
+        return ""
+    return f" ({usage.free / 2**20:.0f} MiB are free on that disk)"
 
 
 def read_metadata(path: str) -> dict[str, Any]:

@@ -29,6 +29,13 @@ def add_d2ext_config(cfg: CfgNode) -> None:
     cfg.TEST.MAPR_IOUS = [0.5, 0.7]
     # mAP^r by the area under the precision-recall curve instead of eleven points.
     cfg.TEST.MAPR_AREA = False
+    # Result by which to keep model_best.pth, e.g. "segm/AP", or "NAME/segm/AP" with several test
+    # sets; "": none. Needs TEST.EVAL_PERIOD.
+    cfg.TEST.BEST_METRIC = ""
+    # End the training after so many evaluations in a row without a better value; 0: never.
+    cfg.TEST.EARLY_STOPPING = 0
+    # Leave out and count batches whose loss is NaN or infinite, instead of ending the training.
+    cfg.SOLVER.SKIP_NONFINITE = False
     # "SGD" or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Learning rate factors by parameter name prefix: [["roi_heads.conv_new", 3.0], ...].

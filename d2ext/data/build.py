@@ -3,6 +3,7 @@ not depend on the number of processes or workers, and it can start at any iterat
 """
 
 import itertools
+import signal
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -161,6 +162,13 @@ def _aspect_groups(records):
     return groups
 
 
+def _init_worker(worker_id):
+    """Signals to the whole process group are for the main process, which ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    worker_init_reset_seed(worker_id)
+
+
 def build_train_loader(
     dataset: str | Sequence[str] | Sequence[dict],
     *,
@@ -207,7 +215,7 @@ def build_train_loader(
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=trivial_batch_collator,
-        worker_init_fn=worker_init_reset_seed,
+        worker_init_fn=_init_worker,
         # Without its own generator the loader would draw from the global one.
         generator=torch.Generator().manual_seed(max(seed, 0)),
     )

@@ -1,32 +1,31 @@
 """The command line of every `projects/*/train_net.py`."""
 
 import argparse
-import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable
 
 from d2ext.engine import launch
-from d2ext.engine.experiment import Experiment
+from d2ext.engine.folder import training_folder
 from d2ext.engine.loop import evaluate_checkpoint, train
 from d2ext.engine.setup import (
     build_experiment,
     check_data,
     check_device,
     make_output_folder,
-    settings_summary,
+    save_config,
+    start_log,
 )
 from d2ext.errors import UserError
 
-from detectron2.engine import default_argument_parser, default_setup
-from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
+from detectron2.engine import default_argument_parser
 
 _EPILOG = """
 examples:
   train                %(prog)s --config-file CONFIG.py train.output_dir=output/run1
   continue             %(prog)s --config-file CONFIG.py train.output_dir=output/run1 --resume
+  start anew           %(prog)s --config-file CONFIG.py train.output_dir=output/run1 --overwrite
   evaluate             %(prog)s --config-file CONFIG.yaml --eval-only MODEL.WEIGHTS=model.pth
   your own data        %(prog)s --config-file CONFIG.yaml --register my=ann.json,images \\
                            DATASETS.TRAIN=my DATASETS.TEST=my
@@ -55,6 +54,12 @@ def argument_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=ANN.json,IMAGES[,SEMANTIC]",
         help="make a COCO-format data set known under NAME (may be repeated)",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="train in an output folder that has a run; that one is moved to FOLDER.1, FOLDER.2, "
+        "..., never deleted",
     )
     parser.add_argument(
         "--no-data-check",
@@ -103,18 +108,15 @@ def _main(args: argparse.Namespace) -> None:
 def run_worker(args: argparse.Namespace) -> None:
     """What each process does."""
     experiment = build_experiment(args.config_file, args.opts, args.register)
-    _log_start(experiment, args)
     if args.eval_only:
+        folder = os.path.join(experiment.output_dir, "inference")  # a run's own files stay
+        start_log(experiment, args, folder)
+        save_config(experiment, folder)
         evaluate_checkpoint(experiment, resume=args.resume)
-    else:
+        return
+    make_output_folder(experiment.output_dir)
+    with training_folder(experiment.output_dir, args.resume, args.overwrite):
+        start_log(experiment, args, experiment.output_dir)
         if not args.no_data_check:
             check_data(experiment)
         train(experiment, resume=args.resume)
-
-
-def _log_start(experiment: Experiment, args: argparse.Namespace) -> None:
-    make_output_folder(experiment)
-    default_setup(experiment.cfg, args)
-    setup_logger(experiment.output_dir, distributed_rank=comm.get_rank(), name="d2ext")
-    for line in settings_summary(experiment):
-        logging.getLogger("d2ext.engine").info(line)

@@ -24,7 +24,7 @@ from d2ext.errors import UserError
 from d2ext.evaluation import build_evaluator
 from d2ext.solver import build_lr_multiplier, build_optimizer
 
-from detectron2.config import CfgNode, instantiate
+from detectron2.config import CfgNode, LazyConfig, instantiate
 
 # Of lazy configs without `train.test_aug`.
 NO_TEST_AUG = {"enabled": False, "min_sizes": [], "max_size": 4000, "flip": True}
@@ -37,12 +37,16 @@ class Experiment(abc.ABC):
     output_dir: str
     init_checkpoint: str
     device: str
+    cudnn_benchmark: bool
     seed: int
     max_iter: int
     amp: bool
     checkpoint_period: int
     checkpoint_keep: int
     eval_period: int
+    best_metric: str
+    early_stopping: int
+    skip_nonfinite: bool
     log_period: int
     ddp: dict[str, Any]
     image_format: str
@@ -50,6 +54,10 @@ class Experiment(abc.ABC):
     test_aug: dict[str, Any]
     # Whether the command line named the weights, rather than the config.
     weights_chosen: bool = False
+
+    @abc.abstractmethod
+    def write_config(self, path: str) -> None:
+        """Write the complete config as a yaml file, which `--config-file` takes again."""
 
     @abc.abstractmethod
     def build_model(self) -> Module:
@@ -130,12 +138,16 @@ class YacsExperiment(Experiment):
         self.output_dir = cfg.OUTPUT_DIR
         self.init_checkpoint = cfg.MODEL.WEIGHTS
         self.device = cfg.MODEL.DEVICE
+        self.cudnn_benchmark = cfg.CUDNN_BENCHMARK
         self.seed = cfg.SEED
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.amp = cfg.SOLVER.AMP.ENABLED
         self.checkpoint_period = cfg.SOLVER.CHECKPOINT_PERIOD
         self.checkpoint_keep = cfg.SOLVER.CHECKPOINT_KEEP
         self.eval_period = cfg.TEST.EVAL_PERIOD
+        self.best_metric = cfg.TEST.BEST_METRIC
+        self.early_stopping = cfg.TEST.EARLY_STOPPING
+        self.skip_nonfinite = cfg.SOLVER.SKIP_NONFINITE
         self.log_period = cfg.LOG_PERIOD
         self.ddp = {}
         self.image_format = cfg.INPUT.FORMAT
@@ -145,6 +157,10 @@ class YacsExperiment(Experiment):
             "max_size": cfg.TEST.AUG.MAX_SIZE,
             "flip": cfg.TEST.AUG.FLIP,
         }
+
+    def write_config(self, path: str) -> None:
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(self.cfg.dump())
 
     def build_model(self) -> Module:
         from detectron2.modeling import build_model
@@ -242,16 +258,24 @@ class LazyExperiment(Experiment):
         self.output_dir = train.output_dir
         self.init_checkpoint = train.init_checkpoint or ""
         self.device = train.device
+        self.cudnn_benchmark = train.get("cudnn_benchmark", False)
         self.seed = train.seed
         self.max_iter = train.max_iter
         self.amp = train.amp.enabled
         self.checkpoint_period = train.checkpointer.period
         self.checkpoint_keep = train.checkpointer.max_to_keep
         self.eval_period = train.eval_period
+        # A lazy config of one's own may do without these.
+        self.best_metric = train.get("best_metric", "")
+        self.early_stopping = train.get("early_stopping", 0)
+        self.skip_nonfinite = train.get("skip_nonfinite", False)
         self.log_period = train.log_period
         self.ddp = OmegaConf.to_container(train.ddp)
         self.image_format = self.cfg.dataloader.test.mapper.image_format
         self.test_aug = OmegaConf.to_container(OmegaConf.create(train.get("test_aug", NO_TEST_AUG)))
+
+    def write_config(self, path: str) -> None:
+        LazyConfig.save(self.cfg, path)
 
     def build_model(self) -> Module:
         model = _instantiate(self.cfg.model, "model")

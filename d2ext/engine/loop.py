@@ -4,6 +4,7 @@ detectron2's trainers, hooks, writers and checkpointer do the work; its `Default
 used: in v0.6 its checkpoints hold no optimiser state, so that a resumed run starts over at warm-up.
 """
 
+import contextlib
 import logging
 import os
 import weakref
@@ -14,15 +15,20 @@ import torch
 from fvcore.nn.precise_bn import get_bn_modules
 
 from d2ext.checkpoint import Checkpointer, RNGState, preserve_rng
+from d2ext.engine.best import BestCheckpoint, EndEarly, EndedEarly
 from d2ext.engine.experiment import Experiment, YacsExperiment
-from d2ext.engine.hooks import GracefulStop, KeepLastCheckpoints
-from d2ext.engine.setup import check_runnable, make_output_folder
+from d2ext.engine.folder import training_folder
+from d2ext.engine.hooks import KeepLastCheckpoints, PatientWriter, SaveCheckpoints
+from d2ext.engine.resuming import complete_final_checkpoint, find_last_checkpoint
+from d2ext.engine.setup import check_runnable, make_output_folder, save_config
+from d2ext.engine.stopping import GracefulStop
+from d2ext.engine.trainer import CheckedAMPTrainer, CheckedTrainer
 from d2ext.errors import UserError
 from d2ext.evaluation import run_inference
 from d2ext.modeling.test_time_augmentation import with_test_time_augmentation
 from d2ext.solver.schedule import make_lr_scheduler
 
-from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
+from detectron2.engine import create_ddp_model, hooks
 from detectron2.evaluation import print_csv_format, verify_results
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -31,7 +37,7 @@ from detectron2.utils.events import CommonMetricPrinter, JSONWriter, Tensorboard
 logger = logging.getLogger(__name__)
 
 
-def train(experiment: Experiment, resume: bool = False) -> dict[str, Any]:
+def train(experiment: Experiment, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """Train to `experiment.max_iter`, with checkpoints and evaluations on the way and at the end.
 
     Args:
@@ -39,11 +45,21 @@ def train(experiment: Experiment, resume: bool = False) -> dict[str, Any]:
         resume: continue from the last checkpoint in the output folder, if there is one. The
             iterations that follow are those of an uninterrupted run: parameters, optimiser,
             schedule, AMP scaler, generators and order of the data are restored.
+        overwrite: move a run that is in the output folder aside.
 
     Returns:
         The results of the last evaluation, `{metric: value}`; `{}` without test sets.
+
+    Raises:
+        UserError: the settings do not fit the machine or the data; the output folder has a run and
+            neither `resume` nor `overwrite` is set; another process trains there.
     """
-    make_output_folder(experiment)
+    make_output_folder(experiment.output_dir)
+    with training_folder(experiment.output_dir, resume, overwrite):
+        return _train(experiment, resume)
+
+
+def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
     seed_all_rng(experiment.seed + comm.get_rank() if experiment.seed >= 0 else None)
     model = experiment.build_model()
     check_runnable(experiment, model)
@@ -51,15 +67,21 @@ def train(experiment: Experiment, resume: bool = False) -> dict[str, Any]:
     optimizer = experiment.build_optimizer(model)
     scheduler = make_lr_scheduler(optimizer, experiment.build_lr_multiplier(), experiment.max_iter)
 
-    start_iter = _resume_iteration(experiment) if resume else 0
-    if resume and start_iter == 0:
+    start_path, start_iter = find_last_checkpoint(experiment.output_dir) if resume else ("", 0)
+    if resume and not start_path:
         logger.info(
             "no checkpoint in %s: training starts from the beginning", experiment.output_dir
         )
     loader = experiment.build_train_loader(start_iter)
     model = create_ddp_model(model, **_ddp_options(experiment))
-    trainer_class = AMPTrainer if experiment.amp else SimpleTrainer
-    trainer = trainer_class(model, loader, optimizer=optimizer)
+    trainer_class = CheckedAMPTrainer if experiment.amp else CheckedTrainer
+    trainer = trainer_class(
+        model,
+        loader,
+        optimizer,
+        output_dir=experiment.output_dir,
+        skip=experiment.skip_nonfinite,
+    )
 
     rng = RNGState()
     checkpointer = Checkpointer(
@@ -71,36 +93,43 @@ def train(experiment: Experiment, resume: bool = False) -> dict[str, Any]:
     )
     last_results: dict[str, Any] = {}
 
+    stop, best = GracefulStop(checkpointer), BestCheckpoint(checkpointer, experiment)
+    best.resume(start_iter)
+
     def run_evaluation():
-        with preserve_rng():
+        rng.gather()
+        with preserve_rng(), stop.evaluation():
             last_results.clear()
             last_results.update(evaluate(experiment, model))
+            best.update(last_results, min(trainer.iter, experiment.max_iter - 1))
         return last_results
 
-    stop = GracefulStop(checkpointer)
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(optimizer, scheduler),
-            hooks.PeriodicCheckpointer(checkpointer, experiment.checkpoint_period),
+            SaveCheckpoints(checkpointer, experiment.checkpoint_period),
             KeepLastCheckpoints(checkpointer, experiment.checkpoint_keep),
             stop,
             hooks.EvalHook(experiment.eval_period, run_evaluation)
             if experiment.test_sets()
             else None,
+            EndEarly(best, checkpointer),
             hooks.PeriodicWriter(_writers(experiment), period=experiment.log_period)
             if comm.is_main_process()
             else None,
         ]
     )
-    checkpointer.resume_or_load(experiment.init_checkpoint, resume=start_iter > 0)
     if start_iter == 0:
+        checkpointer.load(experiment.init_checkpoint, checkpointables=[])
         _warn_about_norms(model)
-    elif trainer.iter + 1 != start_iter:
-        raise UserError(
-            f"the last checkpoint of '{experiment.output_dir}' changed while it was being resumed"
-        )
-    trainer.train(start_iter, experiment.max_iter)
+    else:
+        checkpointer.continue_from(start_path)
+    if start_iter >= experiment.max_iter:
+        complete_final_checkpoint(checkpointer, start_iter - 1)
+    save_config(experiment, experiment.output_dir)  # now: a command that failed has left no trace
+    with stop.handling_signals(), contextlib.suppress(EndedEarly):
+        trainer.train(start_iter, experiment.max_iter)
     return dict(last_results)
 
 
@@ -147,28 +176,6 @@ def evaluate_checkpoint(experiment: Experiment, resume: bool = False) -> dict[st
     return results
 
 
-def _resume_iteration(experiment: Experiment) -> int:
-    """The iteration at which the last checkpoint continues; 0 if there is none."""
-    tag = os.path.join(experiment.output_dir, "last_checkpoint")
-    if not os.path.isfile(tag):
-        return 0
-    with open(tag, encoding="utf-8") as f:
-        path = os.path.join(experiment.output_dir, f.read().strip())
-    if not os.path.isfile(path):
-        raise UserError(
-            f"'{tag}' names '{path}', which does not exist; edit it or train without --resume"
-        )
-    try:
-        data = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        return int(data["iteration"]) + 1
-    except Exception as error:  # whatever torch makes of a damaged file
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"checkpoint '{path}' cannot be resumed ({reason}); "
-            f"put the name of an older one into '{tag}'"
-        ) from error
-
-
 def _ddp_options(experiment: Experiment) -> dict[str, Any]:
     options = dict(broadcast_buffers=False)
     options.update(experiment.ddp)
@@ -181,8 +188,10 @@ def _writers(experiment: Experiment) -> list:
     """Console with ETA, metrics.json with the unsmoothed values, TensorBoard."""
     return [
         CommonMetricPrinter(experiment.max_iter),
-        JSONWriter(os.path.join(experiment.output_dir, "metrics.json"), window_size=1),
-        TensorboardXWriter(experiment.output_dir),
+        PatientWriter(
+            JSONWriter(os.path.join(experiment.output_dir, "metrics.json"), window_size=1)
+        ),
+        PatientWriter(TensorboardXWriter(experiment.output_dir)),
     ]
 
 

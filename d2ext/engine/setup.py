@@ -1,7 +1,9 @@
 """From a command line to a checked `Experiment`: data sets, number of classes, device."""
 
+import argparse
 import logging
 import os
+import tempfile
 from collections.abc import Sequence
 
 import torch
@@ -26,6 +28,9 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
 
 logger = logging.getLogger(__name__)
 
@@ -120,15 +125,58 @@ def check_runnable(experiment: Experiment, model: Module) -> None:
         )
 
 
-def make_output_folder(experiment: Experiment) -> None:
+def make_output_folder(folder: str) -> None:
     """Create the output folder; a `UserError` names it if that is impossible."""
     try:
-        os.makedirs(experiment.output_dir, exist_ok=True)
+        os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"output folder '{experiment.output_dir}' cannot be made: {error.strerror}; "
+            f"output folder '{folder}' cannot be made: {error.strerror}; "
             "set OUTPUT_DIR (yaml) or train.output_dir (lazy)"
         ) from error
+
+
+def start_log(experiment: Experiment, args: argparse.Namespace, folder: str) -> None:
+    """What detectron2's `default_setup` does, but for the config, which a command that fails later
+    must not overwrite: see `save_config`.
+
+    Args:
+        experiment: the run.
+        args: of the command line, for the log.
+        folder: gets `log.txt`; made if it is not there.
+    """
+    make_output_folder(folder)
+    for name in ("fvcore", "detectron2", "d2ext"):
+        setup_logger(folder, distributed_rank=comm.get_rank(), name=name)
+    start = logging.getLogger("detectron2")
+    start.info(
+        "Rank of current process: %d. World size: %d", comm.get_rank(), comm.get_world_size()
+    )
+    start.info("Environment info:\n%s", collect_env_info())
+    start.info("Command line arguments: %s", args)
+    seed_all_rng(experiment.seed + comm.get_rank() if experiment.seed >= 0 else None)
+    torch.backends.cudnn.benchmark = experiment.cudnn_benchmark and not args.eval_only
+    for line in settings_summary(experiment):
+        logger.info(line)
+
+
+def save_config(experiment: Experiment, folder: str) -> None:
+    """Write the complete config to `folder/config.yaml`, as a whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    if not comm.is_main_process():
+        return
+    path = os.path.join(folder, "config.yaml")
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".config") as temporary:
+            experiment.write_config(os.path.join(temporary, "config.yaml"))
+            for name in os.listdir(temporary):
+                os.replace(os.path.join(temporary, name), os.path.join(folder, name))
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error.strerror}") from error
+    logger.info("Full config saved to %s", path)
 
 
 def check_data(experiment: Experiment) -> None:
