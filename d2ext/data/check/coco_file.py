@@ -231,47 +231,44 @@ def entry_problems(data: dict) -> list[Problem]:
 
 
 class CocoSummary(NamedTuple):
-    """What is kept of a checked file; `images` (file_name, width, height) is None after reading it
-    from the cache."""
+    """What is kept of a checked file; `images` are (file_name, width, height) of those that can be
+    looked for."""
 
     categories: list[dict]
     problems: list[Problem]
-    folders: list[str]
-    images: list[tuple[str, int, int]] | None
+    images: list[tuple[str, int, int]]
 
 
 _summaries: dict[str, CocoSummary] = {}
 
 
-def coco_summary(json_file: str, with_images: bool = False) -> CocoSummary:
-    """Read and check a COCO instances file, or recall the result while the file is unchanged.
-
-    Args:
-        with_images: `images` is needed; the folders of the images always are there.
+def coco_summary(json_file: str) -> CocoSummary:
+    """Read and check a COCO instances file, or recall the result while the file is unchanged and
+    has no error.
 
     Raises:
         UserError: as `read_coco_file`.
     """
     key = fingerprint([json_file])
     known = _summaries.get(str(key))
-    if known is None and not with_images:
+    if known is None:
         stored = cache.load(["coco_file", key])
         if stored is not None:
             problems = [Problem(*p) for p in stored["problems"]]
-            known = CocoSummary(stored["categories"], problems, stored["folders"], None)
-    if known is None or (with_images and known.images is None):
+            images = [tuple(image) for image in stored["images"]]
+            known = CocoSummary(stored["categories"], problems, images)
+    if known is None:
         started = time.perf_counter()
         data = read_coco_file(json_file)
-        problems = entry_problems(data)
         images = [
             (i["file_name"], i["width"], i["height"])
             for i in data["images"]
             if _image_finding(i) is None
         ]
-        folders = sorted({os.path.dirname(name) for name, _, _ in images})
-        known = CocoSummary(data["categories"], problems, folders, images)
+        known = CocoSummary(data["categories"], entry_problems(data), images)
+        if any(p.severity != "warning" for p in known.problems):
+            return known
         if time.perf_counter() - started > cache.SLOW:
-            parts = {"categories": known.categories, "problems": problems, "folders": folders}
-            cache.store(["coco_file", key], parts)
+            cache.store(["coco_file", key], known._asdict())
     _summaries[str(key)] = known
     return known

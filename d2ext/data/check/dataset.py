@@ -1,7 +1,7 @@
 """The data check: annotations, image files and semantic maps of a data set, in one report.
 
-Before a training it reads image headers only and recalls its last result while the files are
-unchanged (a picture that is replaced under its name goes unnoticed; the mapper still refuses it).
+Before a training it reads image headers only, and recalls its last result if that was without an
+error and no file has changed since.
 """
 
 import logging
@@ -49,7 +49,7 @@ def check_files(
         UserError: the file is no COCO instances file at all.
     """
     report = Report(name, json_file)
-    summary = coco_summary(PathManager.get_local_path(json_file), with_images=thorough)
+    summary = coco_summary(PathManager.get_local_path(json_file))
     report.add(summary.problems, evaluated)
     for folder, what in ((image_root, "image"), (sem_seg_root, "semantic map")):
         if folder and not os.path.isdir(folder):
@@ -59,7 +59,8 @@ def check_files(
             if what == "image":
                 return report
             sem_seg_root = None
-    folders = [os.path.join(image_root, folder) for folder in summary.folders]
+    folders = sorted({os.path.dirname(name) for name, _, _ in summary.images})
+    folders = [os.path.join(image_root, folder) for folder in folders]
     folders += [sem_seg_root] if sem_seg_root else []
     key = ["images", cache.fingerprint([json_file, *folders]), bool(sem_seg_root)]
     stored = None if thorough else cache.load(key)
@@ -67,15 +68,15 @@ def check_files(
         report.add([Problem(*p) for p in stored], evaluated)
         return report
     started = time.perf_counter()
-    problems = _check_images(json_file, image_root, sem_seg_root, thorough)
+    problems = _check_images(summary.images, image_root, sem_seg_root, thorough)
     report.add(problems, evaluated)
-    if time.perf_counter() - started > cache.SLOW and not thorough:
+    sound = all(p.severity == "warning" for p in problems)
+    if sound and time.perf_counter() - started > cache.SLOW and not thorough:
         cache.store(key, problems)
     return report
 
 
-def _check_images(json_file, image_root, sem_seg_root, thorough) -> list[Problem]:
-    images = coco_summary(PathManager.get_local_path(json_file), with_images=True).images
+def _check_images(images, image_root, sem_seg_root, thorough) -> list[Problem]:
     files = [
         ImageFile(
             os.path.join(image_root, name),

@@ -92,12 +92,57 @@ def test_result_is_recalled_until_a_file_changes(
     assert len(opened) == 2 and not reads
     (small_dataset.images / "b.png").write_bytes(b"")  # changes the folder
     assert small_dataset.check().problems == first.problems
-    assert len(opened) == 4 and len(reads) == 1
+    assert len(opened) == 4 and not reads  # the annotation file is still known
     small_dataset.first["bbox"] = [1, 1, 8, 6]
     small_dataset.write()
     reads = other_process()
     assert small_dataset.check().problems == [] and len(reads) == 1
     assert small_dataset.check(thorough=True).problems == [] and len(opened) == 8
+
+
+def test_an_error_is_never_kept(small_dataset, cache, other_process, monkeypatch):
+    monkeypatch.setattr(check_cache, "SLOW", 0.0)
+    small_dataset.first["category_id"] = 5
+    small_dataset.write()
+    sound = (small_dataset.images / "a.png").read_bytes()
+    (small_dataset.images / "a.png").write_bytes(bytes(len(sound)))
+    reads = other_process()
+    assert len(small_dataset.check().of("error")) == 2 and not cache.exists()
+    assert len(small_dataset.check().of("error")) == 2 and len(reads) == 2
+    # Mended in place, so that size and time of change are those of before.
+    before = [os.stat(p) for p in (small_dataset.json_file, small_dataset.images / "a.png")]
+    small_dataset.first["category_id"] = 7
+    small_dataset.write()
+    (small_dataset.images / "a.png").write_bytes(sound)
+    for path, stat in zip((small_dataset.json_file, small_dataset.images / "a.png"), before):
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert path.stat().st_size == stat.st_size
+    assert small_dataset.check().problems == []
+
+
+@pytest.mark.parametrize("folder", ["images", "maps"])
+def test_a_file_broken_under_its_name_is_found_after_a_good_report(
+    small_dataset, cache, folder, monkeypatch
+):
+    monkeypatch.setattr(check_cache, "SLOW", 0.0)
+    small_dataset.use_maps = True
+    small_dataset.write()
+    assert small_dataset.check().problems == [] and len(os.listdir(cache)) == 2
+    path = getattr(small_dataset, folder) / "a.png"
+    parent = path.parent.stat().st_mtime_ns
+    with open(path, "r+b") as f:  # the folder does not change
+        f.write(b"no image")
+    os.utime(path, ns=(0, 1))
+    assert path.parent.stat().st_mtime_ns == parent
+    (problem,) = small_dataset.check().of("error")
+    assert "is no image file" in problem.text
+
+
+def test_results_of_an_older_check_are_not_recalled(cache, monkeypatch):
+    check_cache.store("key", 1)
+    assert check_cache.load("key") == 1
+    monkeypatch.setattr(check_cache, "VERSION", check_cache.VERSION + 1)
+    assert check_cache.load("key") is None
 
 
 def test_quick_checks_leave_no_files(small_dataset, cache):
