@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from d2ext.data.check.images import DECODE_ERRORS, map_finding, read_header, unsupported_mode
-from d2ext.data.check.masks import mask_findings
+from d2ext.data.check.masks import check_masks
 from d2ext.data.random_state import seeded_generators
 from d2ext.data.semantic import IGNORE_LABEL, check_semantic_mode, semantic_from_instances
 from d2ext.errors import UserError
@@ -193,7 +193,7 @@ class InstanceSegMapper(DatasetMapper):
         size = (record["height"], record["width"])
         annotations = record["annotations"]
         masks = [a.get("segmentation") for a in annotations]
-        for index, finding in mask_findings(masks, [size] * len(masks)):
+        for index, finding in check_masks(masks, [size] * len(masks))[0]:
             if finding.severity == "error":
                 raise UserError(f"{_name(record, index)} {finding.text}")
         for index, annotation in enumerate(annotations):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from d2ext.data.check.masks import Finding
+from d2ext.data.check.problems import Finding
 
 from detectron2.utils.file_io import PathManager
 
