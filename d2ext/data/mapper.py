@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import torch
 
-from d2ext.data.check.images import DECODE_ERRORS, map_finding, read_header, unsupported_mode
+from d2ext.data.check.images import DECODE_ERRORS, map_finding, read_header, unsupported
 from d2ext.data.check.masks import check_masks
 from d2ext.data.random_state import seeded_generators
 from d2ext.data.semantic import IGNORE_LABEL, check_semantic_mode, semantic_from_instances
@@ -220,8 +220,8 @@ def _check_image(record):
         header = read_header(path)
     except DECODE_ERRORS as e:
         raise UserError(f"cannot read image {path}: {e}") from e
-    if unsupported_mode(header.mode):
-        raise UserError(f"image {path} {unsupported_mode(header.mode)}")
+    if unsupported(header):
+        raise UserError(f"image {path} {unsupported(header)}")
     record.setdefault("width", header.size[0])
     record.setdefault("height", header.size[1])
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,35 @@ def test_maps_are_looked_at_only_where_they_are_used(small_dataset):
     small_dataset.maps.rmdir()
     with pytest.raises(UserError, match="map folder .*semantic does not exist; unpack them"):
         check_before_training(["small"])
+
+
+def test_images_that_share_a_map_are_refused(small_dataset):
+    small_dataset.use_maps = True
+    (small_dataset.images / "b").mkdir()
+    shutil.copy(small_dataset.images / "a.png", small_dataset.images / "b/a.png")
+    image = {"id": 5, "file_name": "b/a.png", "width": 12, "height": 10}
+    small_dataset.data["images"].append(image)
+    small_dataset.write()
+    (problem,) = small_dataset.check().problems
+    assert (problem.severity, problem.image) == ("error", "b/a.png")
+    assert "semantic/a.png, which is also that of a.png; rename" in problem.text
+    small_dataset.use_maps = False
+    assert not small_dataset.check().problems
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_test_images_that_are_trained_on_are_told(small_dataset, tmp_path, shared, caplog):
+    shutil.copytree(small_dataset.images, tmp_path / "others")
+    link = tmp_path / "link"
+    link.symlink_to(small_dataset.images if shared else tmp_path / "others")
+    small_dataset.write()
+    register(small_dataset)
+    small_dataset.images = link
+    register(small_dataset, "held_out")
+    check_before_training(["small"], ["held_out", "small"], semantic=False)
+    text = "1 of 1 images are in the training set 'small' too (e.g. a.png)"
+    assert (text in caplog.text) == shared
+    assert "in the training set 'held_out'" not in caplog.text
 
 
 def test_missing_data_are_named(small_dataset, tmp_path):
