@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from d2ext.data.catalog import check_registered
+from d2ext.data.loader import Loader, MappedRecords
 from d2ext.errors import UserError
 
 from detectron2.data import (
-    DatasetFromList,
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
@@ -134,21 +134,6 @@ class GlobalBatchSampler(torch.utils.data.Sampler):
             yield [(index, _position_seed(self.seed, position)) for position, index in share]
 
 
-class _MappedRecords(torch.utils.data.Dataset):
-    """Records with their `sample_seed`, mapped; indexed by the pairs of `GlobalBatchSampler`."""
-
-    def __init__(self, records, mapper):
-        self._records = DatasetFromList(records, copy=False)  # serialised: every access is a copy
-        self._mapper = mapper
-
-    def __len__(self):
-        return len(self._records)
-
-    def __getitem__(self, key):
-        index, sample_seed = key
-        return self._mapper({**self._records[index], "sample_seed": sample_seed})
-
-
 def _aspect_groups(records):
     """0 for landscape and 1 for portrait or square images, as detectron2 groups them."""
     groups = []
@@ -179,6 +164,7 @@ def build_train_loader(
     aspect_ratio_grouping: bool = True,
     filter_empty: bool = True,
     start_iter: int = 0,
+    max_unreadable: int = 10,
 ) -> torch.utils.data.DataLoader:
     """Endless training loader over a global, seeded stream of batches.
 
@@ -194,6 +180,8 @@ def build_train_loader(
         aspect_ratio_grouping: landscape images in one batch, portrait and square ones in another.
         filter_empty: leave out images without any non-crowd annotation.
         start_iter: first iteration.
+        max_unreadable: images whose files are damaged in the middle of a training are named and
+            replaced by others, up to so many in each process.
 
     Returns:
         yields list[dict] of length total_batch_size / number of processes.
@@ -202,16 +190,18 @@ def build_train_loader(
         UserError: unknown or empty data set, batch not divisible by the number of processes.
     """
     records = _resolve(dataset, filter_empty)
+    groups = _aspect_groups(records) if aspect_ratio_grouping else [0] * len(records)
     sampler = GlobalBatchSampler(
-        _aspect_groups(records) if aspect_ratio_grouping else [0] * len(records),
+        groups,
         total_batch_size,
         seed if seed >= 0 else comm.shared_random_seed(),
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
         start_iter=start_iter,
     )
-    return torch.utils.data.DataLoader(
-        _MappedRecords(records, mapper),
+    return Loader(
+        MappedRecords(records, mapper, groups),
+        max_unreadable=max_unreadable,
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=trivial_batch_collator,
@@ -235,4 +225,10 @@ def build_test_loader(
         num_workers: loading processes.
     """
     records = _resolve(dataset, filter_empty=False)
-    return build_detection_test_loader(records, mapper=mapper, num_workers=num_workers)
+    plain = build_detection_test_loader(records, mapper=mapper, num_workers=num_workers)
+    return Loader(
+        plain.dataset,
+        batch_sampler=plain.batch_sampler,
+        num_workers=num_workers,
+        collate_fn=plain.collate_fn,
+    )

@@ -7,8 +7,9 @@ import warnings
 import numpy as np
 import torch
 
-from d2ext.data.check.images import DECODE_ERRORS, map_finding, read_header, unsupported_mode
-from d2ext.data.check.masks import mask_findings
+from d2ext.data.check.images import DECODE_ERRORS, map_finding, read_header, unsupported
+from d2ext.data.check.masks import check_masks
+from d2ext.data.loader import UnreadableImageError
 from d2ext.data.random_state import seeded_generators
 from d2ext.data.semantic import IGNORE_LABEL, check_semantic_mode, semantic_from_instances
 from d2ext.errors import UserError
@@ -107,8 +108,8 @@ class InstanceSegMapper(DatasetMapper):
             see the class.
 
         Raises:
-            UserError: image or map unreadable or of another size than the record says, a mask of
-                the wrong size, labels out of range.
+            UserError: image or map unreadable (`UnreadableImageError`) or of another size than the
+                record says, a mask of the wrong size, labels out of range.
         """
         record = dict(dataset_dict)
         _check_image(record)
@@ -125,7 +126,7 @@ class InstanceSegMapper(DatasetMapper):
             except utils.SizeMismatchError as e:
                 raise UserError(" ".join(str(e).split())) from e
             except DECODE_ERRORS as e:
-                raise UserError(_unreadable(record, e)) from e
+                raise UnreadableImageError(_unreadable(record, e)) from e
 
     def _transform_annotations(self, dataset_dict, transforms, image_shape):
         crowd = [a for a in dataset_dict["annotations"] if a.get("iscrowd", 0)]
@@ -193,7 +194,7 @@ class InstanceSegMapper(DatasetMapper):
         size = (record["height"], record["width"])
         annotations = record["annotations"]
         masks = [a.get("segmentation") for a in annotations]
-        for index, finding in mask_findings(masks, [size] * len(masks)):
+        for index, finding in check_masks(masks, [size] * len(masks))[0]:
             if finding.severity == "error":
                 raise UserError(f"{_name(record, index)} {finding.text}")
         for index, annotation in enumerate(annotations):
@@ -219,9 +220,10 @@ def _check_image(record):
     try:
         header = read_header(path)
     except DECODE_ERRORS as e:
-        raise UserError(f"cannot read image {path}: {e}") from e
-    if unsupported_mode(header.mode):
-        raise UserError(f"image {path} {unsupported_mode(header.mode)}")
+        reason = " ".join(str(e).split())
+        raise UnreadableImageError(f"cannot read image {path}: {reason}") from e
+    if unsupported(header):
+        raise UserError(f"image {path} {unsupported(header)}")
     record.setdefault("width", header.size[0])
     record.setdefault("height", header.size[1])
 
@@ -259,4 +261,5 @@ def _check_semantic_map(record):
     finding = map_finding(path, record["width"], record["height"])
     if finding:
         mend = "; without maps use semantic mode 'instances'" if "missing" in finding.kind else ""
-        raise UserError(f"semantic map {path} {finding.text}{mend}")
+        kind = UnreadableImageError if finding.kind == "map-unreadable" else UserError
+        raise kind(f"semantic map {path} {finding.text}{mend}")

@@ -95,7 +95,7 @@ def _check_folders(json_file, image_root, sem_seg_root):
         if folder and not os.path.isdir(folder):
             raise UserError(f"{what} folder {folder} does not exist")
     images = coco_summary(json_file).images
-    if images:  # else it was checked in an earlier run
+    if images:
         first = os.path.join(image_root, images[0][0])
         if not os.path.isfile(first):
             raise UserError(f"image {first}, the first of {json_file}, does not exist")

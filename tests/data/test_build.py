@@ -1,5 +1,6 @@
 """Train and test loaders: one global stream, independent of processes and workers, resumable."""
 
+import copy
 import itertools
 
 import pytest
@@ -168,6 +169,95 @@ def test_mistakes_are_reported_in_one_line(monkeypatch, shapes_few, arguments, m
     with pytest.raises(UserError, match=match) as info:
         build_train_loader(**{"mapper": _keep, "total_batch_size": 2, **arguments})
     assert "\n" not in str(info.value)
+
+
+def _broken_copy(name, folder, broken):
+    """Records of a data set with the files of some images cut off."""
+    records = copy.deepcopy(get_dataset_records(name, filter_empty=True))
+    for index in broken:
+        path = folder / f"broken{index}.png"
+        with open(records[index]["file_name"], "rb") as f:
+            path.write_bytes(f.read()[:-100])
+        records[index]["file_name"] = str(path)
+    return records
+
+
+def _ids(loader, count):
+    return [[r["image_id"] for r in batch] for batch in itertools.islice(loader, count)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_unreadable_image_is_named_once_and_replaced(shapes_few, tmp_path, num_workers, caplog):
+    records = _broken_copy(shapes_few, tmp_path, [3, 5])
+    mapper = InstanceSegMapper(True, augmentations=[], semantic="none")
+    options = {"total_batch_size": 2, "seed": 1, "aspect_ratio_grouping": False}
+    batches = list(
+        itertools.islice(
+            build_train_loader(records, mapper=mapper, num_workers=num_workers, **options), 27
+        )
+    )
+    sound = build_train_loader(records, mapper=lambda r: r, **options)
+    lost = {records[3]["image_id"], records[5]["image_id"]}
+    for batch, wanted in zip(batches, _ids(sound, 27)):
+        assert len(batch) == 2 and all("unreadable_images" not in item for item in batch)
+        for item, image_id in zip(batch, wanted):
+            assert item["image_id"] not in lost
+            assert item["image_id"] == image_id or image_id in lost
+    again = build_train_loader(records, mapper=mapper, **options)
+    assert _ids(again, 27) == [[r["image_id"] for r in batch] for batch in batches]
+    lines = [r.getMessage() for r in caplog.records if r.name == "d2ext.data.loader"]
+    first = lines[: len(lines) // 2]
+    assert len(first) == 2 and {"broken3.png" in x for x in first} == {True, False}
+    assert "cannot read image" in first[0] and "(2 of at most 10)" in first[1]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_too_many_unreadable_images_end_in_one_line(shapes_few, tmp_path, num_workers):
+    records = _broken_copy(shapes_few, tmp_path, [0, 1, 2, 3])
+    mapper = InstanceSegMapper(True, augmentations=[], semantic="none")
+    loader = build_train_loader(
+        records, mapper=mapper, total_batch_size=2, num_workers=num_workers, max_unreadable=2
+    )
+    with pytest.raises(UserError, match="3 images cannot be read, at most 2 are replaced") as info:
+        _ids(loader, 40)
+    assert "\n" not in str(info.value)
+    loader = build_train_loader(records[:4], mapper=mapper, total_batch_size=2)
+    with pytest.raises(UserError, match="cannot read image .*; nor can 9 others be"):
+        _ids(loader, 1)
+
+
+def test_a_replacement_is_of_the_same_group(shapes_few, tmp_path):
+    from d2ext.data.loader import MappedRecords, UnreadableImageError
+
+    def mapper(record):
+        if record["image_id"] in (0, 3):
+            raise UnreadableImageError(f"{record['image_id']} is lost")
+        return record
+
+    records = [_record(i) for i in range(12)]
+    data = MappedRecords(records, mapper, [i % 3 for i in range(12)])
+    for seed in range(20):
+        out = data[0, seed]
+        assert out["image_id"] in (6, 9) and out["unreadable_images"][0] == "0 is lost"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("training", [True, False])
+def test_mistakes_stay_one_line_with_loading_processes(shapes_few, tmp_path, training, num_workers):
+    records = copy.deepcopy(get_dataset_records(shapes_few, filter_empty=True))[:2]
+    for record in records:
+        record["width"] += 1
+    mapper = InstanceSegMapper(training, augmentations=[], semantic="none")
+    if training:
+        loader = build_train_loader(
+            records, mapper=mapper, total_batch_size=1, num_workers=num_workers
+        )
+    else:
+        loader = build_test_loader(records, mapper=mapper, num_workers=num_workers)
+    with pytest.raises(UserError) as info:
+        next(iter(loader))
+    text = str(info.value)
+    assert "\n" not in text and text.count("annotation") and "Traceback" not in text
 
 
 def test_sampler_of_no_images_is_rejected():

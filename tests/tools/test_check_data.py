@@ -25,14 +25,20 @@ def test_it_prints_the_table_of_files_that_cannot_be_registered(
     assert "has a bbox" in printed and "unknown image_id 99" in printed
 
 
-def test_it_finds_truncated_images_when_thorough(few_images, script, tmp_path, capsys):
+@pytest.mark.parametrize("damage", ["cut off", "spoilt within"])
+def test_it_finds_truncated_images_and_spoilt_ones_when_thorough(
+    few_images, script, damage, tmp_path, capsys
+):
     shutil.copytree(few_images / "images", tmp_path / "images")
     name = json.loads((few_images / "few.json").read_text())["images"][0]["file_name"]
     path = tmp_path / "images" / name
-    path.write_bytes(path.read_bytes()[:-60])
+    content = path.read_bytes()
+    path.write_bytes(
+        content[:-60] if damage == "cut off" else content[:200] + b"\xff" * 60 + content[260:]
+    )
     spec = f"mine={few_images / 'few.json'},{tmp_path / 'images'}"
-    assert script.main(["--register", spec]) == 0
-    assert name not in capsys.readouterr().out
+    assert script.main(["--register", spec]) == int(damage == "cut off")
+    assert (name in capsys.readouterr().out) == (damage == "cut off")
     assert script.main(["--register", spec, "--thorough"]) == 1
     printed = capsys.readouterr().out
     assert name in printed and "cannot be read" in printed

@@ -1,4 +1,6 @@
-"""Results of slow checks, kept on disk under the state of the files they were computed from."""
+"""Results of slow checks that found no error, kept on disk under the state of the files they were
+computed from. An error is never kept: it is looked for again until it is gone.
+"""
 
 import hashlib
 import json
@@ -11,7 +13,7 @@ from detectron2.utils.file_io import PathManager
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # of the checks: raise it when they find other things
+VERSION = 2  # of the checks: raise it when they find other things
 SLOW = 1.0  # seconds; results that took less are not worth a file
 _FILES = 100
 
@@ -23,16 +25,37 @@ def cache_folder() -> str:
 
 
 def fingerprint(paths: Sequence[str]) -> list[list]:
-    """Absolute path, time of change and size of files or folders (a folder changes with its list
-    of files, not with their content). A missing one counts as such."""
-    prints = []
-    for path in paths:
-        try:
-            stat = os.stat(PathManager.get_local_path(path))
-            prints.append([os.path.abspath(path), stat.st_mtime_ns, stat.st_size])
-        except OSError:
-            prints.append([os.path.abspath(path), 0, 0])
-    return prints
+    """Absolute path, size and time of change of each file; of a folder those of all files in it,
+    as one hash. A missing one counts as such."""
+    return [[os.path.abspath(path), *_state(path)] for path in paths]
+
+
+def _state(path):
+    try:
+        path = PathManager.get_local_path(path)
+        if os.path.isdir(path):
+            return _listing(path)
+        stat = os.stat(path)
+        return stat.st_size, stat.st_mtime_ns
+    except OSError:
+        return 0, 0
+
+
+def _listing(folder):
+    """Number of files and a hash of their names, sizes and times; sub-folders do not count."""
+    lines = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                if entry.is_file():
+                    stat = entry.stat()
+                    lines.append(f"{entry.name!r} {stat.st_size} {stat.st_mtime_ns}\n")
+            except OSError:
+                lines.append(f"{entry.name!r} missing\n")
+    digest = hashlib.sha256()
+    for line in sorted(lines):
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return len(lines), digest.hexdigest()
 
 
 def _file(key: Any) -> str:

@@ -9,14 +9,18 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from d2ext.data.check import cache
+from d2ext.data.check.boxes import disagreement_finding, disagreements, systematic_findings
 from d2ext.data.check.cache import fingerprint
-from d2ext.data.check.masks import Finding, mask_findings
-from d2ext.data.check.problems import Problem
+from d2ext.data.check.masks import check_masks
+from d2ext.data.check.problems import Finding, Problem
+from d2ext.data.check.repeats import area_findings, copies, file_repeats
 from d2ext.errors import UserError
 
 _REQUIRED_KEYS = {
@@ -196,20 +200,37 @@ class _EntryCheck:
 
     def _check_masks(self, annotations: list[dict]):
         images = [self.images[a["image_id"]] for a in annotations]
-        boxes = [a["bbox"] if a["bbox"][2] > 0 < a["bbox"][3] else None for a in annotations]
         masks = [a["segmentation"] for a in annotations]
         sizes = [(image["height"], image["width"]) for image in images]
-        for index, finding in mask_findings(masks, sizes, boxes):
-            self._add(finding, annotations[index]["image_id"], annotations[index]["id"])
-        far = [max(b) for b in boxes if b]
-        if far and max(far) <= 1:
-            text = "all boxes lie within 0..1: coordinates must be pixels, not fractions"
-            self.found.append(Problem("error", "fractions", text))
+        findings, shapes = check_masks(masks, sizes)
+        boxes = np.array([a["bbox"] for a in annotations], float).reshape(-1, 4)
+        boxes[(boxes[:, 2:] <= 0).any(1)] = np.nan
+        odd = dict(findings)
+        for index in disagreements(boxes, shapes.extents).tolist():
+            box, extent = annotations[index]["bbox"], shapes.extents[index]
+            odd.setdefault(index, disagreement_finding(box, extent))
+        self._add_all(sorted(odd.items()), annotations)
+        ids = [a["id"] for a in annotations]
+        whole = systematic_findings(boxes, shapes, np.array(sizes).reshape(-1, 2), masks, ids)
+        self._add_all([(None, finding) for finding in whole], annotations)
+        self._add_all(area_findings(annotations, shapes, sizes), annotations)
+        self._add_all(copies(annotations), annotations)
+
+    def _add_all(self, findings: Iterable[tuple[int | None, Finding]], annotations: list[dict]):
+        """Add findings about an annotation, given by its index, or (None) about the whole file."""
+        for index, finding in findings:
+            if index is None:
+                self.found.append(Problem(*finding))
+            else:
+                self._add(finding, annotations[index]["image_id"], annotations[index]["id"])
 
     def _check_set(self):
         if len({type(own) for own in self.images}) > 1:
             text = "ids of images are partly numbers and partly text; use one of them"
             self.found.append(Problem("error", "mixed-ids", text))
+        sound = [image for own, image in self.images.items() if own not in self.broken]
+        for image, finding in file_repeats(sound):
+            self.found.append(Problem(*finding, image["file_name"]))
         annotated = {a["category_id"] for a in self.data["annotations"] if _is_id(a["category_id"])}
         if not self.data["annotations"]:
             self.found.append(Problem("warning", "no-annotation", "no image has an annotation"))
@@ -231,47 +252,44 @@ def entry_problems(data: dict) -> list[Problem]:
 
 
 class CocoSummary(NamedTuple):
-    """What is kept of a checked file; `images` (file_name, width, height) is None after reading it
-    from the cache."""
+    """What is kept of a checked file; `images` are (file_name, width, height) of those that can be
+    looked for."""
 
     categories: list[dict]
     problems: list[Problem]
-    folders: list[str]
-    images: list[tuple[str, int, int]] | None
+    images: list[tuple[str, int, int]]
 
 
 _summaries: dict[str, CocoSummary] = {}
 
 
-def coco_summary(json_file: str, with_images: bool = False) -> CocoSummary:
-    """Read and check a COCO instances file, or recall the result while the file is unchanged.
-
-    Args:
-        with_images: `images` is needed; the folders of the images always are there.
+def coco_summary(json_file: str) -> CocoSummary:
+    """Read and check a COCO instances file, or recall the result while the file is unchanged and
+    has no error.
 
     Raises:
         UserError: as `read_coco_file`.
     """
     key = fingerprint([json_file])
     known = _summaries.get(str(key))
-    if known is None and not with_images:
+    if known is None:
         stored = cache.load(["coco_file", key])
         if stored is not None:
             problems = [Problem(*p) for p in stored["problems"]]
-            known = CocoSummary(stored["categories"], problems, stored["folders"], None)
-    if known is None or (with_images and known.images is None):
+            images = [tuple(image) for image in stored["images"]]
+            known = CocoSummary(stored["categories"], problems, images)
+    if known is None:
         started = time.perf_counter()
         data = read_coco_file(json_file)
-        problems = entry_problems(data)
         images = [
             (i["file_name"], i["width"], i["height"])
             for i in data["images"]
             if _image_finding(i) is None
         ]
-        folders = sorted({os.path.dirname(name) for name, _, _ in images})
-        known = CocoSummary(data["categories"], problems, folders, images)
+        known = CocoSummary(data["categories"], entry_problems(data), images)
+        if any(p.severity != "warning" for p in known.problems):
+            return known
         if time.perf_counter() - started > cache.SLOW:
-            parts = {"categories": known.categories, "problems": problems, "folders": folders}
-            cache.store(["coco_file", key], parts)
+            cache.store(["coco_file", key], known._asdict())
     _summaries[str(key)] = known
     return known

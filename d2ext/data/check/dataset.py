@@ -1,7 +1,7 @@
 """The data check: annotations, image files and semantic maps of a data set, in one report.
 
-Before a training it reads image headers only and recalls its last result while the files are
-unchanged (a picture that is replaced under its name goes unnoticed; the mapper still refuses it).
+Before a training it reads image headers only, and recalls its last result if that was without an
+error and no file has changed since.
 """
 
 import logging
@@ -49,7 +49,7 @@ def check_files(
         UserError: the file is no COCO instances file at all.
     """
     report = Report(name, json_file)
-    summary = coco_summary(PathManager.get_local_path(json_file), with_images=thorough)
+    summary = coco_summary(PathManager.get_local_path(json_file))
     report.add(summary.problems, evaluated)
     for folder, what in ((image_root, "image"), (sem_seg_root, "semantic map")):
         if folder and not os.path.isdir(folder):
@@ -59,7 +59,8 @@ def check_files(
             if what == "image":
                 return report
             sem_seg_root = None
-    folders = [os.path.join(image_root, folder) for folder in summary.folders]
+    folders = sorted({os.path.dirname(name) for name, _, _ in summary.images})
+    folders = [os.path.join(image_root, folder) for folder in folders]
     folders += [sem_seg_root] if sem_seg_root else []
     key = ["images", cache.fingerprint([json_file, *folders]), bool(sem_seg_root)]
     stored = None if thorough else cache.load(key)
@@ -67,15 +68,15 @@ def check_files(
         report.add([Problem(*p) for p in stored], evaluated)
         return report
     started = time.perf_counter()
-    problems = _check_images(json_file, image_root, sem_seg_root, thorough)
+    problems = _check_images(summary.images, image_root, sem_seg_root, thorough)
     report.add(problems, evaluated)
-    if time.perf_counter() - started > cache.SLOW and not thorough:
+    sound = all(p.severity == "warning" for p in problems)
+    if sound and time.perf_counter() - started > cache.SLOW and not thorough:
         cache.store(key, problems)
     return report
 
 
-def _check_images(json_file, image_root, sem_seg_root, thorough) -> list[Problem]:
-    images = coco_summary(PathManager.get_local_path(json_file), with_images=True).images
+def _check_images(images, image_root, sem_seg_root, thorough) -> list[Problem]:
     files = [
         ImageFile(
             os.path.join(image_root, name),
@@ -85,7 +86,49 @@ def _check_images(json_file, image_root, sem_seg_root, thorough) -> list[Problem
         )
         for name, width, height in images
     ]
-    return [Problem(*f, images[i][0]) for i, f in file_findings(files, thorough)]
+    found = [Problem(*f, images[i][0]) for i, f in file_findings(files, thorough)]
+    return found + _shared_maps(images, files)
+
+
+def _shared_maps(images, files) -> list[Problem]:
+    """Maps are named by the stem of an image, which may be that of another image as well."""
+    first: dict[str, str] = {}
+    found = []
+    for (name, _, _), file in zip(images, files):
+        if file.map_path:
+            other = first.setdefault(file.map_path, name)
+            if os.path.normpath(other) != os.path.normpath(name):
+                text = f"has the semantic map {file.map_path}, which is also that of {other}; "
+                text += "rename one of the images"
+                found.append(Problem("error", "map-shared", text, name))
+    return found
+
+
+def _image_files(name) -> dict[str, str]:
+    """Names by real path, of the images of a registered data set."""
+    metadata = MetadataCatalog.get(name)
+    images = coco_summary(PathManager.get_local_path(metadata.json_file)).images
+    root = os.path.realpath(metadata.image_root)
+    return {os.path.normpath(os.path.join(root, file)): file for file, _, _ in images}
+
+
+def _shared_images(name, train_sets) -> list[Problem]:
+    """Images of a test set that are trained on."""
+    found = []
+    own = _image_files(name)
+    for other in train_sets:
+        shared = sorted(own.keys() & _image_files(other).keys())
+        if shared:
+            text = f"{len(shared)} of {len(own)} images are in the training set {other!r} too "
+            text += f"(e.g. {own[shared[0]]}); results on them say little"
+            found.append(Problem("warning", "trained-on", text))
+    return found
+
+
+def _has_coco_file(name) -> bool:
+    metadata = MetadataCatalog.get(name)
+    paths = metadata.get("json_file") and metadata.get("image_root")
+    return bool(paths) and metadata.get("evaluator_type") in _COCO_KINDS
 
 
 def check_dataset(
@@ -105,7 +148,7 @@ def check_dataset(
     check_registered(name)
     metadata = MetadataCatalog.get(name)
     json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
-    if not json_file or not image_root or metadata.get("evaluator_type") not in _COCO_KINDS:
+    if not _has_coco_file(name):
         logger.info("Data set %s is not checked: it has no COCO instances file", name)
         return Report(name, "no COCO instances file")
     if "://" not in json_file and not os.path.isfile(json_file):
@@ -146,10 +189,13 @@ def check_before_training(
         UserError: there is an error in one of them.
     """
     reports = []
+    checked = [n for n in dict.fromkeys(train_sets) if _has_coco_file(n)]
     for name in dict.fromkeys([*train_sets, *test_sets]):
         started = time.perf_counter()
         use_maps = semantic and name in train_sets
         report = check_dataset(name, evaluated=name in test_sets, semantic=use_maps)
+        if name in test_sets and name not in train_sets and _has_coco_file(name):
+            report.add(_shared_images(name, checked), evaluated=True)
         spent = time.perf_counter() - started
         logger.info("Data check of %s: %s (%.1f s)", name, report.summary(), spent)
         if report.problems:

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from d2ext.data.check.masks import Finding
+from d2ext.data.check.problems import Finding
 
 from detectron2.utils.file_io import PathManager
 
@@ -40,10 +41,26 @@ class ImageFile(NamedTuple):
     map_path: str | None = None
 
 
-def unsupported_mode(mode: str) -> str | None:
-    """Why an image of a Pillow mode cannot be used, or None."""
-    if mode in _DEEP_MODES:
-        return f"has mode {mode}, more than 8 bits per pixel; convert it to 8 bits"
+def unsupported(header: "ImageHeader") -> str | None:
+    """Why an image cannot be used, or None."""
+    if header.mode in _DEEP_MODES:
+        return f"has mode {header.mode}, more than 8 bits per pixel; convert it to 8 bits"
+    if header.format == "TIFF" and header.orientation in range(2, 9):
+        # Pillow turns it while decoding, and detectron2 after that.
+        text = f"is a TIFF of orientation {header.orientation}, which would be turned twice"
+        return f"{text}; save it turned"
+    return None
+
+
+def _few_bits(path: str) -> str | None:
+    """Why the values of an image with 16 bits per channel cannot be used, or None: the high byte is
+    taken, which is almost black where a camera fills 12 bits from below."""
+    with PathManager.open(path, "rb") as f, Image.open(f) as image:
+        highest = max(high for _, high in np.atleast_2d(image.getextrema())[:3])
+    if 0 < highest < 16:
+        return (
+            f"has 16 bits per channel, but values below {256 * (highest + 1)} only; scale them up"
+        )
     return None
 
 
@@ -69,36 +86,65 @@ def _reason(error: BaseException, path: str) -> str:
 
 
 class ImageHeader(NamedTuple):
-    """Pillow mode, (width, height) of the picture as shown, EXIF orientation (1: none)."""
+    """Pillow mode and format, (width, height) of the picture as shown, EXIF orientation (1: none),
+    whether the file has 16 bits per channel."""
 
     mode: str
+    format: str
     size: tuple[int, int]
     orientation: int
+    deep: bool
+
+
+# The last bytes of a whole file.
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"\0\0\0\0IEND\xaeB`\x82"}
+
+
+def _may_be_cut(f, format) -> bool:
+    """Whether a file of JPEG or PNG lacks its end; with something behind its end it lacks nothing,
+    which decoding it tells. Leaves the position where it was."""
+    end = _ENDS.get(format)
+    if end is None:
+        return False
+    position = f.tell()
+    f.seek(-len(end), os.SEEK_END)
+    cut = f.read() != end
+    f.seek(position)
+    return cut
 
 
 def read_header(path: str, thorough: bool = False) -> ImageHeader:
-    """Header of an image file; thoroughly: decode the pixels as well.
+    """Header of an image file. Its pixels are decoded as well if asked for (thorough), or if the
+    end of the file is missing.
 
     Raises:
         DECODE_ERRORS: the file is missing or damaged.
     """
     with PathManager.open(path, "rb") as f, Image.open(f) as image:
+        format, mode = image.format or "", image.mode
         orientation = _orientation(image, thorough)
-        size = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
-        if thorough:
+        turned = orientation in (5, 6, 7, 8) and format != "TIFF"  # there Pillow did it
+        size = image.size[::-1] if turned else image.size
+        deep = ";16" in str([tile[3] for tile in image.tile])
+        if thorough or _may_be_cut(f, format):
             image.load()
-        return ImageHeader(image.mode, size, orientation)
+        if thorough and format == "PNG":  # decoding does not look at the checksums
+            f.seek(0)
+            Image.open(f).verify()
+        return ImageHeader(mode, format, size, orientation, deep)
 
 
 def image_finding(path: str, width: int, height: int, thorough: bool = False) -> Finding | None:
     """What is wrong with an image file whose annotations say width x height, if anything."""
     try:
-        mode, size, orientation = read_header(path, thorough)
+        header = read_header(path, thorough)
+        reason = unsupported(header) or (_few_bits(path) if header.deep else None)
     except DECODE_ERRORS as e:
         kind = "image-missing" if isinstance(e, FileNotFoundError) else "image-unreadable"
         return Finding("error", kind, _reason(e, path))
-    if unsupported_mode(mode):
-        return Finding("error", "image-mode", unsupported_mode(mode))
+    if reason:
+        return Finding("error", "image-mode", reason)
+    mode, size, orientation = header.mode, header.size, header.orientation
     if size != (width, height):
         text = f"is {size[0]}x{size[1]}, but {width}x{height} in the annotations"
         if orientation in (5, 6, 7, 8) and size == (height, width):
@@ -115,7 +161,8 @@ def image_finding(path: str, width: int, height: int, thorough: bool = False) ->
 def map_finding(path: str, width: int, height: int, thorough: bool = False) -> Finding | None:
     """What is wrong with the semantic map of an image of width x height, if anything."""
     try:
-        mode, size, _ = read_header(path, thorough)
+        header = read_header(path, thorough)
+        mode, size = header.mode, header.size
     except DECODE_ERRORS as e:
         kind = "map-missing" if isinstance(e, FileNotFoundError) else "map-unreadable"
         return Finding("error", kind, _reason(e, path))

@@ -33,6 +33,14 @@ class Problem(NamedTuple):
         return f"image {self.image} {self.text}" if self.image else self.text
 
 
+class Finding(NamedTuple):
+    """A problem whose image and annotation the caller knows."""
+
+    severity: str
+    kind: str
+    text: str
+
+
 @dataclasses.dataclass
 class Report:
     """The problems of one data set, whose annotations are in `file`."""

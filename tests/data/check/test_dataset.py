@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -92,12 +93,57 @@ def test_result_is_recalled_until_a_file_changes(
     assert len(opened) == 2 and not reads
     (small_dataset.images / "b.png").write_bytes(b"")  # changes the folder
     assert small_dataset.check().problems == first.problems
-    assert len(opened) == 4 and len(reads) == 1
+    assert len(opened) == 4 and not reads  # the annotation file is still known
     small_dataset.first["bbox"] = [1, 1, 8, 6]
     small_dataset.write()
     reads = other_process()
     assert small_dataset.check().problems == [] and len(reads) == 1
     assert small_dataset.check(thorough=True).problems == [] and len(opened) == 8
+
+
+def test_an_error_is_never_kept(small_dataset, cache, other_process, monkeypatch):
+    monkeypatch.setattr(check_cache, "SLOW", 0.0)
+    small_dataset.first["category_id"] = 5
+    small_dataset.write()
+    sound = (small_dataset.images / "a.png").read_bytes()
+    (small_dataset.images / "a.png").write_bytes(bytes(len(sound)))
+    reads = other_process()
+    assert len(small_dataset.check().of("error")) == 2 and not cache.exists()
+    assert len(small_dataset.check().of("error")) == 2 and len(reads) == 2
+    # Mended in place, so that size and time of change are those of before.
+    before = [os.stat(p) for p in (small_dataset.json_file, small_dataset.images / "a.png")]
+    small_dataset.first["category_id"] = 7
+    small_dataset.write()
+    (small_dataset.images / "a.png").write_bytes(sound)
+    for path, stat in zip((small_dataset.json_file, small_dataset.images / "a.png"), before):
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert path.stat().st_size == stat.st_size
+    assert small_dataset.check().problems == []
+
+
+@pytest.mark.parametrize("folder", ["images", "maps"])
+def test_a_file_broken_under_its_name_is_found_after_a_good_report(
+    small_dataset, cache, folder, monkeypatch
+):
+    monkeypatch.setattr(check_cache, "SLOW", 0.0)
+    small_dataset.use_maps = True
+    small_dataset.write()
+    assert small_dataset.check().problems == [] and len(os.listdir(cache)) == 2
+    path = getattr(small_dataset, folder) / "a.png"
+    parent = path.parent.stat().st_mtime_ns
+    with open(path, "r+b") as f:  # the folder does not change
+        f.write(b"no image")
+    os.utime(path, ns=(0, 1))
+    assert path.parent.stat().st_mtime_ns == parent
+    (problem,) = small_dataset.check().of("error")
+    assert "is no image file" in problem.text
+
+
+def test_results_of_an_older_check_are_not_recalled(cache, monkeypatch):
+    check_cache.store("key", 1)
+    assert check_cache.load("key") == 1
+    monkeypatch.setattr(check_cache, "VERSION", check_cache.VERSION + 1)
+    assert check_cache.load("key") is None
 
 
 def test_quick_checks_leave_no_files(small_dataset, cache):
@@ -175,6 +221,35 @@ def test_maps_are_looked_at_only_where_they_are_used(small_dataset):
     small_dataset.maps.rmdir()
     with pytest.raises(UserError, match="map folder .*semantic does not exist; unpack them"):
         check_before_training(["small"])
+
+
+def test_images_that_share_a_map_are_refused(small_dataset):
+    small_dataset.use_maps = True
+    (small_dataset.images / "b").mkdir()
+    shutil.copy(small_dataset.images / "a.png", small_dataset.images / "b/a.png")
+    image = {"id": 5, "file_name": "b/a.png", "width": 12, "height": 10}
+    small_dataset.data["images"].append(image)
+    small_dataset.write()
+    (problem,) = small_dataset.check().problems
+    assert (problem.severity, problem.image) == ("error", "b/a.png")
+    assert "semantic/a.png, which is also that of a.png; rename" in problem.text
+    small_dataset.use_maps = False
+    assert not small_dataset.check().problems
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_test_images_that_are_trained_on_are_told(small_dataset, tmp_path, shared, caplog):
+    shutil.copytree(small_dataset.images, tmp_path / "others")
+    link = tmp_path / "link"
+    link.symlink_to(small_dataset.images if shared else tmp_path / "others")
+    small_dataset.write()
+    register(small_dataset)
+    small_dataset.images = link
+    register(small_dataset, "held_out")
+    check_before_training(["small"], ["held_out", "small"], semantic=False)
+    text = "1 of 1 images are in the training set 'small' too (e.g. a.png)"
+    assert (text in caplog.text) == shared
+    assert "in the training set 'held_out'" not in caplog.text
 
 
 def test_missing_data_are_named(small_dataset, tmp_path):

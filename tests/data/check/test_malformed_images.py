@@ -78,10 +78,10 @@ def float_tiff(d):
     save(lambda image: Image.fromarray(np.zeros((10, 12), np.float32)), "a.tiff")(d)
 
 
-def exif(orientation, change=lambda image: image):
+def exif(orientation, change=lambda image: image, name="a.jpg"):
     tags = Image.Exif()
     tags[EXIF_TAG] = orientation
-    return save(change, "a.jpg", exif=tags, quality=100)
+    return save(change, name, exif=tags, **({"quality": 100} if name == "a.jpg" else {}))
 
 
 def with_map(change):
@@ -117,6 +117,16 @@ REFUSED = {
     "text file named jpg": (text_as_jpeg, "cannot read image .*a.jpg", "is no image file"),
     "folder": (folder_as_image, "a.png", "is a folder"),
     "16-bit greyscale PNG": (deep_png, "a.png has mode I;16", "more than 8 bits"),
+    "TIFF with orientation": (
+        lambda d: exif(3, name="a.tiff")(d),
+        "a.tiff is a TIFF of orientation 3, which would be turned twice",
+        "would be turned twice; save it turned",
+    ),
+    "TIFF that is turned by a quarter": (
+        lambda d: exif(6, lambda image: image.transpose(Image.Transpose.ROTATE_90), "a.tiff")(d),
+        "a.tiff is a TIFF of orientation 6",
+        "is a TIFF of orientation 6",
+    ),
     "float TIFF": (float_tiff, "a.tiff has mode F", "more than 8 bits"),
     "other size": (
         save(lambda image: image.resize((10, 12))),
@@ -131,7 +141,7 @@ REFUSED = {
     "map missing": (replace("maps", None), "map .*a.png does not exist", "which does not exist"),
     "map truncated": (
         truncated_map,
-        "cannot read semantic map .*semantic/a.png",
+        "semantic map .*semantic/a.png cannot be read",
         "which cannot be read",
     ),
     "map empty": (replace("maps", b""), "semantic/a.png is an empty file", "is an empty file"),
@@ -156,6 +166,36 @@ def test_it_is_refused_in_one_line(small_dataset, name):
     assert "\n" not in str(info.value)
     (problem,) = small_dataset.check(thorough=True).of("error")
     assert re.search(check_words, problem.text)
+
+
+@pytest.mark.parametrize("name", ["truncated PNG", "truncated JPEG", "map truncated"])
+def test_truncated_files_are_found_by_their_end(small_dataset, name):
+    REFUSED[name][0](small_dataset)
+    small_dataset.write()
+    (problem,) = small_dataset.check().of("error")
+    assert "cannot be read" in problem.text
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_bytes_behind_the_end_of_an_image_are_harmless(small_dataset, name):
+    rename(name)(small_dataset)
+    with open(small_dataset.images / name, "ab") as f:
+        f.write(b"and a trailer")
+    small_dataset.write()
+    assert not small_dataset.check().problems
+    assert small_dataset.load()["image"].shape == (3, 10, 12)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff"])
+@pytest.mark.parametrize("bits", [12, 16])
+def test_colours_of_12_bits_in_16_are_refused(small_dataset, bits, name):
+    values = np.random.default_rng(0).integers(0, 2**bits, (10, 12, 3)).astype(np.uint16)
+    rename(name)(small_dataset)
+    cv2.imwrite(str(small_dataset.images / name), values)
+    small_dataset.write()
+    words = "has 16 bits per channel, but values below 4096 only; scale them up"
+    found = [(p.severity, p.text) for p in small_dataset.check().problems]
+    assert found == ([("error", words)] if bits == 12 else [])
 
 
 def test_a_missing_first_image_is_noticed_at_registration(small_dataset):
