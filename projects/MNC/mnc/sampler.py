@@ -122,7 +122,12 @@ class MNCSampler:
         return boxes, overlap, index
 
     def _select(
-        self, foreground: Tensor, background: Tensor, boxes: Tensor, index: Tensor, target: Instances
+        self,
+        foreground: Tensor,
+        background: Tensor,
+        boxes: Tensor,
+        index: Tensor,
+        target: Instances,
     ) -> Instances:
         """The boxes of the rows `foreground`, then of `background`, labelled as such."""
         rows = torch.cat([foreground, background])
