@@ -1,12 +1,16 @@
 """What weights of other programs need from a model besides their own values: pixel statistics,
 order of the colour channels, places of strides, scales of box deltas.
 
-Settings are a dict from the path of an attribute of the model ("roi_heads.score_average") to a
-plain value. They are applied when weights are loaded, and travel in the `metadata` of
-checkpoints, so that whoever loads these later gets the same network.
+Settings are a dict from the path of an attribute of the model ("backbone.stem.conv1.stride") to a
+plain value. They are applied when weights are loaded, and travel in the `metadata` of checkpoints,
+so that whoever loads these later gets the same network.
+
+Attributes that a module names in `user_choices` are no need of the weights: they stay as the config
+has them, and settings only record them.
 """
 
 import collections.abc
+import logging
 import math
 from typing import Any
 
@@ -20,6 +24,8 @@ SETTINGS_KEY = "settings"
 # weights of the first layer around.
 INPUT_FORMAT = "input_format"
 _PIXELS = ("pixel_mean", "pixel_std")
+
+logger = logging.getLogger(__name__)
 
 
 def apply_settings(
@@ -55,6 +61,19 @@ def apply_settings(
     for path, value in settings.items():
         if path == INPUT_FORMAT:
             continue
+        owner, name = _owner(model, path)
+        current = getattr(owner, name, None)
+        if name in getattr(owner, "user_choices", ()) and _same_kind(current, value):
+            if not _equal(current, value):
+                logger.warning(
+                    "%s stays %s, as configured; checkpoint '%s' comes with %s",
+                    path,
+                    _text(current),
+                    source,
+                    _text(value),
+                )
+            settings[path] = current
+            continue
         before = _set(model, path, value, source)
         if before is not None:
             lines.append(f"{path} set to {_text(value)} (was {_text(before)})")
@@ -70,10 +89,7 @@ def _first_convolution(model: nn.Module) -> nn.Conv2d:
 
 def _set(model: nn.Module, path: str, value: Any, source: str) -> Any:
     """Set one attribute; its value before, or None if nothing changed."""
-    *parents, name = str(path).split(".")
-    owner: Any = model
-    for part in parents:
-        owner = _child(owner, part)
+    owner, name = _owner(model, path)
     current = getattr(owner, name, None)
     if isinstance(current, torch.Tensor) and not isinstance(current, nn.Parameter):
         new = torch.as_tensor(value, dtype=current.dtype, device=current.device).flatten()
@@ -93,6 +109,15 @@ def _set(model: nn.Module, path: str, value: Any, source: str) -> Any:
         f"checkpoint '{source}' needs {path} = {_text(value)}, which this model cannot have; "
         "load it with a config for these weights"
     )
+
+
+def _owner(model: nn.Module, path: str) -> tuple[Any, str]:
+    """The object that has the attribute at the end of a path, None if there is none; its name."""
+    *parents, name = str(path).split(".")
+    owner: Any = model
+    for part in parents:
+        owner = _child(owner, part)
+    return owner, name
 
 
 def _child(owner: Any, name: str) -> Any:

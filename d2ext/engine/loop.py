@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from fvcore.nn.precise_bn import get_bn_modules
 
-from d2ext.checkpoint import Checkpointer, RNGState, preserve_rng
+from d2ext.checkpoint import Checkpointer, RNGState, preserve_rng, read_metadata
 from d2ext.engine.experiment import Experiment, YacsExperiment
 from d2ext.engine.hooks import GracefulStop, KeepLastCheckpoints
 from d2ext.engine.setup import check_runnable, make_output_folder
@@ -126,17 +126,19 @@ def evaluate_checkpoint(experiment: Experiment, resume: bool = False) -> dict[st
     Raises:
         UserError: there are none, or they are not of the whole model.
     """
-    model = experiment.build_model()
-    checkpointer = Checkpointer(model, experiment.output_dir)
+    files = Checkpointer(torch.nn.Identity(), experiment.output_dir)
     path = experiment.init_checkpoint
-    if (resume or not experiment.weights_chosen) and checkpointer.has_checkpoint():
-        path = checkpointer.get_checkpoint_file()
+    if (resume or not experiment.weights_chosen) and files.has_checkpoint():
+        path = files.get_checkpoint_file()
     if not path:
         raise UserError(
             f"nothing to evaluate: '{experiment.output_dir}' has no checkpoint; "
             "set MODEL.WEIGHTS (yaml) or train.init_checkpoint (lazy)"
         )
-    checkpointer.load_complete(path)
+    # Those that the weights were trained with: prediction needs no maps.
+    experiment.set_num_classes(experiment.num_classes(), read_metadata(path).get("semantic_labels"))
+    model = experiment.build_model()
+    Checkpointer(model).load_complete(path)
     model = create_ddp_model(model.eval(), **_ddp_options(experiment))
     if experiment.test_aug["enabled"]:
         sizes = {name: value for name, value in experiment.test_aug.items() if name != "enabled"}

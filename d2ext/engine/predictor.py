@@ -9,13 +9,17 @@ import torch
 from omegaconf import DictConfig
 
 from d2ext.checkpoint import Checkpointer, read_metadata
-from d2ext.engine.experiment import Experiment
+from d2ext.config.overrides import YAML_TO_LAZY, parse_overrides
+from d2ext.engine.experiment import Experiment, LazyExperiment
 from d2ext.engine.setup import build_experiment, check_device
 from d2ext.errors import UserError
 
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.transforms import AugInput, AugmentationList
+
+# The number of classes in configs that leave it to the data: COCO's, detectron2's default.
+_UNSET = 80
 
 
 class Predictor:
@@ -29,7 +33,8 @@ class Predictor:
 
     Attributes:
         model: in evaluation mode.
-        class_names: names from the checkpoint, else from the config's data set, else numbers.
+        class_names: names from the checkpoint, else from the config's data set, else numbers; also
+            numbers where these names are not as many as the classes that the user sets.
         metadata: detectron2 `Metadata` with these names, for its `Visualizer`.
 
     Raises:
@@ -57,8 +62,11 @@ class Predictor:
         check_device(config)
         stored = read_metadata(path)
         self.class_names: list[str] = list(stored.get("thing_classes") or _names_from_data(config))
-        if self.class_names:
-            config.set_num_classes(len(self.class_names), stored.get("semantic_labels"))
+        count = config.num_classes()
+        if _sets_classes(overrides) or (not stored.get("thing_classes") and count != _UNSET):
+            # What the user says wins: names of another number of classes are not theirs.
+            self.class_names = self.class_names if len(self.class_names) == count else []
+        config.set_num_classes(len(self.class_names) or count, stored.get("semantic_labels"))
         self.experiment = config
         self.model = config.build_model().eval()
         Checkpointer(self.model).load_complete(path)
@@ -100,6 +108,11 @@ class Predictor:
         from d2ext.visualization import draw_predictions
 
         return draw_predictions(image[:, :, ::-1], instances, self.metadata, threshold)[:, :, ::-1]
+
+
+def _sets_classes(overrides: Sequence[str]) -> bool:
+    keys = {YAML_TO_LAZY.get(o.key, o.key) for o in parse_overrides(overrides)}
+    return bool(keys & {"MODEL.ROI_HEADS.NUM_CLASSES", LazyExperiment.CLASSES_KEY})
 
 
 def _names_from_data(experiment: Experiment) -> list[str]:

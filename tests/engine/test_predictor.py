@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from d2ext.checkpoint import Checkpointer
 from d2ext.config import load_config
 from d2ext.engine import Predictor, train
+from d2ext.engine.loop import evaluate_checkpoint
 from d2ext.errors import UserError
 
 from detectron2.engine import DefaultPredictor
@@ -85,6 +87,41 @@ def test_class_names_and_their_number_come_from_the_checkpoint(short_run, config
     predictor = Predictor(f"{configs['mask_rcnn']}.yaml", path, overrides)
     assert predictor.class_names == names
     assert predictor.model.roi_heads.num_classes == 3
+
+
+@pytest.mark.parametrize("kind", ["yaml", "py"])
+def test_number_of_classes_that_the_user_sets_wins_over_names(short_run, configs, tmp_path, kind):
+    experiment = short_run("mask_rcnn", kind, "three")
+    experiment.set_num_classes(3)
+    weights = experiment.build_model().state_dict()
+    key = "model.roi_heads.num_classes=3" if kind == "py" else "MODEL.ROI_HEADS.NUM_CLASSES=3"
+    norm = "model.backbone.norm=GN" if kind == "py" else "MODEL.RESNETS.NORM=GN"
+    # Names of the built-in shapes, which are eight, and names that a file inherited.
+    for metadata in ({}, {"thing_classes": [str(i) for i in range(80)]}):
+        path = str(tmp_path / "three.pth")
+        torch.save({"model": weights, "metadata": metadata}, path)
+        predictor = Predictor(f"{configs['mask_rcnn']}.{kind}", path, [norm, key])
+        assert predictor.class_names == ["0", "1", "2"]
+        assert predictor.model.roi_heads.num_classes == 3
+    cfg = load_config(f"{configs['mask_rcnn']}.{kind}", [norm, key])
+    torch.save({"model": weights}, path)
+    assert Predictor(cfg, path).class_names == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("kind", ["yaml", "py"])
+def test_weights_with_other_semantic_labels_predict_without_maps(short_run, tmp_path, kind):
+    """The labels that the maps of the data have, or their lack, matter to training only."""
+    experiment = short_run("htc", kind, "stuff")
+    experiment.set_num_classes(experiment.num_classes(), 183)
+    checkpointer = Checkpointer(
+        experiment.build_model(), str(tmp_path), metadata={"semantic_labels": 183}
+    )
+    checkpointer.save("stuff")
+    path = str(tmp_path / "stuff.pth")
+    other = short_run("htc", kind, "eval", f"train.init_checkpoint={path}")
+    assert evaluate_checkpoint(other) == {}  # there are no test sets
+    predictor = Predictor(short_run("htc", kind, "predict"), path)
+    assert predictor.model.roi_heads.semantic_head.conv_logits.out_channels == 183
 
 
 def test_checkpoint_of_a_part_of_the_model_is_refused(configs):
