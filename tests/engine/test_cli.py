@@ -157,6 +157,29 @@ def test_eval_only_takes_the_last_checkpoint_of_the_output_folder(short_run, mon
     assert loaded[0].endswith("run/model_final.pth")
 
 
+@pytest.mark.parametrize(
+    "name, kind, key",
+    [
+        ("mask_rcnn", "yaml", "TEST.DETECTIONS_PER_IMAGE"),
+        ("mask_rcnn", "py", "model.roi_heads.box_predictor.test_topk_per_image"),
+        ("htc", "py", "model.roi_heads.box_predictors.2.test_topk_per_image"),
+    ],
+)
+@pytest.mark.parametrize("limit", [200, -1])
+def test_scores_count_as_many_detections_as_the_model_may_find(
+    short_run, shapes_few, name, kind, key, limit
+):
+    evaluator = short_run(name, kind, "run", f"{key}={limit}").build_evaluator(shapes_few)
+    assert evaluator.max_detections == limit
+
+
+@pytest.mark.parametrize("config", ["MNC/configs/mnc_tiny.py", "FCIS/configs/fcis_tiny.py"])
+def test_limit_of_voting_counts_for_the_scores(configs, shapes_few, config):
+    path = configs["htc"].parents[2] / config
+    experiment = build_experiment(str(path), with_data=False)
+    assert experiment.build_evaluator(shapes_few).max_detections == 50
+
+
 def test_registered_data_are_part_of_the_saved_config(configs, coco_file):
     overrides = ["DATASETS.TRAIN=pets", "DATASETS.TEST=pets"]
     yaml = build_experiment(f"{configs['mask_rcnn']}.yaml", overrides, [coco_file])
