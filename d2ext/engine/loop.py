@@ -14,6 +14,7 @@ import torch
 from fvcore.nn.precise_bn import get_bn_modules
 
 from d2ext.checkpoint import Checkpointer, RNGState, preserve_rng, read_metadata
+from d2ext.checkpoint.settings import SETTINGS_KEY, settings_to_config
 from d2ext.engine.experiment import Experiment, YacsExperiment
 from d2ext.engine.hooks import GracefulStop, KeepLastCheckpoints
 from d2ext.engine.setup import check_runnable, make_output_folder
@@ -94,6 +95,9 @@ def train(experiment: Experiment, resume: bool = False) -> dict[str, Any]:
         ]
     )
     checkpointer.resume_or_load(experiment.init_checkpoint, resume=start_iter > 0)
+    left = settings_to_config(experiment.cfg, checkpointer.metadata.get(SETTINGS_KEY, {}))
+    if left:
+        logger.info("only in the checkpoints, which d2ext's Predictor reads: %s", ", ".join(left))
     if start_iter == 0:
         _warn_about_norms(model)
     elif trainer.iter + 1 != start_iter:

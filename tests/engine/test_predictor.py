@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from d2ext.checkpoint import Checkpointer
+from d2ext.checkpoint import Checkpointer, export_weights, list_importers
 from d2ext.config import load_config
 from d2ext.engine import Predictor, train
 from d2ext.engine.loop import evaluate_checkpoint
@@ -31,6 +31,24 @@ def trained(short_run, tmp_path):
         return experiment, str(tmp_path / f"{name}_{kind}" / "model_final.pth")
 
     return make
+
+
+def test_config_of_a_run_that_started_from_foreign_weights_is_enough_for_detectron2(
+    short_run, photograph, tmp_path
+):
+    more = ["MODEL.RESNETS.NORM=BN", "MODEL.ROI_HEADS.SCORE_THRESH_TEST=0.0", "SOLVER.MAX_ITER=2"]
+    model = short_run("htc", "yaml", "source", *more).build_model()
+    rules = next(x for x in list_importers() if x.name == "mmdet-htc").rules(model)
+    path = str(tmp_path / "mmdet.pth")
+    torch.save({"meta": {}, "state_dict": export_weights(model.state_dict(), rules)}, path)
+    experiment = short_run("htc", "yaml", "run", *more, f"MODEL.WEIGHTS={path}")
+    train(experiment)
+    assert experiment.cfg.MODEL.PIXEL_STD == [57.375, 57.12, 58.395]  # BGR; 1 in the shipped config
+    cfg = experiment.cfg.clone()
+    cfg.MODEL.WEIGHTS = str(tmp_path / "run" / "model_final.pth")
+    theirs = DefaultPredictor(cfg)(photograph)["instances"]
+    assert len(theirs) > 0
+    assert_same_instances(theirs, Predictor(cfg, cfg.MODEL.WEIGHTS)(photograph)["instances"])
 
 
 def assert_same_instances(a, b):
