@@ -263,11 +263,13 @@ class LazyExperiment(Experiment):
 
     def build_optimizer(self, model: Module) -> torch.optim.Optimizer:
         node = self.cfg.optimizer
-        node.model = model
+        # detectron2's own: L(SGD)(params=L(get_default_optimizer_params)(...), ...)
+        owner = node.params if OmegaConf.is_dict(node.get("params")) else node
+        owner.model = model
         try:
             return _instantiate(node, "optimizer")
         finally:
-            del node["model"]  # a saved config must not drag the weights along
+            del owner["model"]  # a saved config must not drag the weights along
 
     def build_lr_multiplier(self):
         return _instantiate(self.cfg.lr_multiplier, "lr_multiplier")

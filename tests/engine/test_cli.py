@@ -3,12 +3,15 @@
 import json
 
 import pytest
+import torch
 
 from d2ext.engine import build_experiment, main
 from d2ext.engine.cli import argument_parser, run_guarded
 from d2ext.errors import UserError
 
+from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog
+from detectron2.solver.build import get_default_optimizer_params
 
 
 def run_main(*argv):
@@ -171,6 +174,19 @@ def test_scores_count_as_many_detections_as_the_model_may_find(
 ):
     evaluator = short_run(name, kind, "run", f"{key}={limit}").build_evaluator(shapes_few)
     assert evaluator.max_detections == limit
+
+
+def test_detectron2s_own_kind_of_optimiser_node_works(short_run):
+    experiment = short_run("mask_rcnn", "py", "run")
+    experiment.cfg.optimizer = L(torch.optim.SGD)(
+        params=L(get_default_optimizer_params)(weight_decay_norm=0.0), lr=0.03, momentum=0.8
+    )
+    model = experiment.build_model()
+    optimizer = experiment.build_optimizer(model)
+    assert type(optimizer) is torch.optim.SGD and optimizer.defaults["momentum"] == 0.8
+    trained = {p for p in model.parameters() if p.requires_grad}
+    assert {p for group in optimizer.param_groups for p in group["params"]} == trained
+    assert "model" not in experiment.cfg.optimizer.params  # a saved config has no weights
 
 
 @pytest.mark.parametrize("config", ["MNC/configs/mnc_tiny.py", "FCIS/configs/fcis_tiny.py"])

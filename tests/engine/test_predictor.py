@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from d2ext.checkpoint import Checkpointer, export_weights, list_importers
 from d2ext.config import load_config
@@ -31,6 +32,25 @@ def trained(short_run, tmp_path):
         return experiment, str(tmp_path / f"{name}_{kind}" / "model_final.pth")
 
     return make
+
+
+def test_predictor_takes_paths_pil_images_and_lists(trained, configs, photograph, tmp_path):
+    _, weights = trained("mask_rcnn", "py")
+    predictor = Predictor(f"{configs['mask_rcnn']}.py", weights, ["model.backbone.norm=GN"])
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), photograph)
+    expected = predictor(photograph)["instances"]
+    pil = Image.fromarray(photograph[:, :, ::-1])
+    found = predictor([photograph, str(path), path, pil])
+    assert len(found) == 4
+    for output in found:
+        assert_same_instances(output["instances"], expected)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for name in ("broken.png", "gone.png"):
+        with pytest.raises(UserError, match=f"image '.*{name}' cannot be read"):
+            predictor(tmp_path / name)
+    with pytest.raises(UserError, match="BGR image"):
+        predictor(7)
 
 
 def test_config_of_a_run_that_started_from_foreign_weights_is_enough_for_detectron2(
