@@ -3,6 +3,9 @@
 `load_config("x.yaml")` returns a detectron2 `CfgNode`, `load_config("x.py")` an omegaconf
 `DictConfig`; overrides are written the same way for both. A yaml file that holds a saved lazy
 config (`config.yaml` in the output folder of such a run) is recognised and loaded as lazy.
+
+Reading a yaml file runs nothing. A `.py` file is a program, and a lazy config of either kind
+names in `_target_` what is called when it is used.
 """
 
 import builtins
@@ -104,6 +107,8 @@ def _is_saved_lazy_config(path: str) -> bool:
             root = yaml.compose(f, Loader=yaml.SafeLoader)  # structure only: builds no object
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return False  # whoever loads it as yaml says what is wrong
+    except RecursionError as error:
+        raise UserError(f"config file '{path}' has too many brackets inside each other") from error
     if not isinstance(root, yaml.MappingNode):
         return False
     return {"model", "train"} <= {key.value for key, _ in root.value}
@@ -113,7 +118,9 @@ def _load_lazy(path: str) -> DictConfig:
     # detectron2 replaces this function while it loads, and leaves it replaced after an error.
     original_import = builtins.__import__
     try:
-        cfg = LazyConfig.load(path)
+        cfg = LazyConfig.load(path) if path.endswith(".py") else _load_saved_lazy(path)
+    except yaml.YAMLError as error:
+        raise _yaml_fault(path, error) from error
     except SyntaxError as error:
         cause = error.__cause__ or error
         named = re.search(r"[Cc]onfig file (.+) has syntax error", str(error))
@@ -134,6 +141,21 @@ def _load_lazy(path: str) -> DictConfig:
     return cfg
 
 
+def _load_saved_lazy(path: str) -> DictConfig:
+    with open(path, encoding="utf-8") as f:
+        # Names of classes and functions of imported modules are understood, but nothing is called.
+        content = yaml.load(f, Loader=yaml.FullLoader)
+    return OmegaConf.create(content, flags={"allow_objects": True})
+
+
+def _yaml_fault(path: str, error: yaml.YAMLError) -> UserError:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    where = f"'{mark.name}', line {mark.line + 1}" if mark else f"'{path}'"  # or a base of it
+    if isinstance(error, yaml.constructor.ConstructorError):
+        problem = f"{problem}; yaml configs run no code, write the value itself"
+    return UserError(f"config file {where}: {problem or 'is not valid yaml'}")
+
+
 def _line_in(path: str, error: BaseException) -> str:
     """` , line N` of `path` where the error came up, if it did there."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
@@ -143,16 +165,14 @@ def _line_in(path: str, error: BaseException) -> str:
 def _load_yaml(path: str) -> CfgNode:
     cfg = get_cfg()
     try:
-        cfg.merge_from_file(path)
+        cfg.merge_from_file(path, allow_unsafe=False)
     except KeyError as error:
         key = _one_line(error).strip("'\"").replace("Non-existent config key: ", "")
         raise UserError(
             f"config file '{path}': no such key {key}{nearest(key, [*cfg, *yaml_keys(cfg)])}"
         ) from error
     except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        where = f"'{mark.name}', line {mark.line + 1}" if mark else f"'{path}'"  # or a base of it
-        raise UserError(f"config file {where}: {problem or 'is not valid yaml'}") from error
+        raise _yaml_fault(path, error) from error
     except FileNotFoundError as error:
         raise UserError(
             f"config file '{path}': its _BASE_ '{error.filename}' does not exist"

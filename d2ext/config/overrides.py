@@ -68,7 +68,8 @@ class Override(NamedTuple):
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[Override]:
-    """Parse `key=value` words, and detectron2's older `KEY value` pairs, in any mixture.
+    """Parse `key=value` words, also with spaces around `=`, and detectron2's older `KEY value`
+    pairs, in any mixture.
 
     Raises:
         UserError: a word without `=` that is not followed by a value, or without a key.
@@ -78,6 +79,9 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
         word = words.pop(0)
         if "=" in word:
             key, _, raw = word.partition("=")
+        elif words and words[0].startswith("=") and (words[0] != "=" or len(words) > 1):
+            key, raw = word, words.pop(0)[1:] or words.pop(0)
+            word = f"{key}={raw}"
         elif words and not _KEY_AND_VALUE.match(words[0]):  # a path may contain "=" as well
             key, raw = word, words.pop(0)
             word = f"{key} {raw}"
@@ -194,6 +198,9 @@ def apply_to_lazy(cfg, overrides: Sequence[Override]) -> None:
             node = _child(node, name)
         if found:
             old = _child(node, name)
+            if OmegaConf.is_dict(old) and o.raw.strip().lower() in ("null", "none"):
+                _remove(cfg, node, name, key)
+                continue
             if key in _NAMES and isinstance(old, str):
                 old = [old]
             node[name] = o.value if o.add or "${" in o.raw else _value(o, key, old)
@@ -206,6 +213,22 @@ def apply_to_lazy(cfg, overrides: Sequence[Override]) -> None:
                 f"+{key}=VALUE adds a new one"
             )
         OmegaConf.update(cfg, key, o.value, merge=False)
+
+
+def _remove(cfg, node, name, key: str) -> None:
+    """Set a part of the model, or another group, to null, and with it what refers into it."""
+    inside = "${" + key + "."
+    for other in lazy_keys(cfg):
+        *groups, leaf = other.split(".")
+        owner = cfg
+        for group in groups:
+            owner = _child(owner, _entry(owner, group)[1])
+        leaf = _entry(owner, leaf)[1]
+        if OmegaConf.is_interpolation(owner, leaf) and inside in str(
+            OmegaConf.to_container(owner, resolve=False)[leaf]
+        ):
+            owner[leaf] = None
+    node[name] = None
 
 
 def _no_entry(node, path: Sequence[str], part: str) -> str:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.nn import Module
 
 from d2ext.config import check_registered_names
+from d2ext.config.overrides import lazy_keys
 from d2ext.data import (
     InstanceSegMapper,
     build_test_loader,
@@ -202,6 +203,7 @@ class YacsExperiment(Experiment):
             metrics=list(test.METRICS),
             mapr_ious=list(test.MAPR_IOUS),
             mapr_area=test.MAPR_AREA,
+            max_detections=test.DETECTIONS_PER_IMAGE,
         )
 
     def train_sets(self) -> list[str]:
@@ -241,6 +243,8 @@ class LazyExperiment(Experiment):
 
     # Where a model keeps its number of classes.
     CLASSES_KEY = "model.roi_heads.num_classes"
+    # Endings of the keys of the number of detections in an image at most.
+    LIMITS = ("test_topk_per_image", ".max_per_image")
     # Where a semantic branch may keep its number of labels.
     SEMANTIC_KEYS = ("model.roi_heads.semantic_head.num_classes", "model.sem_seg_head.num_classes")
 
@@ -283,11 +287,13 @@ class LazyExperiment(Experiment):
 
     def build_optimizer(self, model: Module) -> torch.optim.Optimizer:
         node = self.cfg.optimizer
-        node.model = model
+        # detectron2's own: L(SGD)(params=L(get_default_optimizer_params)(...), ...)
+        owner = node.params if OmegaConf.is_dict(node.get("params")) else node
+        owner.model = model
         try:
             return _instantiate(node, "optimizer")
         finally:
-            del node["model"]  # a saved config must not drag the weights along
+            del owner["model"]  # a saved config must not drag the weights along
 
     def build_lr_multiplier(self):
         return _instantiate(self.cfg.lr_multiplier, "lr_multiplier")
@@ -307,6 +313,10 @@ class LazyExperiment(Experiment):
     def build_evaluator(self, dataset_name: str):
         # A lazy config of one's own may do without the node.
         options = OmegaConf.to_container(self.cfg.dataloader.get("evaluator", OmegaConf.create()))
+        keys = [k for k in lazy_keys(self.cfg.model) if k.endswith(self.LIMITS)]
+        limits = [OmegaConf.select(self.cfg.model, key) for key in keys]
+        if limits:
+            options.setdefault("max_detections", -1 if min(limits) < 0 else max(limits))
         return build_evaluator(dataset_name, self.output_dir, **options)
 
     def train_sets(self) -> list[str]:

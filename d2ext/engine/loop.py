@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from fvcore.nn.precise_bn import get_bn_modules
 
-from d2ext.checkpoint import Checkpointer, RNGState, preserve_rng
+from d2ext.checkpoint import Checkpointer, RNGState, preserve_rng, read_metadata
+from d2ext.checkpoint.settings import SETTINGS_KEY, settings_to_config
 from d2ext.engine.best import BestCheckpoint, EndEarly, EndedEarly
 from d2ext.engine.experiment import Experiment, YacsExperiment
 from d2ext.engine.folder import training_folder
@@ -127,6 +128,9 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
         checkpointer.continue_from(start_path)
     if start_iter >= experiment.max_iter:
         complete_final_checkpoint(checkpointer, start_iter - 1)
+    left = settings_to_config(experiment.cfg, checkpointer.metadata.get(SETTINGS_KEY, {}))
+    if left:
+        logger.info("only in the checkpoints, which d2ext's Predictor reads: %s", ", ".join(left))
     save_config(experiment, experiment.output_dir)  # now: a command that failed has left no trace
     with stop.handling_signals(), contextlib.suppress(EndedEarly):
         trainer.train(start_iter, experiment.max_iter)
@@ -155,17 +159,19 @@ def evaluate_checkpoint(experiment: Experiment, resume: bool = False) -> dict[st
     Raises:
         UserError: there are none, or they are not of the whole model.
     """
-    model = experiment.build_model()
-    checkpointer = Checkpointer(model, experiment.output_dir)
+    files = Checkpointer(torch.nn.Identity(), experiment.output_dir)
     path = experiment.init_checkpoint
-    if (resume or not experiment.weights_chosen) and checkpointer.has_checkpoint():
-        path = checkpointer.get_checkpoint_file()
+    if (resume or not experiment.weights_chosen) and files.has_checkpoint():
+        path = files.get_checkpoint_file()
     if not path:
         raise UserError(
             f"nothing to evaluate: '{experiment.output_dir}' has no checkpoint; "
             "set MODEL.WEIGHTS (yaml) or train.init_checkpoint (lazy)"
         )
-    checkpointer.load_complete(path)
+    # Those that the weights were trained with: prediction needs no maps.
+    experiment.set_num_classes(experiment.num_classes(), read_metadata(path).get("semantic_labels"))
+    model = experiment.build_model()
+    Checkpointer(model).load_complete(path)
     model = create_ddp_model(model.eval(), **_ddp_options(experiment))
     if experiment.test_aug["enabled"]:
         sizes = {name: value for name, value in experiment.test_aug.items() if name != "enabled"}

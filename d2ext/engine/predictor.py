@@ -1,21 +1,30 @@
 """Inference on single images for both kinds of config."""
 
 import copy
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from PIL import Image, ImageOps
 
 from d2ext.checkpoint import Checkpointer, read_metadata
-from d2ext.engine.experiment import Experiment
+from d2ext.config.overrides import YAML_TO_LAZY, parse_overrides
+from d2ext.engine.experiment import Experiment, LazyExperiment
 from d2ext.engine.setup import build_experiment, check_device
 from d2ext.errors import UserError
 
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data.detection_utils import convert_PIL_to_numpy, read_image
 from detectron2.data.transforms import AugInput, AugmentationList
+
+AnyImage = np.ndarray | str | os.PathLike | Image.Image
+
+# The number of classes in configs that leave it to the data: COCO's, detectron2's default.
+_UNSET = 80
 
 
 class Predictor:
@@ -29,7 +38,8 @@ class Predictor:
 
     Attributes:
         model: in evaluation mode.
-        class_names: names from the checkpoint, else from the config's data set, else numbers.
+        class_names: names from the checkpoint, else from the config's data set, else numbers; also
+            numbers where these names are not as many as the classes that the user sets.
         metadata: detectron2 `Metadata` with these names, for its `Visualizer`.
 
     Raises:
@@ -57,8 +67,11 @@ class Predictor:
         check_device(config)
         stored = read_metadata(path)
         self.class_names: list[str] = list(stored.get("thing_classes") or _names_from_data(config))
-        if self.class_names:
-            config.set_num_classes(len(self.class_names), stored.get("semantic_labels"))
+        count = config.num_classes()
+        if _sets_classes(overrides) or (not stored.get("thing_classes") and count != _UNSET):
+            # What the user says wins: names of another number of classes are not theirs.
+            self.class_names = self.class_names if len(self.class_names) == count else []
+        config.set_num_classes(len(self.class_names) or count, stored.get("semantic_labels"))
         self.experiment = config
         self.model = config.build_model().eval()
         Checkpointer(self.model).load_complete(path)
@@ -67,21 +80,28 @@ class Predictor:
         self._augmentations = AugmentationList(config.test_augmentations())
 
     @torch.no_grad()
-    def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
-        """Predict on one image.
+    def __call__(self, original_image: AnyImage | Sequence[AnyImage]) -> Any:
+        """Predict on one image, or on each of a list.
 
         Args:
-            original_image: uint8, (H, W, 3), BGR, as `cv2.imread` gives it.
+            original_image: uint8, (H, W, 3), BGR, as `cv2.imread` gives it; or the path of a file,
+                or a PIL image; or a list of these.
 
         Returns:
-            The model's output for the image, e.g. `{"instances": Instances}` in its pixels.
+            The model's output for the image, e.g. `{"instances": Instances}` in its pixels; a list
+            of outputs for a list.
+
+        Raises:
+            UserError: it is none of these, or the file cannot be read.
         """
-        return self.model([self.prepare(original_image)])[0]
+        if isinstance(original_image, (list, tuple)):
+            return [self(image) for image in original_image]
+        return self.model([self.prepare(_to_bgr(original_image))])[0]
 
     def prepare(self, original_image: np.ndarray) -> dict[str, Any]:
         """The model's input for one BGR image (see `__call__`)."""
-        if original_image is None or original_image.ndim != 3 or original_image.shape[2] != 3:
-            shape = None if original_image is None else tuple(original_image.shape)
+        shape = getattr(original_image, "shape", None)
+        if not isinstance(original_image, np.ndarray) or len(shape) != 3 or shape[2] != 3:
             raise UserError(f"the predictor takes a BGR image (H, W, 3), not {shape}")
         height, width = original_image.shape[:2]
         image = original_image
@@ -100,6 +120,24 @@ class Predictor:
         from d2ext.visualization import draw_predictions
 
         return draw_predictions(image[:, :, ::-1], instances, self.metadata, threshold)[:, :, ::-1]
+
+
+def _to_bgr(image: AnyImage) -> np.ndarray:
+    try:
+        if isinstance(image, (str, os.PathLike)):
+            return read_image(os.fspath(image), "BGR")
+        if isinstance(image, Image.Image):
+            return convert_PIL_to_numpy(ImageOps.exif_transpose(image), "BGR")
+    except (OSError, ValueError) as error:
+        name = image if isinstance(image, (str, os.PathLike)) else "of PIL"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"image '{name}' cannot be read: {reason}") from error
+    return image
+
+
+def _sets_classes(overrides: Sequence[str]) -> bool:
+    keys = {YAML_TO_LAZY.get(o.key, o.key) for o in parse_overrides(overrides)}
+    return bool(keys & {"MODEL.ROI_HEADS.NUM_CLASSES", LazyExperiment.CLASSES_KEY})
 
 
 def _names_from_data(experiment: Experiment) -> list[str]:

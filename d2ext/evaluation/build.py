@@ -20,6 +20,7 @@ def build_evaluator(
     metrics: Sequence[str] = (),
     mapr_ious: Sequence[float] = (0.5, 0.7),
     mapr_area: bool = False,
+    max_detections: int = 100,
 ) -> DatasetEvaluator:
     """The evaluator that `MetadataCatalog.get(dataset_name).evaluator_type` asks for.
 
@@ -29,6 +30,7 @@ def build_evaluator(
         metrics: what to measure in addition: `"coco"`, `"boundary"`, `"voc_sds"`.
         mapr_ious: IoU thresholds of mAP^r.
         mapr_area: mAP^r by the area under the curve instead of eleven points.
+        max_detections: see `InstanceEvaluator`.
 
     Raises:
         UserError: there is no evaluator for such a data set, or no such metric.
@@ -47,4 +49,5 @@ def build_evaluator(
         folder,
         mapr_ious=mapr_ious,
         mapr_area=mapr_area,
+        max_detections=max_detections,
     )

@@ -28,6 +28,7 @@ class CocoTables(NamedTuple):
 
     precision: np.ndarray  # (10 thresholds 0.5:0.95, 101 recalls, classes, 4 areas, 3 limits)
     recall: np.ndarray  # (10 thresholds, classes, 4 areas, 3 limits)
+    limits: tuple[int, ...] = MAX_DETECTIONS  # of detections per image and class
 
 
 def default_implementation() -> str:
@@ -99,7 +100,7 @@ def _found_entries(order, detections, num_classes: int, with_masks: bool):
     return entries
 
 
-def _limit_by_boundary(evaluation, annotations, found) -> None:
+def _limit_by_boundary(evaluation, annotations, found, max_detections: int) -> None:
     """Make IoU the smaller of mask IoU and boundary IoU; in crowd regions it stays what it is."""
     groups: dict[tuple, tuple] = {}
     for place, entries in enumerate((annotations, found)):
@@ -116,7 +117,7 @@ def _limit_by_boundary(evaluation, annotations, found) -> None:
             return ious
         # COCO evaluation orders and cuts the rows like this.
         order = np.argsort([-d["score"] for d in detections], kind="mergesort")
-        best = [detections[i] for i in order[: MAX_DETECTIONS[-1]].tolist()]
+        best = [detections[i] for i in order[:max_detections].tolist()]
         rows = [boundary_rle(d["segmentation"]) for d in best]
         columns = [boundary_rle(o["segmentation"]) for o, c in zip(objects, crowd) if not c]
         ious = np.array(ious)
@@ -132,6 +133,7 @@ def evaluate_coco(
     detections: Sequence[ImageDetections | None],
     kind: str,
     implementation: str | None = None,
+    max_detections: int = MAX_DETECTIONS[-1],
 ) -> CocoTables:
     """COCO evaluation of all detections.
 
@@ -140,11 +142,15 @@ def evaluate_coco(
         detections: by image of `truth`; None: nothing was found there.
         kind: `"bbox"`, `"segm"`, or `"boundary"`: masks with boundary IoU.
         implementation: one of `IMPLEMENTATIONS`, default the fastest that is installed.
+        max_detections: score so many of each image and class, COCO's 100 at least; negative: all.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; known: {KINDS}")
     with_masks = kind != "bbox"
     coco_class, evaluation_class = _api(implementation or default_implementation())
+    if max_detections < 0:
+        max_detections = max((len(x.scores) for x in detections if x is not None), default=0)
+    limits = (*MAX_DETECTIONS[:-1], max(max_detections, MAX_DETECTIONS[-1]))
     order, images, annotations = _truth_entries(truth, with_masks)
     found = _found_entries(order, detections, len(truth.class_names), with_masks)
     categories = [{"id": i, "name": n} for i, n in enumerate(truth.class_names, start=1)]
@@ -156,13 +162,13 @@ def evaluate_coco(
             api.createIndex()
             apis.append(api)
         evaluation = evaluation_class(*apis, iouType="segm" if with_masks else "bbox")
-        evaluation.params.maxDets = list(MAX_DETECTIONS)
+        evaluation.params.maxDets = list(limits)
         if kind == "boundary":
-            _limit_by_boundary(evaluation, annotations, found)
+            _limit_by_boundary(evaluation, annotations, found, limits[-1])
         evaluation.evaluate()
         evaluation.accumulate()
     return CocoTables(
-        np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+        np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"]), limits
     )
 
 
@@ -174,8 +180,9 @@ def _percent(values: np.ndarray) -> float:
 
 def coco_metrics(tables: CocoTables, class_names: Sequence[str]) -> dict[str, float]:
     """Metrics in percent, under detectron2's names: `AP`, `AP50`, `AP75`, `APs`, `APm`, `APl`, and
-    with several classes `AP-class`; and `AR@1`, `AR@10`, `AR@100`, `ARs`, `ARm`, `ARl`."""
-    precision, recall = tables
+    with several classes `AP-class`; and `AR@1`, `AR@10`, `AR@100` (or the limit instead of 100),
+    `ARs`, `ARm`, `ARl`."""
+    precision, recall, limits = tables
     metrics = {
         "AP": _percent(precision[:, :, :, 0, -1]),
         "AP50": _percent(precision[0, :, :, 0, -1]),
@@ -183,7 +190,7 @@ def coco_metrics(tables: CocoTables, class_names: Sequence[str]) -> dict[str, fl
     }
     for index, suffix in list(enumerate(_AREAS))[1:]:
         metrics[f"AP{suffix}"] = _percent(precision[:, :, :, index, -1])
-    for index, limit in enumerate(MAX_DETECTIONS):
+    for index, limit in enumerate(limits):
         metrics[f"AR@{limit}"] = _percent(recall[:, :, 0, index])
     for index, suffix in list(enumerate(_AREAS))[1:]:
         metrics[f"AR{suffix}"] = _percent(recall[:, :, index, -1])
@@ -195,7 +202,7 @@ def coco_metrics(tables: CocoTables, class_names: Sequence[str]) -> dict[str, fl
 
 def class_rows(tables: CocoTables, class_names: Sequence[str]) -> list[list]:
     """Rows `[class, AP, AP50, AP75, APs, APm, APl, AR@100]` for a table, in percent."""
-    precision, recall = tables
+    precision, recall, _ = tables
     rows = []
     for index, name in enumerate(class_names):
         own = precision[:, :, index, :, -1]

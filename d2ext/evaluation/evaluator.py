@@ -45,6 +45,7 @@ class InstanceEvaluator(DatasetEvaluator):
         *,
         mapr_ious: Sequence[float] = (0.5, 0.7),
         mapr_area: bool = False,
+        max_detections: int = 100,
         distributed: bool = True,
     ):
         """
@@ -54,6 +55,8 @@ class InstanceEvaluator(DatasetEvaluator):
             output_dir: `coco_instances_results.json` and tables go there; None: nowhere.
             mapr_ious: thresholds of mAP^r, beside those of mAP^r_vol.
             mapr_area: mAP^r by the area under the curve instead of eleven points.
+            max_detections: what the model finds in an image at most, negative for no limit; COCO's
+                metrics count 100 of each class, or as many as this if it is more.
             distributed: gather the detections of all processes in the main one.
 
         Raises:
@@ -69,6 +72,7 @@ class InstanceEvaluator(DatasetEvaluator):
         self.output_dir = output_dir
         self.mapr_ious = tuple(float(iou) for iou in mapr_ious)
         self.mapr_area = mapr_area
+        self.max_detections = max_detections
         self.distributed = distributed
         self.truth = None
         if comm.is_main_process() or not distributed:
@@ -152,9 +156,9 @@ class InstanceEvaluator(DatasetEvaluator):
         )
 
     def _coco(self, detections, kind):
-        tables = evaluate_coco(self.truth, detections, kind)
+        tables = evaluate_coco(self.truth, detections, kind, max_detections=self.max_detections)
         metrics = coco_metrics(tables, self.truth.class_names)
-        headers = ["class", "AP", "AP50", "AP75", "APs", "APm", "APl", "AR@100"]
+        headers = ["class", "AP", "AP50", "AP75", "APs", "APm", "APl", f"AR@{tables.limits[-1]}"]
         rows = class_rows(tables, self.truth.class_names)
         rows.append(["all", *(metrics[name] for name in headers[1:])])
         self._show(kind, headers, rows, f" ({default_implementation()})")

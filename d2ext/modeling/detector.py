@@ -18,8 +18,9 @@ class ReproducibleRCNN(GeneralizedRCNN):
     """detectron2's GeneralizedRCNN whose training depends on seeds of the images.
 
     Anchors and regions are sampled from the `sample_seed` of each image where the inputs have
-    one. Parameters and outputs are those of GeneralizedRCNN. `inference_stages` needs region
-    heads with `predict_stages`, such as `MultiStageROIHeads`.
+    one. Ground truth whose box has no area is left out, as detectron2's mapper does. Parameters and
+    outputs are those of GeneralizedRCNN. `inference_stages` needs region heads with
+    `predict_stages`, such as `MultiStageROIHeads`.
     """
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
@@ -41,7 +42,7 @@ class ReproducibleRCNN(GeneralizedRCNN):
         with image_seeds(batched_inputs):
             images = self.preprocess_image(batched_inputs)
             features = self.backbone(images.tensor)
-            targets = [x["instances"].to(self.device) for x in batched_inputs]
+            targets = [_with_area(x["instances"]).to(self.device) for x in batched_inputs]
             regions, losses = self.training_step(images, features, targets, batched_inputs)
         if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
             self.visualize_training(batched_inputs, regions)
@@ -101,3 +102,8 @@ class ReproducibleRCNN(GeneralizedRCNN):
     def head_features(self, images: ImageList, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """Feature maps for the region heads: those of the RPN, unless a scheme has others."""
         return features
+
+
+def _with_area(targets: Instances) -> Instances:
+    kept = targets.gt_boxes.nonempty(threshold=1e-5)
+    return targets if kept.all() else targets[kept]

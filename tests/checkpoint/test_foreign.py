@@ -64,14 +64,16 @@ def message(call, *arguments):
 
 def test_weights_and_settings_of_mmdetection_load_directly(mmdet_file, caplog):
     path, source = mmdet_file
-    model = htc(seed=1, ensemble="last")
+    model = htc(seed=1)
+    model.pixel_std.fill_(9.0)
     checkpointer = Checkpointer(model)
     checkpointer.load_complete(path)
     torch.testing.assert_close(model.state_dict(), source.state_dict(), rtol=0, atol=0)
     assert model.roi_heads.mask_ensemble == "mean"
     assert model.pixel_mean.flatten().tolist() == pytest.approx([123.675, 116.28, 103.53])
+    assert model.pixel_std.flatten().tolist() == pytest.approx([58.395, 57.12, 57.375])
     assert checkpointer.metadata["imported_from"] == "MMDetection HTC"
-    assert read_metadata(path) == {"thing_classes": ["a", "b", "c"]}
+    assert read_metadata(path) == {"thing_classes": ["a", "b", "c"], "semantic_labels": 7}
 
 
 def test_a_model_for_the_other_channel_order_computes_the_same(mmdet_file):
@@ -95,13 +97,33 @@ def test_settings_travel_with_checkpoints_that_are_saved_later(mmdet_file, tmp_p
     assert read_metadata(str(tmp_path / "out/model.pth"))["thing_classes"] == ["a"]
     image = torch.randint(256, (3, 64, 64)).float()
     for order in ("BGR", "RGB"):
-        again = htc(order, seed=3, ensemble="last")
+        again = htc(order, seed=3)
         Checkpointer(again).load_complete(str(tmp_path / "out/model.pth"))
-        assert again.roi_heads.mask_ensemble == "mean"
         with torch.no_grad():
             expected = logits(bgr, image)
             found = logits(again, image if order == "BGR" else image.flip(0))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_choices_of_the_config_win_over_those_of_the_weights(mmdet_file, tmp_path, caplog):
+    path, _ = mmdet_file
+    start = htc()
+    checkpointer = Checkpointer(start, str(tmp_path / "out"))
+    checkpointer.load(path)
+    checkpointer.save("fine_tuned")
+    for file in (path, str(tmp_path / "out/fine_tuned.pth")):
+        caplog.clear()
+        model = htc(ensemble="last")
+        model.roi_heads.score_average = "probs"
+        checkpointer = Checkpointer(model)
+        checkpointer.load_complete(file)
+        assert model.roi_heads.mask_ensemble == "last"
+        assert model.roi_heads.score_average == "probs"
+        assert f"mask_ensemble stays last, as configured; checkpoint '{file}' comes with mean" in (
+            caplog.text
+        )
+        # What is saved later tells what the model does.
+        assert checkpointer.metadata["settings"]["roi_heads.mask_ensemble"] == "last"
 
 
 def test_training_may_start_from_other_classes_but_prediction_may_not(mmdet_file, caplog):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from d2ext.checkpoint.settings import apply_settings
+from d2ext.checkpoint.settings import apply_settings, settings_to_config
+from d2ext.config import get_config_file, load_config
 from d2ext.errors import UserError
 
 
@@ -111,3 +112,43 @@ def test_what_a_model_cannot_have_is_refused(path, value):
 def test_an_order_that_is_no_permutation_of_colours_is_refused():
     with pytest.raises(UserError, match="takes L images, the model BGR"):
         apply_settings(Model(), {"input_format": "L"}, "x")
+
+
+SETTINGS = {
+    "input_format": "RGB",
+    "pixel_mean": [1.0, 2.0, 3.0],
+    "pixel_std": [4.0, 5.0, 6.0],
+    "backbone.bottom_up.res3.0.conv1.stride": [1, 1],
+    "backbone.bottom_up.res3.0.conv2.stride": [2, 2],
+    "roi_heads.other": "x",
+}
+
+
+@pytest.mark.parametrize("name", ["mask", "cascade_mask"])
+def test_a_yaml_config_holds_the_settings(name):
+    cfg = load_config(get_config_file(f"{name}_rcnn_R_50_FPN_1x_coco.yaml"))
+    cfg.freeze()
+    assert cfg.MODEL.RESNETS.STRIDE_IN_1X1 and cfg.INPUT.FORMAT == "BGR"
+    stage = ".1" if name == "cascade_mask" else ""
+    weights = {f"roi_heads.box_predictor{stage}.box2box_transform.weights": [7.0, 7.0, 3.0, 3.0]}
+    assert settings_to_config(cfg, {**SETTINGS, **weights}) == ["roi_heads.other"]
+    assert cfg.INPUT.FORMAT == "RGB" and not cfg.MODEL.RESNETS.STRIDE_IN_1X1
+    assert (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD) == ([1, 2, 3], [4, 5, 6])
+    cascade = cfg.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS
+    found = list(cascade[1]) if stage else list(cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS)
+    assert found == [7, 7, 3, 3] and list(cascade[0]) == [10, 10, 5, 5]
+    settings_to_config(cfg, {"backbone.bottom_up.res3.0.conv1.stride": [2, 2]})
+    assert cfg.MODEL.RESNETS.STRIDE_IN_1X1
+
+
+@pytest.mark.parametrize("name", ["mask", "cascade_mask"])
+def test_a_lazy_config_holds_the_settings(name):
+    cfg = load_config(get_config_file(f"{name}_rcnn_R_50_FPN_1x_coco.py"))
+    stage = ".1" if name == "cascade_mask" else ""
+    weights = {f"roi_heads.box_predictor{stage}.box2box_transform.weights": [7.0, 7.0, 3.0, 3.0]}
+    assert settings_to_config(cfg, {**SETTINGS, **weights}) == ["roi_heads.other"]
+    assert (cfg.model.input_format, cfg.model.backbone.stride_in_1x1) == ("RGB", False)
+    assert (cfg.model.pixel_mean, cfg.model.pixel_std) == ([1, 2, 3], [4, 5, 6])
+    heads = cfg.model.roi_heads
+    predictor = heads.box_predictors[1] if stage else heads.box_predictor
+    assert predictor.box2box_transform.weights == [7, 7, 3, 3]

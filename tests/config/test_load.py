@@ -5,6 +5,7 @@ import json
 import textwrap
 
 import pytest
+import torch
 
 from d2ext.config import (
     check_registered_names,
@@ -95,6 +96,32 @@ def test_the_config_that_a_yaml_run_saves_is_loaded_as_it_was(tmp_path):
     (tmp_path / "config.yaml").write_text(cfg.dump())
     again = load_config(tmp_path / "config.yaml")
     assert json.dumps(again) == json.dumps(cfg)  # yaml makes lists of inner tuples
+
+
+@pytest.mark.parametrize("tag", ["object/apply:builtins.open", "object/new:io.FileIO"])
+@pytest.mark.parametrize("holder", ["SEED: {}", "_BASE_: [base.yaml]", "model: {}\ntrain: 1"])
+def test_a_yaml_file_that_asks_for_python_is_refused_in_one_line(write, tmp_path, tag, holder):
+    made = tmp_path / "made"
+    order = f"!!python/{tag} [{made}, 'w']"
+    write("base.yaml", f"SEED: {order}")
+    with pytest.raises(UserError) as error:
+        load_config(write("a.yaml", holder.format(order)))
+    assert not made.exists()
+    text = str(error.value)
+    assert "\n" not in text and "a.yaml', line 1" in text.replace("base.yaml", "a.yaml")
+    assert "python/object" in text and "run no code" in text
+
+
+def test_a_saved_lazy_config_may_hold_classes_and_tuples(write):
+    model = "{norm: !!python/name:torch.nn.BatchNorm2d '', size: !!python/tuple [1, 2]}"
+    rest = "train: {}\ndataloader: {}\noptimizer: {}\nlr_multiplier: {}"
+    cfg = load_config(write("a.yaml", f"model: {model}\n{rest}"))
+    assert cfg.model.norm is torch.nn.BatchNorm2d and list(cfg.model.size) == [1, 2]
+
+
+def test_too_deep_a_yaml_file_is_one_line(write):
+    with pytest.raises(UserError, match="too many brackets"):
+        load_config(write("a.yaml", "SEED: " + "[" * 5000))
 
 
 def test_shared_configs_are_found_by_name_from_anywhere(tmp_path, monkeypatch):

@@ -2,11 +2,12 @@
 
 import copy
 import os
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from d2ext.config import get_cfg
+from d2ext.config import get_cfg, load_config
 from d2ext.config.overrides import (
     LAZY_TO_YAML,
     YAML_TO_LAZY,
@@ -19,6 +20,8 @@ from d2ext.config.overrides import (
 )
 from d2ext.config.values import parse_value
 from d2ext.errors import UserError
+
+from detectron2.config import instantiate
 
 LAZY = OmegaConf.create(
     {
@@ -349,3 +352,17 @@ def test_nearest_names_look_at_spelling_and_at_the_last_part():
     assert nearest("train.maxiter", names) == " (nearest: train.max_iter)"
     assert nearest("lr_multiplier.steps", names) == " (nearest: solver.STEPS)"
     assert nearest("zzz", names) == ""
+
+
+@pytest.mark.parametrize("words", [["SEED", "=", "3"], ["SEED", "=3"], ["SEED=3"], ["SEED", "3"]])
+def test_spaces_around_the_equals_sign_are_understood(words):
+    (override,) = parse_overrides(words)
+    assert (override.key, override.value) == ("SEED", 3)
+
+
+def test_a_part_of_a_lazy_model_is_removed_by_null_with_what_refers_to_it():
+    path = Path(__file__).resolve().parents[2] / "projects/HTC/configs/htc_tiny.py"
+    cfg = load_config(path, ["model.roi_heads.semantic_head=null"])
+    assert cfg.model.roi_heads.semantic_head is None
+    assert cfg.dataloader.train.mapper.num_semantic_labels is None
+    assert instantiate(cfg.model).roi_heads.semantic_head is None

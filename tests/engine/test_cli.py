@@ -3,12 +3,15 @@
 import json
 
 import pytest
+import torch
 
 from d2ext.engine import build_experiment, main
 from d2ext.engine.cli import argument_parser, run_guarded
 from d2ext.errors import UserError
 
+from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog
+from detectron2.solver.build import get_default_optimizer_params
 
 
 def run_main(*argv):
@@ -155,6 +158,42 @@ def test_eval_only_takes_the_last_checkpoint_of_the_output_folder(short_run, mon
     experiment.init_checkpoint, experiment.weights_chosen = "d2ext://weights/x.pth", False
     loop.evaluate_checkpoint(experiment)
     assert loaded[0].endswith("run/model_final.pth")
+
+
+@pytest.mark.parametrize(
+    "name, kind, key",
+    [
+        ("mask_rcnn", "yaml", "TEST.DETECTIONS_PER_IMAGE"),
+        ("mask_rcnn", "py", "model.roi_heads.box_predictor.test_topk_per_image"),
+        ("htc", "py", "model.roi_heads.box_predictors.2.test_topk_per_image"),
+    ],
+)
+@pytest.mark.parametrize("limit", [200, -1])
+def test_scores_count_as_many_detections_as_the_model_may_find(
+    short_run, shapes_few, name, kind, key, limit
+):
+    evaluator = short_run(name, kind, "run", f"{key}={limit}").build_evaluator(shapes_few)
+    assert evaluator.max_detections == limit
+
+
+def test_detectron2s_own_kind_of_optimiser_node_works(short_run):
+    experiment = short_run("mask_rcnn", "py", "run")
+    experiment.cfg.optimizer = L(torch.optim.SGD)(
+        params=L(get_default_optimizer_params)(weight_decay_norm=0.0), lr=0.03, momentum=0.8
+    )
+    model = experiment.build_model()
+    optimizer = experiment.build_optimizer(model)
+    assert type(optimizer) is torch.optim.SGD and optimizer.defaults["momentum"] == 0.8
+    trained = {p for p in model.parameters() if p.requires_grad}
+    assert {p for group in optimizer.param_groups for p in group["params"]} == trained
+    assert "model" not in experiment.cfg.optimizer.params  # a saved config has no weights
+
+
+@pytest.mark.parametrize("config", ["MNC/configs/mnc_tiny.py", "FCIS/configs/fcis_tiny.py"])
+def test_limit_of_voting_counts_for_the_scores(configs, shapes_few, config):
+    path = configs["htc"].parents[2] / config
+    experiment = build_experiment(str(path), with_data=False)
+    assert experiment.build_evaluator(shapes_few).max_detections == 50
 
 
 def test_registered_data_are_part_of_the_saved_config(configs, coco_file):

@@ -4,9 +4,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from d2ext.checkpoint import Checkpointer, export_weights, list_importers
 from d2ext.config import load_config
 from d2ext.engine import Predictor, train
+from d2ext.engine.loop import evaluate_checkpoint
 from d2ext.errors import UserError
 
 from detectron2.engine import DefaultPredictor
@@ -29,6 +32,43 @@ def trained(short_run, tmp_path):
         return experiment, str(tmp_path / f"{name}_{kind}" / "model_final.pth")
 
     return make
+
+
+def test_predictor_takes_paths_pil_images_and_lists(trained, configs, photograph, tmp_path):
+    _, weights = trained("mask_rcnn", "py")
+    predictor = Predictor(f"{configs['mask_rcnn']}.py", weights, ["model.backbone.norm=GN"])
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), photograph)
+    expected = predictor(photograph)["instances"]
+    pil = Image.fromarray(photograph[:, :, ::-1])
+    found = predictor([photograph, str(path), path, pil])
+    assert len(found) == 4
+    for output in found:
+        assert_same_instances(output["instances"], expected)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for name in ("broken.png", "gone.png"):
+        with pytest.raises(UserError, match=f"image '.*{name}' cannot be read"):
+            predictor(tmp_path / name)
+    with pytest.raises(UserError, match="BGR image"):
+        predictor(7)
+
+
+def test_config_of_a_run_that_started_from_foreign_weights_is_enough_for_detectron2(
+    short_run, photograph, tmp_path
+):
+    more = ["MODEL.RESNETS.NORM=BN", "MODEL.ROI_HEADS.SCORE_THRESH_TEST=0.0", "SOLVER.MAX_ITER=2"]
+    model = short_run("htc", "yaml", "source", *more).build_model()
+    rules = next(x for x in list_importers() if x.name == "mmdet-htc").rules(model)
+    path = str(tmp_path / "mmdet.pth")
+    torch.save({"meta": {}, "state_dict": export_weights(model.state_dict(), rules)}, path)
+    experiment = short_run("htc", "yaml", "run", *more, f"MODEL.WEIGHTS={path}")
+    train(experiment)
+    assert experiment.cfg.MODEL.PIXEL_STD == [57.375, 57.12, 58.395]  # BGR; 1 in the shipped config
+    cfg = experiment.cfg.clone()
+    cfg.MODEL.WEIGHTS = str(tmp_path / "run" / "model_final.pth")
+    theirs = DefaultPredictor(cfg)(photograph)["instances"]
+    assert len(theirs) > 0
+    assert_same_instances(theirs, Predictor(cfg, cfg.MODEL.WEIGHTS)(photograph)["instances"])
 
 
 def assert_same_instances(a, b):
@@ -85,6 +125,41 @@ def test_class_names_and_their_number_come_from_the_checkpoint(short_run, config
     predictor = Predictor(f"{configs['mask_rcnn']}.yaml", path, overrides)
     assert predictor.class_names == names
     assert predictor.model.roi_heads.num_classes == 3
+
+
+@pytest.mark.parametrize("kind", ["yaml", "py"])
+def test_number_of_classes_that_the_user_sets_wins_over_names(short_run, configs, tmp_path, kind):
+    experiment = short_run("mask_rcnn", kind, "three")
+    experiment.set_num_classes(3)
+    weights = experiment.build_model().state_dict()
+    key = "model.roi_heads.num_classes=3" if kind == "py" else "MODEL.ROI_HEADS.NUM_CLASSES=3"
+    norm = "model.backbone.norm=GN" if kind == "py" else "MODEL.RESNETS.NORM=GN"
+    # Names of the built-in shapes, which are eight, and names that a file inherited.
+    for metadata in ({}, {"thing_classes": [str(i) for i in range(80)]}):
+        path = str(tmp_path / "three.pth")
+        torch.save({"model": weights, "metadata": metadata}, path)
+        predictor = Predictor(f"{configs['mask_rcnn']}.{kind}", path, [norm, key])
+        assert predictor.class_names == ["0", "1", "2"]
+        assert predictor.model.roi_heads.num_classes == 3
+    cfg = load_config(f"{configs['mask_rcnn']}.{kind}", [norm, key])
+    torch.save({"model": weights}, path)
+    assert Predictor(cfg, path).class_names == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("kind", ["yaml", "py"])
+def test_weights_with_other_semantic_labels_predict_without_maps(short_run, tmp_path, kind):
+    """The labels that the maps of the data have, or their lack, matter to training only."""
+    experiment = short_run("htc", kind, "stuff")
+    experiment.set_num_classes(experiment.num_classes(), 183)
+    checkpointer = Checkpointer(
+        experiment.build_model(), str(tmp_path), metadata={"semantic_labels": 183}
+    )
+    checkpointer.save("stuff")
+    path = str(tmp_path / "stuff.pth")
+    other = short_run("htc", kind, "eval", f"train.init_checkpoint={path}")
+    assert evaluate_checkpoint(other) == {}  # there are no test sets
+    predictor = Predictor(short_run("htc", kind, "predict"), path)
+    assert predictor.model.roi_heads.semantic_head.conv_logits.out_channels == 183
 
 
 def test_checkpoint_of_a_part_of_the_model_is_refused(configs):

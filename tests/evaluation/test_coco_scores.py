@@ -225,6 +225,37 @@ def test_broken_mask_scores_are_named(mask_scores, words):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("kind", ["bbox", "segm", "boundary"])
+def test_more_than_a_hundred_detections_of_an_image_count_if_the_model_may_find_them(
+    register, implementation, kind
+):
+    masks = []
+    for top in range(0, 100, 10):
+        for left in range(0, 140, 7):
+            mask = np.zeros(SIZE, bool)
+            mask[top : top + 5, left : left + 4] = True
+            masks.append(mask)
+    assert len(masks) == 200
+    data, _ = random_data(1)
+    data["images"] = data["images"][:1]
+    image_id, category = data["images"][0]["id"], data["categories"][0]["id"]
+    data["annotations"] = [
+        annotation_of(i + 1, image_id, category, mask, False) for i, mask in enumerate(masks)
+    ]
+    register(data)
+    truth = load_ground_truth("random")
+    perfect = [collect(instances_of([(0, m, 1 - i / 1e3) for i, m in enumerate(masks)]), image_id)]
+    for limit, wanted, name in ((100, 100 * 51 / 101, "AR@100"), (200, 100, "AR@200"),
+                                (-1, 100, "AR@200"), (50, 100 * 51 / 101, "AR@100")):  # fmt: skip
+        tables = evaluate_coco(
+            truth, by_image(truth, perfect), kind, implementation, max_detections=limit
+        )
+        metrics = coco_metrics(tables, truth.class_names)
+        assert metrics["AP"] == pytest.approx(wanted)
+        assert metrics[name] == pytest.approx(50 if name == "AR@100" else 100)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_an_annotation_numbered_zero_is_found_like_any_other(register, implementation):
     data, _ = random_data(1)
     for number, annotation in enumerate(data["annotations"]):

@@ -5,6 +5,7 @@ import d2ext.modeling  # noqa: F401
 from d2ext.utils.testing import random_batch, tiny_config
 
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 
@@ -33,6 +34,16 @@ def test_training_depends_on_the_sample_seeds_only(model):
     for x in batch:
         x["sample_seed"] += 1
     assert losses(model, batch) != first
+
+
+def test_ground_truth_without_area_is_left_out(model):
+    batch = random_batch()
+    expected = losses(model, batch)
+    for x in batch:
+        empty = x["instances"][:1]
+        empty.gt_boxes = Boxes(empty.gt_boxes.tensor[:, [0, 1, 0, 3]])
+        x["instances"] = Instances.cat([empty, x["instances"]])
+    assert losses(model, batch) == expected
 
 
 def test_without_sample_seeds_the_global_generator_decides(model):

@@ -107,7 +107,10 @@ def refuse_mmdet_1(weights: dict[str, Tensor]) -> str:
 
 
 def mmdet_metadata(file: CheckpointFile) -> dict[str, Any]:
-    """`thing_classes`, if the checkpoint names them."""
+    """`thing_classes`, if the checkpoint names them, and `semantic_labels`, their number, if it
+    has a semantic branch."""
+    labels = file.weights.get("roi_head.semantic_head.conv_logits.bias")
+    found = {} if labels is None else {"semantic_labels": len(labels)}
     meta = file.rest.get("meta")
     meta = meta if isinstance(meta, dict) else {}
     data = meta.get("dataset_meta")
@@ -115,8 +118,8 @@ def mmdet_metadata(file: CheckpointFile) -> dict[str, Any]:
     if isinstance(data, dict):
         names = data.get("CLASSES") or data.get("classes")
     if isinstance(names, (list, tuple)) and names and all(isinstance(x, str) for x in names):
-        return {"thing_classes": list(names)}
-    return {}
+        return {"thing_classes": list(names), **found}
+    return found
 
 
 def _notes(file: CheckpointFile, model: nn.Module) -> list[str]:

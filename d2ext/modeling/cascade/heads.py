@@ -44,6 +44,9 @@ class MultiStageROIHeads(nn.Module):
     Losses are named `loss_cls_stage0`, `loss_box_reg_stage0`, `loss_mask_stage0`, ...
     """
 
+    # Not taken over from weights, see `d2ext.checkpoint.settings`.
+    user_choices: tuple[str, ...] = ("score_average",)
+
     def __init__(
         self,
         *,

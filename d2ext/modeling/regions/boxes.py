@@ -63,3 +63,17 @@ def boxes_inside(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
     height, width = image_size
     x1, y1, x2, y2 = boxes.unbind(dim=1)
     return (x1 >= 0) & (y1 >= 0) & (x2 <= width) & (y2 <= height)
+
+
+def not_finite(what: str, *values: Tensor) -> FloatingPointError:
+    """The error to raise where `what`, computed from `values`, contains Inf or NaN."""
+    device = values[0].device.type
+    autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+    if torch.bfloat16 in (autocast, *(x.dtype for x in values)):
+        return FloatingPointError(
+            f"{what} contain Inf or NaN in bfloat16, which torch's convolutions of very small maps "
+            "can give by themselves: use float32, or larger images or layers."
+        )
+    return FloatingPointError(
+        f"{what} contain Inf or NaN: training diverged, lower the learning rate."
+    )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from d2ext.modeling.regions.boxes import clip_boxes
+from d2ext.modeling.regions.boxes import clip_boxes, not_finite
 
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes
@@ -59,8 +59,6 @@ def refine_boxes(
     """
     decoded = transform.apply_deltas(deltas, torch.cat([b.tensor for b in boxes]))
     if not torch.isfinite(decoded).all():
-        raise FloatingPointError(
-            "Refined boxes contain Inf or NaN: training diverged, lower the learning rate."
-        )
+        raise not_finite("Refined boxes", deltas)
     rows = decoded.split([len(b) for b in boxes])
     return [Boxes(clip_boxes(image_boxes, size)) for image_boxes, size in zip(rows, image_sizes)]

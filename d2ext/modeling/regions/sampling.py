@@ -188,8 +188,9 @@ class ProposalSampler:
         index, positive = self.assign(boxes, gt_boxes)
         is_gt = torch.zeros_like(positive)
         if self.append_gt:
-            own = torch.arange(len(gt_boxes), device=index.device)
-            boxes = torch.cat([gt_boxes.to(boxes.dtype), boxes])
+            # From a box without area no deltas can be measured.
+            own = target.gt_boxes.nonempty().nonzero()[:, 0]
+            boxes = torch.cat([gt_boxes[own].to(boxes.dtype), boxes])
             index = torch.cat([own, index])
             positive = torch.cat([torch.ones_like(own, dtype=torch.bool), positive])
             is_gt = torch.cat([torch.ones_like(own, dtype=torch.bool), is_gt])

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.ops import nms
 
 from d2ext.errors import UserError
-from d2ext.modeling.regions.boxes import boxes_inside, clip_boxes
+from d2ext.modeling.regions.boxes import boxes_inside, clip_boxes, not_finite
 from d2ext.modeling.regions.losses import divide_by_count
 from d2ext.modeling.regions.refinement import ClampedBox2BoxTransform
 from d2ext.modeling.rpn.seeded import SeededRPN
@@ -242,9 +242,7 @@ class CaffeRPN(SeededRPN):
         """
         finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(logits)
         if self.training and not finite.all():
-            raise FloatingPointError(
-                "Proposals contain Inf or NaN: training diverged, lower the learning rate."
-            )
+            raise not_finite("Proposals", logits)
         sides = boxes[:, 2:] - boxes[:, :2]
         kept = ((sides >= min_size).all(dim=1) & finite).nonzero()[:, 0]
         order = logits[kept].sort(descending=True, stable=True).indices

@@ -13,6 +13,7 @@ model.backbone = _tiny.backbone
 model.proposal_generator.head.in_channels = 64
 model.proposal_generator.anchor_generator.sizes = [[8], [16], [32], [64], [128]]
 model.proposal_generator.batch_size_per_image = 64
+model.proposal_generator.smooth_l1_beta = 0.1111
 model.proposal_generator.pre_nms_topk = (500, 200)
 model.proposal_generator.post_nms_topk = (200, 100)
 _heads = model.roi_heads

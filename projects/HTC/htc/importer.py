@@ -77,14 +77,6 @@ def _config(file: CheckpointFile) -> tuple[str, list[str]]:
     return name, overrides
 
 
-def _metadata(file: CheckpointFile) -> dict[str, Any]:
-    found = mmdet_metadata(file)
-    labels = file.weights.get("roi_head.semantic_head.conv_logits.bias")
-    if labels is not None:
-        found["semantic_labels"] = len(labels)
-    return found
-
-
 register_importer(
     Importer(
         name="mmdet-htc",
@@ -98,7 +90,7 @@ register_importer(
         refuse=refuse_mmdet_1,
         settings=_settings,
         notes=_notes,
-        metadata=_metadata,
+        metadata=mmdet_metadata,
         config=_config,
         exports=True,
     )

@@ -43,6 +43,8 @@ class HTCROIHeads(MultiStageROIHeads):
     trained on the samples of the stage, averaged at test time.
     """
 
+    user_choices = ("score_average", "mask_ensemble")
+
     @configurable
     def __init__(
         self,

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from d2ext.modeling import ReproducibleRCNN
 from d2ext.modeling.regions.losses import connect_features
 from d2ext.modeling.rpn.caffe import AnchorPredictions
+from mnc.gradient_limit import loss_scale_probes, with_probes
 from mnc.roi_heads import category_feature
 from mnc.voting import InstanceVoting
 
@@ -80,12 +81,14 @@ class MultitaskNetworkCascade(ReproducibleRCNN):
         targets: list[Instances],
         batched_inputs: list[dict],
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        predictions, proposals = self._predict_and_propose(images, features, batched_inputs)
-        # The RPN learns from the samples, too, so they are drawn before its losses.
-        samples = self.roi_heads.sample(proposals, targets)
-        losses = self.proposal_generator.losses_with_samples(predictions, targets, samples)
-        late = self.head_features(images, features)
-        losses.update(self.roi_heads.losses(late, samples, targets))
+        with loss_scale_probes() as probes:
+            predictions, proposals = self._predict_and_propose(images, features, batched_inputs)
+            # The RPN learns from the samples, too, so they are drawn before its losses.
+            samples = self.roi_heads.sample(proposals, targets)
+            losses = self.proposal_generator.losses_with_samples(predictions, targets, samples)
+            late = self.head_features(images, features)
+            losses.update(self.roi_heads.losses(late, samples, targets))
+        losses = with_probes(losses, probes)
         drawn = [
             Instances(s.image_size, proposal_boxes=Boxes(s.proposal_boxes.tensor.detach()))
             for s in samples

@@ -6,6 +6,7 @@ of parameters; the two *passes* over it are stages 2-3 and stages 4-5.
 Shape shorthand: N images, R boxes of all images, K classes, M mask size.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -273,14 +274,15 @@ class MNCROIHeads(nn.Module):
         classes = choose_classes(
             category.seg_logits.detach(), self.bridge_foreground_only[self.training]
         )
-        deltas = category.deltas
+        transform = self.box_transform
         if self.training and not self.bridge_denormalize:
-            deltas = deltas * deltas.new_tensor(self.box_transform.weights).repeat(self.num_classes)
+            transform = copy.copy(transform)
+            transform.weights = (1.0,) * 4
         limit = (self.box_gradient_limit or 0) / len(boxes)
         rows = [len(b) for b in boxes]
         refined = [
-            bridge_boxes(b.tensor, d, c, self.box_transform, size, limit)
-            for b, d, c, size in zip(boxes, deltas.split(rows), classes.split(rows), sizes)
+            bridge_boxes(b.tensor, d, c, transform, size, limit)
+            for b, d, c, size in zip(boxes, category.deltas.split(rows), classes.split(rows), sizes)
         ]
         return refined if self.box_gradient else [b.detach() for b in refined]
 

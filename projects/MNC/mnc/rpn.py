@@ -9,7 +9,7 @@ from torch import Tensor
 from d2ext.modeling.regions.boxes import boxes_inside, clip_boxes
 from d2ext.modeling.rpn.caffe import AnchorPredictions, CaffeRPN
 from mnc.box_transform import MNCBoxTransform, exact_boxes
-from mnc.stage_bridge import limit_gradient
+from mnc.gradient_limit import limit_gradient
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec

@@ -18,7 +18,8 @@ class MNCSampler:
     A call returns one `Instances` per image, foreground first, with the fields
 
     * `proposal_boxes` (Boxes): the R chosen boxes, with gradient where the input has one;
-    * `foreground` (bool): the IoU with some ground truth reaches `iou_threshold`;
+    * `foreground` (bool): drawn because the IoU with some ground truth reaches `iou_threshold`; a
+      box right at the threshold may be drawn once more from a background interval, as background;
     * `gt_classes` (int64): class of the matched ground truth, `num_classes` for background;
     * `gt_index` (int64): row of the ground truth with the highest IoU;
     * `gt_boxes` (Boxes): its box; zeros in images without ground truth;
@@ -66,12 +67,12 @@ class MNCSampler:
         samples = []
         for image, (proposal, target) in enumerate(zip(proposals, targets)):
             boxes, overlap, index = self._match(proposal.proposal_boxes.tensor, target)
-            rows = self.choose(overlap, image_generator(image, tag))
-            sample = self._select(rows, boxes, overlap, index, target)
+            rows = self._draw(overlap, image_generator(image, tag))
+            sample = self._select(*rows, boxes, index, target)
             anchors = torch.full_like(index, -1)
             if proposal.has("anchor_index"):
                 anchors[: len(proposal)] = proposal.anchor_index
-            sample.anchor_index = anchors[rows]
+            sample.anchor_index = anchors[torch.cat(rows)]
             samples.append(sample)
         return samples
 
@@ -81,8 +82,8 @@ class MNCSampler:
         for image_boxes, target in zip(boxes, targets):
             candidates, overlap, index = self._match(image_boxes, target)
             foreground = overlap >= self.iou_threshold
-            rows = torch.cat([foreground.nonzero()[:, 0], (~foreground).nonzero()[:, 0]])
-            samples.append(self._select(rows, candidates, overlap, index, target))
+            rows = foreground.nonzero()[:, 0], (~foreground).nonzero()[:, 0]
+            samples.append(self._select(*rows, candidates, index, target))
         return samples
 
     def choose(self, overlap: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -91,6 +92,10 @@ class MNCSampler:
         Args:
             overlap: (R,) highest IoU of each box with the ground truth.
         """
+        return torch.cat(self._draw(overlap, generator))
+
+    def _draw(self, overlap: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Indices of foreground and background; one box may be among both."""
 
         def draw(candidates: Tensor, count: int) -> Tensor:
             none = torch.zeros_like(candidates)
@@ -98,11 +103,12 @@ class MNCSampler:
 
         size = self.batch_size_per_image
         # Python rounds halves to even, as the release does.
-        chosen = [draw(overlap >= self.iou_threshold, round(size * self.positive_fraction))]
-        rest = size - len(chosen[0])
+        foreground = draw(overlap >= self.iou_threshold, round(size * self.positive_fraction))
+        rest = size - len(foreground)
+        background = [foreground[:0]]
         for (low, high), fraction in zip(self.background_intervals, self.background_fractions):
-            chosen.append(draw((overlap >= low) & (overlap <= high), round(rest * fraction)))
-        return torch.cat(chosen)
+            background.append(draw((overlap >= low) & (overlap <= high), round(rest * fraction)))
+        return foreground, torch.cat(background)
 
     @staticmethod
     def _match(boxes: Tensor, target: Instances) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,17 +122,25 @@ class MNCSampler:
         return boxes, overlap, index
 
     def _select(
-        self, rows: Tensor, boxes: Tensor, overlap: Tensor, index: Tensor, target: Instances
+        self,
+        foreground: Tensor,
+        background: Tensor,
+        boxes: Tensor,
+        index: Tensor,
+        target: Instances,
     ) -> Instances:
+        """The boxes of the rows `foreground`, then of `background`, labelled as such."""
+        rows = torch.cat([foreground, background])
         result = Instances(target.image_size)
         result.proposal_boxes = exact_boxes(boxes[rows])
         result.gt_index = index = index[rows]
-        result.foreground = foreground = overlap[rows] >= self.iou_threshold
-        background = torch.full_like(index, self.num_classes)
+        is_foreground = torch.arange(len(rows), device=rows.device) < len(foreground)
+        result.foreground = is_foreground
+        no_class = torch.full_like(index, self.num_classes)
         if len(target.gt_boxes) == 0:
-            result.gt_classes = background
+            result.gt_classes = no_class
             result.gt_boxes = exact_boxes(torch.zeros_like(boxes[rows]))
         else:
-            result.gt_classes = torch.where(foreground, target.gt_classes[index], background)
+            result.gt_classes = torch.where(is_foreground, target.gt_classes[index], no_class)
             result.gt_boxes = exact_boxes(target.gt_boxes.tensor.to(boxes.dtype)[index])
         return result

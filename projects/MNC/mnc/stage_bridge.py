@@ -5,28 +5,9 @@ import torch
 from torch import Tensor
 
 from d2ext.modeling.regions.boxes import clip_boxes
+from mnc.gradient_limit import limit_gradient
 
 from detectron2.modeling.box_regression import Box2BoxTransform
-
-
-class _LimitGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, limit):
-        ctx.limit = limit
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient.clamp(-ctx.limit, ctx.limit), None
-
-
-def limit_gradient(x: Tensor, limit: float | None) -> Tensor:
-    """`x` itself; its gradient along this path is clipped elementwise to +-`limit`.
-
-    Args:
-        limit: None or 0 for no limit.
-    """
-    return _LimitGradient.apply(x, limit) if limit else x
 
 
 def choose_classes(probabilities: Tensor, foreground_only: bool) -> Tensor:

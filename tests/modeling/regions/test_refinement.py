@@ -83,3 +83,16 @@ def test_diverged_deltas_are_reported():
             ClampedBox2BoxTransform([1.0, 1.0, 1.0, 1.0]),
             [(50, 50)],
         )
+
+
+def test_not_finite_values_in_bfloat16_are_not_blamed_on_the_learning_rate():
+    boxes = [Boxes(torch.tensor([[10.0, 10, 30, 30]]))]
+    deltas = torch.full((1, 4), float("nan"), dtype=torch.bfloat16)
+    transform = ClampedBox2BoxTransform([1.0, 1.0, 1.0, 1.0])
+    with pytest.raises(FloatingPointError, match="Refined boxes .* bfloat16, .*: use float32"):
+        refine_boxes(boxes, deltas, transform, [(50, 50)])
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(FloatingPointError, match="bfloat16"),
+    ):
+        refine_boxes(boxes, deltas.float(), transform, [(50, 50)])

@@ -103,6 +103,14 @@ def test_sampled_fields_describe_the_matched_objects():
     assert result.gt_boxes.tensor[:4].tolist() == [gts[0], gts[1], gts[1], gts[0]]
 
 
+def test_ground_truth_without_area_is_not_appended():
+    gt = target([[10, 10, 10, 30], [20, 20, 40, 40]], [0, 1])
+    sampler = ProposalSampler(num_classes=2, iou_threshold=0.5)
+    (sample,) = sampler([Boxes(torch.tensor([[10.0, 10, 20, 30]]))], [gt], "stage0")
+    assert sample.proposal_boxes.tensor.tolist() == [[20, 20, 40, 40], [10, 10, 20, 30]]
+    assert sample.gt_classes.tolist() == [1, 2] and sample.is_gt.tolist() == [True, False]
+
+
 def test_appended_ground_truth_keeps_its_own_label_where_two_objects_coincide():
     gts = [[0, 0, 40, 40], [0, 0, 40, 40]]
     sampler = ProposalSampler(num_classes=3, iou_threshold=0.5)

@@ -1,11 +1,17 @@
 import inspect
 import re
+from pathlib import Path
 
+import pytest
+
+from d2ext.config import load_config
 from d2ext.modeling import MultiStageROIHeads
 from htc import HTCROIHeads, add_htc_config
 from htc import config as htc_config
 
 from detectron2.config import get_cfg
+
+CONFIGS = Path(__file__).resolve().parents[3] / "projects/HTC/configs"
 
 
 def test_there_are_at_most_forty_keys_and_each_has_a_comment():
@@ -31,6 +37,13 @@ def test_keys_of_detectron2_stay_as_they_are():
     add_htc_config(ours)
     del ours.MODEL["HTC"]
     assert ours == plain
+
+
+@pytest.mark.parametrize("kind", ["yaml", "py"])
+def test_box_loss_of_the_rpn_turns_at_one_ninth(kind):
+    cfg = load_config(CONFIGS / f"htc_R_50_FPN_1x_coco.{kind}")
+    beta = cfg.model.proposal_generator if kind == "py" else cfg.MODEL.RPN
+    assert beta[{"py": "smooth_l1_beta", "yaml": "SMOOTH_L1_BETA"}[kind]] == 1 / 9
 
 
 def test_lazy_defaults_equal_the_yaml_defaults():

@@ -190,3 +190,49 @@ def test_gradient_of_two_images_is_the_mean_of_theirs(network):
     )
     for a, b, c in zip(together, first, second, strict=True):
         torch.testing.assert_close(a, (b + c) / 2, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_limits_grow_with_the_scale_of_mixed_precision(network, dtype):
+    """GradScaler multiplies the losses and divides the gradients; the limits are in between."""
+    model = network("MNC.BOX_GRAD_CLIP", 1e-5).to(dtype)
+    parameters = [
+        model.proposal_generator.rpn_head.anchor_deltas.weight,
+        model.roi_heads.category_head.bbox_pred.weight,
+    ]
+    batch, scale = random_batch(2), 2.0**16
+    for names in (["loss_mask_stage4"], None):  # some of the losses, or all
+        losses = losses_of(model, batch)
+        total = sum(losses[name] for name in names or losses)
+        plain = torch.autograd.grad(total, parameters, retain_graph=True)
+        scaled = torch.autograd.grad(scale * total, parameters)
+        for a, b in zip(plain, scaled, strict=True):
+            assert a.abs().max() > 0
+            torch.testing.assert_close(b / scale, a, rtol=0, atol=0)  # powers of two are exact
+
+
+def test_measuring_the_scale_leaves_losses_and_gradients_as_they_are(network, monkeypatch):
+    model = network().float()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def step():
+        losses = losses_of(model, random_batch(2))
+        found = torch.autograd.grad(sum(losses.values()), parameters, allow_unused=True)
+        return losses, [torch.zeros(1) if x is None else x for x in found]
+
+    losses, gradients = step()
+    monkeypatch.setattr("mnc.meta_arch.with_probes", lambda losses, probes: losses)
+    for a, b in zip((*losses.values(), *gradients), (lambda x, y: (*x.values(), *y))(*step())):
+        assert a.equal(b)
+
+
+def test_undone_normalisation_in_the_bridge_leaves_the_limit_on_the_outputs_of_the_network(network):
+    limit = 1e-6
+    model = network("MNC.BOX_GRAD_CLIP", limit, "MNC.BRIDGE_DENORMALIZE_IN_TRAIN", False)
+    deltas = []
+    layer = model.roi_heads.category_head.bbox_pred
+    handle = layer.register_forward_hook(lambda m, i, o: deltas.append(o))
+    losses = losses_of(model, random_batch(2))
+    handle.remove()
+    found = gradient(losses["loss_mask_stage4"], deltas[0])
+    assert found.abs().max() == pytest.approx(limit / 2)

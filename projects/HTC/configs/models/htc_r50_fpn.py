@@ -41,7 +41,7 @@ model = L(HybridTaskCascade)(
         pre_nms_topk=(2000, 1000),
         post_nms_topk=(2000, 1000),
         nms_thresh=0.7,
-        smooth_l1_beta=0.1111,
+        smooth_l1_beta=1 / 9,
     ),
     roi_heads=L(HTCROIHeads)(
         num_classes=80,
