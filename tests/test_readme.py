@@ -142,6 +142,31 @@ def test_commands_name_existing_files_targets_options_and_keys(page, words):
     check_command(words)
 
 
+def output_folder(words):
+    """Where a training command writes."""
+    config = words[words.index("--config-file") + 1]
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and key in ("OUTPUT_DIR", "train.output_dir"):
+            return Path(value)
+    if is_readers(config):
+        return Path(config)
+    cfg = load_config(ROOT / config)
+    return Path(cfg.train.output_dir if config.endswith(".py") else cfg.OUTPUT_DIR)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_training_of_a_page_is_refused_because_of_one_before(page):
+    used = set()
+    for words in commands(page):
+        script = next((w for w in words if w.endswith("train_net.py")), None)
+        if script is None or {"--resume", "--overwrite", "--eval-only"} & set(words):
+            continue
+        folder = output_folder(words)
+        assert folder not in used, f"{page}: {' '.join(words)} finds a run in {folder}"
+        used.add(folder)
+
+
 @pytest.mark.parametrize(
     "command",
     [

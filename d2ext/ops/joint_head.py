@@ -1,6 +1,6 @@
 """FCIS' class scores and masks from one set of score maps, without the assembled tensor.
 
-Source: Li et al., "Fully Convolutional Instance-aware Semantic Segmentation" (FCIS), section 3.2.
+Source: Li et al., "Fully Convolutional Instance-aware Semantic Segmentation" (FCIS), section 2.2.
 """
 
 import torch

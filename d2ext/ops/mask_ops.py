@@ -1,8 +1,8 @@
 """Operators on instance masks: MNC's resize and gate, pasting, and mask voting.
 
 Sources: Dai et al., "Instance-aware Semantic Segmentation via Multi-task Network Cascades" (MNC),
-sections 3.3 and 4.3; Li et al., "Fully Convolutional Instance-aware Semantic Segmentation" (FCIS),
-section 4; detectron2's `paste_masks_in_image`.
+sections 3.3 and 6; Li et al., "Fully Convolutional Instance-aware Semantic Segmentation" (FCIS),
+section 2.3; detectron2's `paste_masks_in_image`.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Mask voting: from scored masks of overlapping boxes to final instances.
 
 Sources: Dai et al., "Instance-aware Semantic Segmentation via Multi-task Network Cascades", section
-4.3; Li et al., "Fully Convolutional Instance-aware Semantic Segmentation", section 4; the two
+6; Li et al., "Fully Convolutional Instance-aware Semantic Segmentation", section 2.3; the two
 releases for thresholds and order.
 """
 

@@ -1,6 +1,6 @@
 """Position-sensitive RoI assembly and its mean.
 
-Source: Li et al., "Fully Convolutional Instance-aware Semantic Segmentation" (FCIS), section 3,
+Source: Li et al., "Fully Convolutional Instance-aware Semantic Segmentation" (FCIS), section 2,
 with the bin rule of its release.
 """
 

@@ -1,7 +1,7 @@
 """RoI warping with exact gradients to the features and to the boxes.
 
 Source: Dai et al., "Instance-aware Semantic Segmentation via Multi-task Network Cascades" (MNC),
-section 3.2, and the sampling rules of its Caffe releases.
+section 4, and the sampling rules of its Caffe releases.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """FCIS' joint head in plain PyTorch, assembled and reduced chunk by chunk.
 
-Source: Li et al., "Fully Convolutional Instance-aware Semantic Segmentation", section 3.2: one pair
+Source: Li et al., "Fully Convolutional Instance-aware Semantic Segmentation", section 2.2: one pair
 of score maps per class gives the class score (pixel-wise maximum, then mean) and the mask
 (pixel-wise softmax over the pair).
 """

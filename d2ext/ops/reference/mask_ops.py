@@ -1,8 +1,8 @@
 """Mask operators in plain PyTorch: corner-anchored resize, gate, pasting and voting.
 
 Sources: Dai et al., "Instance-aware Semantic Segmentation via Multi-task Network Cascades",
-sections 3.3 and 4.3 with the rules of its Caffe release; Li et al., "Fully Convolutional
-Instance-aware Semantic Segmentation", section 4; detectron2's `paste_masks_in_image`.
+sections 3.3 and 6 with the rules of its Caffe release; Li et al., "Fully Convolutional
+Instance-aware Semantic Segmentation", section 2.3; detectron2's `paste_masks_in_image`.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Position-sensitive assembly in plain PyTorch, by integral images in float64.
 
-Source: Li et al., "Fully Convolutional Instance-aware Semantic Segmentation", section 3, with the
+Source: Li et al., "Fully Convolutional Instance-aware Semantic Segmentation", section 2, with the
 bin rule of its MXNet release. Bin bounds are always computed in float32, whatever the dtype of the
 data: in float64 one box in five hundred would get other bins than in the release.
 """

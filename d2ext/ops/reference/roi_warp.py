@@ -3,7 +3,7 @@
 Samples are read as rows of a (cells, C) table. Per axis a table of two cells, two weights and two
 derivative coefficients describes each sample, so both border rules and all reductions share one
 path. Source: Dai et al., "Instance-aware Semantic Segmentation via Multi-task Network Cascades",
-section 3.2, and the sampling rule of its Caffe release.
+section 4, and the sampling rule of its Caffe release.
 """
 
 from typing import NamedTuple

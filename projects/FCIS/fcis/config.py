@@ -6,19 +6,19 @@ from detectron2.config import CfgNode as CN
 def add_fcis_config(cfg: CN) -> None:
     """Add `MODEL.FCIS` with the constants of the released COCO model."""
     fcis = cfg.MODEL.FCIS = CN()
-    # Feature map that the score maps are computed from (section 3.3).
+    # Feature map that the score maps are computed from (section 2.3).
     fcis.IN_FEATURE = "res5"
     # Channels and kernel size of the convolution before the score maps.
     fcis.CONV_DIM = 1024
     fcis.CONV_KERNEL = 1
-    # Parts per side of a region, k (section 3.1); 1 makes the network translation-invariant.
+    # Parts per side of a region, k (section 2.1); 1 makes the network translation-invariant.
     fcis.GROUP_SIZE = 7
     # Cells per side of an assembled region, and of its mask.
     fcis.OUT_SIZE = 21
-    # One set of score maps for detection and segmentation (section 3.2). Off: as many maps, but
+    # One set of score maps for detection and segmentation (section 2.2). Off: as many maps, but
     # half of them classify and the other half segment.
     fcis.JOINT = True
-    # Train on the hardest regions of all (section 3.4) instead of on a random sample.
+    # Train on the hardest regions of all (section 2.3) instead of on a random sample.
     fcis.OHEM = True
     # Least IoU of background in a random sample; fewer are only used to fill up.
     fcis.BACKGROUND_IOU = 0.0
@@ -30,11 +30,11 @@ def add_fcis_config(cfg: CN) -> None:
     # continuous coordinates as elsewhere in detectron2; released weights do not fit then.
     fcis.INCLUSIVE = True
 
-    # Inference: score the regions that the box branch has moved as well (section 3.4).
+    # Inference: score the regions that the box branch has moved as well (section 2.3).
     fcis.REFINE = True
     # Regions with a side below so many pixels of the network input are dropped at test time.
     fcis.MIN_SIZE_TEST = 2
-    # Merge the masks of overlapping regions (section 3.4, "mask voting").
+    # Merge the masks of overlapping regions (section 2.3, "mask voting").
     fcis.VOTE = True
     # Regions with at least this IoU vote for a detection.
     fcis.MERGE_IOU = 0.5

@@ -53,7 +53,7 @@ def region_losses(
 def hardest_regions(losses: RegionLosses, weights: Sequence[float], count: int) -> Tensor:
     """Indices of the `count` regions of one image with the largest weighted loss, hardest first.
 
-    Neither a share of positives nor suppression among the regions (paper, section 3.4).
+    Neither a share of positives nor suppression among the regions (paper, section 2.3).
     """
     key = sum(weight * loss for weight, loss in zip(weights, losses))
     return key.sort(descending=True, stable=True).indices[:count]

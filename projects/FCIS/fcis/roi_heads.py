@@ -1,5 +1,5 @@
 """The region heads of FCIS: position-sensitive score maps shared by detection and segmentation, on
-which the only work per region is to assemble and compare (paper, section 3)."""
+which the only work per region is to assemble and compare (paper, section 2)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -89,7 +89,7 @@ class FCISROIHeads(nn.Module):
             conv_dim, conv_kernel: the convolution before the maps.
             group_size: k, parts per side of a region.
             out_size: P, cells per side of an assembled region; at least k.
-            joint: one set of maps for both tasks (section 3.2). False: of each pair, the
+            joint: one set of maps for both tasks (section 2.2). False: of each pair, the
                 first map classifies (mean over the region) and the second segments (sigmoid).
             inclusive: round the corners of regions to first and last pixels, as released.
             sampler: labels the training regions.

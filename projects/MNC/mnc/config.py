@@ -7,7 +7,7 @@ from detectron2.config import CfgNode as CN
 def add_mnc_config(cfg: CN) -> None:
     """Add `MODEL.MNC` with the settings of the release, its known errors mended."""
     mnc = cfg.MODEL.MNC = CN()
-    # Stages in training: 3, or 5 with two passes over the same layers (paper, section 3.4).
+    # Stages in training: 3, or 5 with two passes over the same layers (paper, section 5).
     mnc.NUM_STAGES = 5
     # Stages in prediction; a network trained with 3 can predict with 5.
     mnc.NUM_STAGES_TEST = 5
@@ -58,7 +58,7 @@ def add_mnc_config(cfg: CN) -> None:
 
     # Threshold of masks: targets, labels, voting and output.
     mnc.BIN_THRESH = 0.4
-    # Merge the masks of overlapping candidates (paper, section 4).
+    # Merge the masks of overlapping candidates (paper, section 6).
     mnc.VOTING = True
     # "mnc" is the release's GPU code, "crop" its CPU code.
     mnc.VOTING_MODE = "mnc"

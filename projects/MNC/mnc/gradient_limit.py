@@ -1,5 +1,5 @@
 """The limit of the gradient that reaches box deltas through boxes (of the release; MNC paper,
-section 3.4), measured in units of the loss itself.
+section 4), measured in units of the loss itself.
 
 Mixed precision multiplies the losses by a scale before it asks for gradients. A limit must grow
 with it, and only the backward pass tells how large it is: a zero from every limited tensor is added

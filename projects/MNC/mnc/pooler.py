@@ -1,4 +1,4 @@
-"""The RoI warp of the stages (MNC paper, section 3.2) in the sizes of paper and releases."""
+"""The RoI warp of the stages (MNC paper, section 4) in the sizes of paper and releases."""
 
 from d2ext.errors import UserError
 from d2ext.ops import RoIWarpPooler

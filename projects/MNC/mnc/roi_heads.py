@@ -1,4 +1,4 @@
-"""Stages 2 to 5 of Multi-task Network Cascades (MNC paper, sections 3.2 to 3.4).
+"""Stages 2 to 5 of Multi-task Network Cascades (MNC paper, sections 3.2 to 5).
 
 Stages 4 and 5 repeat stages 2 and 3 on refined boxes with the very same layers, so there is one set
 of parameters; the two *passes* over it are stages 2-3 and stages 4-5.

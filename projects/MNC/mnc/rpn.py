@@ -1,5 +1,5 @@
 """The first stage: a region proposal network whose boxes stay part of the graph, and which learns
-from the boxes that the later stages were trained on (MNC paper, sections 3.1 and 3.4)."""
+from the boxes that the later stages were trained on (MNC paper, sections 3.1 and 4)."""
 
 from collections.abc import Sequence
 

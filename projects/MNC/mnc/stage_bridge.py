@@ -1,5 +1,5 @@
-"""From the third stage to the fourth (MNC paper, section 3.4): every box is refined by the deltas
-of one class, and the gradient of the later stages flows back through the refined box."""
+"""From the third stage to the fourth (MNC paper, sections 4 and 5): every box is refined by the
+deltas of one class, and the gradient of the later stages flows back through the refined box."""
 
 import torch
 from torch import Tensor

@@ -1,5 +1,5 @@
 """From the candidates of both passes to the instances of an image: mask voting (MNC paper, section
-4) in pixels of the original image, and masks at its resolution."""
+6) in pixels of the original image, and masks at its resolution."""
 
 import torch
 from torch import Tensor, nn
