@@ -59,7 +59,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-data-check",
         action="store_true",
-        help="train without looking for mistakes in the annotations and images first",
+        help="train or evaluate without looking for mistakes in the annotations and images first",
     )
     parser.add_argument(
         "opts", nargs="*", metavar="KEY=VALUE", help="config overrides, the same for yaml and lazy"
@@ -104,11 +104,11 @@ def run_worker(args: argparse.Namespace) -> None:
     """What each process does."""
     experiment = build_experiment(args.config_file, args.opts, args.register)
     _log_start(experiment, args)
+    if not args.no_data_check:
+        check_data(experiment, eval_only=args.eval_only)
     if args.eval_only:
         evaluate_checkpoint(experiment, resume=args.resume)
     else:
-        if not args.no_data_check:
-            check_data(experiment)
         train(experiment, resume=args.resume)
 
 
