@@ -4,8 +4,12 @@ The annotation file is read and checked when it is registered, so that a mistake
 line before any model is built, and the class names are known at once.
 """
 
+import codecs
+import contextlib
 import logging
 import os
+import shutil
+import tempfile
 from typing import NamedTuple
 
 from d2ext.data.catalog import is_registered_as, semantic_map_path
@@ -59,10 +63,26 @@ def load_coco_records(name, json_file, image_root, sem_seg_root=None):
             f"data set {name!r}: {json_file} does not exist; "
             "put it there or set DETECTRON2_DATASETS"
         )
-    records = load_coco_json(json_file, image_root, name, extra_annotation_keys=["id"])
+    with _without_mark(json_file) as path:
+        records = load_coco_json(path, image_root, name, extra_annotation_keys=["id"])
     for record in records if sem_seg_root else []:
         record["sem_seg_file_name"] = semantic_map_path(sem_seg_root, record["file_name"])
     return records
+
+
+@contextlib.contextmanager
+def _without_mark(json_file):
+    """Path of the file, or of a copy without the byte order mark that pycocotools does not read."""
+    with open(json_file, "rb") as f:
+        marked = f.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+        if not marked:
+            yield json_file
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, os.path.basename(json_file))
+            with open(path, "wb") as copy:
+                shutil.copyfileobj(f, copy)
+            yield path
 
 
 def _load_checked_records(name, **paths):

@@ -64,7 +64,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-data-check",
         action="store_true",
-        help="train without looking for mistakes in the annotations and images first",
+        help="train or evaluate without looking for mistakes in the annotations and images first",
     )
     parser.add_argument(
         "opts", nargs="*", metavar="KEY=VALUE", help="config overrides, the same for yaml and lazy"
@@ -111,6 +111,8 @@ def run_worker(args: argparse.Namespace) -> None:
     if args.eval_only:
         folder = os.path.join(experiment.output_dir, "inference")  # a run's own files stay
         start_log(experiment, args, folder)
+        if not args.no_data_check:
+            check_data(experiment, eval_only=True)
         save_config(experiment, folder)
         evaluate_checkpoint(experiment, resume=args.resume)
         return

@@ -103,6 +103,11 @@ class Predictor:
         shape = getattr(original_image, "shape", None)
         if not isinstance(original_image, np.ndarray) or len(shape) != 3 or shape[2] != 3:
             raise UserError(f"the predictor takes a BGR image (H, W, 3), not {shape}")
+        if original_image.dtype != np.uint8:  # the mapper refuses such images as well
+            raise UserError(
+                f"the predictor takes 8 bits per channel (uint8), not {original_image.dtype}; "
+                "scale the values to 0..255 as those of the training images were"
+            )
         height, width = original_image.shape[:2]
         image = original_image
         if self.experiment.image_format == "RGB":

@@ -22,6 +22,7 @@ from d2ext.data import (
 )
 from d2ext.engine.experiment import Experiment, LazyExperiment, YacsExperiment
 from d2ext.errors import UserError
+from d2ext.evaluation import evaluator_kind
 from d2ext.modeling.backbone.norm import EvalStatsBatchNorm2d
 
 from detectron2.config import CfgNode
@@ -111,13 +112,16 @@ def check_runnable(experiment: Experiment, model: Module) -> None:
     """Refuse settings that are known to fail later, before anything long starts.
 
     Raises:
-        UserError: AMP without a GPU; a GPU that is not there; frozen batch norm on random weights.
+        UserError: AMP without a GPU; a GPU that is not there; frozen batch norm on random weights;
+            a test set without an evaluator.
     """
     if experiment.amp and not experiment.device.startswith("cuda"):
         raise UserError(
             "mixed precision needs a GPU, but the device is 'cpu'; "
             "set SOLVER.AMP.ENABLED=false (yaml) or train.amp.enabled=false (lazy)"
         )
+    for name in experiment.test_sets():
+        evaluator_kind(name)
     if not experiment.init_checkpoint and _has_frozen_statistics(model):
         raise UserError(
             "the backbone has frozen batch norm but no weights are loaded, which diverges at once; "
@@ -179,8 +183,9 @@ def save_config(experiment: Experiment, folder: str) -> None:
     logger.info("Full config saved to %s", path)
 
 
-def check_data(experiment: Experiment) -> None:
-    """Look for mistakes in the data of a training; the main process does it for all.
+def check_data(experiment: Experiment, eval_only: bool = False) -> None:
+    """Look for mistakes in the data of a training, or of an evaluation only, which leaves the table
+    of the training in place; the main process does it for all.
 
     Raises:
         UserError: in every process, if there is an error.
@@ -189,10 +194,10 @@ def check_data(experiment: Experiment) -> None:
     if comm.is_main_process():
         try:
             check_before_training(
-                experiment.train_sets(),
+                () if eval_only else experiment.train_sets(),
                 experiment.test_sets(),
                 semantic=experiment.semantic_mode() in ("auto", "dataset"),
-                output_dir=experiment.output_dir,
+                output_dir=None if eval_only else experiment.output_dir,
             )
         except UserError as error:
             mistake = str(error)

@@ -6,7 +6,7 @@ compat.patch_evaluation()
 
 from d2ext.evaluation.average_precision import average_precision
 from d2ext.evaluation.boundary import boundary_iou, mask_boundary
-from d2ext.evaluation.build import build_evaluator
+from d2ext.evaluation.build import build_evaluator, evaluator_kind
 from d2ext.evaluation.coco_scores import coco_metrics, evaluate_coco
 from d2ext.evaluation.evaluator import InstanceEvaluator, VOCSDSEvaluator
 from d2ext.evaluation.ground_truth import GroundTruth, load_ground_truth
@@ -20,6 +20,7 @@ __all__ = [
     "average_precision",
     "boundary_iou",
     "build_evaluator",
+    "evaluator_kind",
     "coco_metrics",
     "evaluate_coco",
     "evaluate_mapr",

@@ -13,6 +13,21 @@ from detectron2.evaluation import DatasetEvaluator
 OWN_METRICS = {"coco": ("coco",), "coco_panoptic_seg": ("coco",), "voc_sds": ("voc_sds",)}
 
 
+def evaluator_kind(dataset_name: str) -> str:
+    """The evaluator_type of a registered data set.
+
+    Raises:
+        UserError: there is no evaluator for it.
+    """
+    kind = getattr(MetadataCatalog.get(dataset_name), "evaluator_type", None)
+    if kind not in OWN_METRICS:
+        raise UserError(
+            f"data set '{dataset_name}' has evaluator_type {kind!r}, for which there is no "
+            f"evaluator; known: {', '.join(map(repr, OWN_METRICS))}"
+        )
+    return kind
+
+
 def build_evaluator(
     dataset_name: str,
     output_dir: str | None = None,
@@ -35,12 +50,7 @@ def build_evaluator(
     Raises:
         UserError: there is no evaluator for such a data set, or no such metric.
     """
-    kind = getattr(MetadataCatalog.get(dataset_name), "evaluator_type", None)
-    if kind not in OWN_METRICS:
-        raise UserError(
-            f"data set '{dataset_name}' has evaluator_type {kind!r}, for which there is no "
-            f"evaluator; known: {', '.join(map(repr, OWN_METRICS))}"
-        )
+    kind = evaluator_kind(dataset_name)
     folder = os.path.join(output_dir, "inference", dataset_name) if output_dir else None
     metrics = [metrics] if isinstance(metrics, str) else list(metrics)
     return InstanceEvaluator(

@@ -80,7 +80,7 @@ def _dataset(name: str, metadata) -> dict:
     if not os.path.isfile(path):
         raise UserError(f"data set {name!r}: annotation file {path} does not exist")
     try:
-        with open(path, encoding="utf-8") as f:
+        with open(path, encoding="utf-8-sig") as f:
             return json.load(f)
     except ValueError as e:
         raise UserError(f"{path} is not valid JSON: {' '.join(str(e).split())}") from None

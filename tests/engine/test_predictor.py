@@ -178,3 +178,5 @@ def test_missing_weights_and_wrong_images_are_named(trained, configs, photograph
         predictor(None)
     with pytest.raises(UserError, match="BGR image"):
         predictor(photograph[:, :, 0])
+    with pytest.raises(UserError, match="takes 8 bits per channel .uint8., not uint16; scale"):
+        predictor(photograph.astype(np.uint16) * 256)

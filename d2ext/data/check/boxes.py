@@ -171,8 +171,10 @@ def _swapped_findings(boxes, extents, sizes, ids):
     known = np.isfinite(corners).all(1)
     masks = np.where(np.isfinite(extents), extents, corners)
     beyond = known & ~_inside(corners, sizes) & ~_inside(masks, sizes)
-    swapped = beyond & _inside(corners[:, [1, 0, 3, 2]], sizes)
-    if _many(swapped.sum(), known.sum()) and swapped.sum() >= 0.8 * beyond.sum():
+    fits = known & _inside(corners[:, [1, 0, 3, 2]], sizes)
+    swapped = beyond & fits
+    # Objects annotated beyond the border would fit too, but not those in the rest of the image.
+    if _many(swapped.sum(), known.sum()) and fits.sum() >= 0.95 * known.sum():
         text = f"{swapped.sum()} of {known.sum()} annotations reach out of their images, but would "
         text += f"not with x and y swapped (e.g. annotation {ids[np.flatnonzero(swapped)[0]]}); "
         text += "swap x and y, or width and height of the images"

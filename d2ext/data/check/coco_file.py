@@ -41,7 +41,7 @@ def read_coco_file(json_file: str) -> dict:
     collecting = gc.isenabled()
     gc.disable()  # halves the time: nothing of the many small objects is garbage
     try:
-        with open(json_file, encoding="utf-8") as f:
+        with open(json_file, encoding="utf-8-sig") as f:
             data = json.load(f)
     except json.JSONDecodeError as e:
         raise UserError(

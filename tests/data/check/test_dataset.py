@@ -281,9 +281,10 @@ def test_sets_without_a_coco_file_pass(small_dataset):
     assert check_dataset("lvis_like").problems == []
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate_checkpoint"])
 @pytest.mark.parametrize("kind", ["yaml", "py"])
 def test_train_script_checks_the_data_unless_told_not_to(
-    small_dataset, kind, tmp_path, monkeypatch, capsys
+    small_dataset, kind, command, tmp_path, monkeypatch, capsys
 ):
     from d2ext.engine import cli
 
@@ -292,11 +293,11 @@ def test_train_script_checks_the_data_unless_told_not_to(
     small_dataset.data["images"].append({"id": 5, "file_name": "b.png", "width": 12, "height": 10})
     small_dataset.write()
     started = []
-    monkeypatch.setattr(cli, "train", lambda *args, **kwargs: started.append(1))
+    monkeypatch.setattr(cli, command, lambda *args, **kwargs: started.append(1))
     argv = ["--config-file", str(ROOT / f"configs/mask_rcnn_tiny.{kind}")]
     argv += ["--register", f"small={small_dataset.json_file},{small_dataset.images}"]
     argv += ["DATASETS.TRAIN=small", "DATASETS.TEST=small", f"OUTPUT_DIR={tmp_path / 'out'}"]
-    argv += ["MODEL.DEVICE=cpu"]
+    argv += ["MODEL.DEVICE=cpu"] + ["--eval-only"] * (command != "train")
     with pytest.raises(SystemExit) as info:
         main(argv=argv)
     assert info.value.code == 1 and not started
@@ -305,3 +306,25 @@ def test_train_script_checks_the_data_unless_told_not_to(
     with pytest.raises(SystemExit) as info:
         main(argv=[*argv, "--no-data-check"])
     assert info.value.code == 0 and started
+
+
+def test_a_test_set_without_an_evaluator_is_refused_before_the_training(
+    small_dataset, tmp_path, monkeypatch, capsys
+):
+    from detectron2.engine import TrainerBase
+
+    small_dataset.write()
+    started = []
+    monkeypatch.setattr(TrainerBase, "train", lambda *args, **kwargs: started.append(1))
+    DatasetCatalog.register("unmeasured", list)
+    MetadataCatalog.get("unmeasured").set(thing_classes=["cat", "dog"], evaluator_type="lvis")
+    argv = ["--config-file", str(ROOT / "configs/mask_rcnn_tiny.yaml")]
+    argv += ["--register", f"small={small_dataset.json_file},{small_dataset.images}"]
+    argv += ["DATASETS.TRAIN=small", f"OUTPUT_DIR={tmp_path / 'out'}", "MODEL.DEVICE=cpu"]
+    argv += ["MODEL.WEIGHTS=", "MODEL.RESNETS.NORM=GN"]
+    for test_set, status in (("unmeasured", 1), ("small", 0)):
+        with pytest.raises(SystemExit) as info:
+            main(argv=[*argv, f"DATASETS.TEST={test_set}"])
+        assert info.value.code == status and bool(started) == (not status)
+    errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert len(errors) == 1 and "'unmeasured' has evaluator_type 'lvis'" in errors[0]

@@ -6,6 +6,7 @@ import pytest
 
 from d2ext.data import check_files
 from d2ext.errors import UserError
+from d2ext.evaluation.ground_truth import load_ground_truth
 
 NAN, INF = float("nan"), float("inf")
 BLOCK = np.zeros((10, 12), bool)
@@ -169,6 +170,15 @@ def test_a_folder_or_binary_file_is_refused(small_dataset, tmp_path):
     (tmp_path / "x.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="x.json is not UTF-8"):
         check_files("x", str(tmp_path / "x.json"), *roots)
+
+
+def test_a_byte_order_mark_is_accepted(small_dataset):
+    small_dataset.write()
+    text = small_dataset.json_file.read_bytes()
+    small_dataset.json_file.write_bytes(b"\xef\xbb\xbf" + text)
+    both(small_dataset.load())
+    assert not small_dataset.check(evaluated=True).problems
+    assert len(load_ground_truth("small").images) == 1
 
 
 def masks(out):

@@ -192,6 +192,16 @@ def test_one_mistake_among_many_annotations_is_no_error(name):
     assert not set_errors(data) and {p.severity for p in problems} == {"warning"}
 
 
+def test_objects_that_reach_below_the_image_are_not_taken_for_swapped():
+    data = sound_data()
+    for annotation in data["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        polygon = [x, y, x + w, y, x + w, HEIGHT + 9, x, HEIGHT + 9]
+        bbox = [x, y, w, HEIGHT + 9 - y]
+        annotation.update(bbox=bbox, segmentation=[polygon], area=bbox[2] * bbox[3])
+    assert not set_errors(data)
+
+
 def test_sound_data_have_no_problem():
     assert entry_problems(sound_data()) == []
 
