@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,13 +21,18 @@ def sparse_data(shapes_root, tmp_path):
     full = {a["image_id"] for a in data["annotations"] if not a["iscrowd"]}
     same = [i for i in data["images"] if (i["width"], i["height"]) == (160, 120)]
     with_objects = [i for i in same if i["id"] in full][:3]
-    # The same pictures once more without annotations.
-    without = [{**i, "id": 1000 + n} for n, i in enumerate(with_objects * 2)]
+    # The same pictures once more, under other names and without annotations.
+    images = shutil.copytree(source / "images", tmp_path / "images")
+    without = [
+        {**i, "id": 1000 + n, "file_name": f"empty{n}.png"} for n, i in enumerate(with_objects * 2)
+    ]
+    for empty, original in zip(without, with_objects * 2):
+        shutil.copy(images / original["file_name"], images / empty["file_name"])
     data["images"] = with_objects + without
     kept = {i["id"] for i in with_objects}
     data["annotations"] = [a for a in data["annotations"] if a["image_id"] in kept]
     (tmp_path / "sparse.json").write_text(json.dumps(data))
-    return f"sparse={tmp_path / 'sparse.json'},{source / 'images'}"
+    return f"sparse={tmp_path / 'sparse.json'},{images}"
 
 
 def empty_shares():

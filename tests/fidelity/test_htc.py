@@ -267,7 +267,6 @@ def model(weights, tmp_path_factory):
     cfg.MODEL.ROI_MASK_HEAD.NAME = "HTCMaskHead"
     cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = 4
     cfg.MODEL.HTC.SEMANTIC.CONV_DIM = C
-    cfg.MODEL.HTC.MASK_ENSEMBLE = "last"
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = LABELS
     cfg.INPUT.FORMAT = "RGB"
     cfg.TEST.DETECTIONS_PER_IMAGE = DETECTIONS
