@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from d2ext.data.catalog import check_registered
-from d2ext.data.loader import Loader, MappedRecords
+from d2ext.data.loader import Adapted, Loader, MappedRecords
 from d2ext.errors import UserError
 
 from detectron2.data import (
@@ -147,10 +147,14 @@ def _aspect_groups(records):
     return groups
 
 
-def _init_worker(worker_id):
+def _ignore_signals(worker_id):
     """Signals to the whole process group are for the main process, which ends its workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _init_training_worker(worker_id):
+    _ignore_signals(worker_id)
     worker_init_reset_seed(worker_id)
 
 
@@ -205,7 +209,7 @@ def build_train_loader(
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=trivial_batch_collator,
-        worker_init_fn=_init_worker,
+        worker_init_fn=_init_training_worker,
         # Without its own generator the loader would draw from the global one.
         generator=torch.Generator().manual_seed(max(seed, 0)),
     )
@@ -227,8 +231,9 @@ def build_test_loader(
     records = _resolve(dataset, filter_empty=False)
     plain = build_detection_test_loader(records, mapper=mapper, num_workers=num_workers)
     return Loader(
-        plain.dataset,
+        Adapted(plain.dataset),
         batch_sampler=plain.batch_sampler,
         num_workers=num_workers,
         collate_fn=plain.collate_fn,
+        worker_init_fn=_ignore_signals,
     )

@@ -3,6 +3,7 @@ cannot be read.
 """
 
 import logging
+import weakref
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -60,6 +61,20 @@ class MappedRecords(torch.utils.data.Dataset):
             index = int(generator.choice(np.flatnonzero(self._groups == self._groups[index])))
 
 
+class Adapted(torch.utils.data.Dataset):
+    """A map-style data set as it is. A loading process that shares nothing with this one, as on
+    macOS, meets d2ext first, which makes what is inside importable."""
+
+    def __init__(self, dataset: torch.utils.data.Dataset):
+        self._dataset = dataset
+
+    def __len__(self):
+        return len(self._dataset)
+
+    def __getitem__(self, key):
+        return self._dataset[key]
+
+
 class Loader(torch.utils.data.DataLoader):
     """torch's loader, for batches that are lists of dicts."""
 
@@ -71,6 +86,7 @@ class Loader(torch.utils.data.DataLoader):
         """
         super().__init__(*args, **kwargs)
         self._max_unreadable = max_unreadable
+        self._open = weakref.WeakSet()
 
     def __iter__(self):
         """Batches.
@@ -78,9 +94,23 @@ class Loader(torch.utils.data.DataLoader):
         Raises:
             UserError: as the mapper; more images than allowed cannot be read.
         """
+        batches = self._batches(super().__iter__())
+        self._open.add(batches)
+        return batches
+
+    def close(self) -> None:
+        """End the loading processes.
+
+        They ignore SIGTERM, by which a process that multiprocessing has started would end them: it
+        would wait for them forever.
+        """
+        for batches in list(self._open):
+            batches.close()
+
+    def _batches(self, loaded):
         seen: set[str] = set()
         try:
-            for batch in super().__iter__():
+            for batch in loaded:
                 for item in batch:
                     failures = item.pop(_UNREADABLE, ()) if isinstance(item, dict) else ()
                     for text in failures:
@@ -88,6 +118,9 @@ class Loader(torch.utils.data.DataLoader):
                 yield batch
         except UserError as e:
             raise UserError(_original(str(e))) from None
+        finally:
+            # Not left to `__del__`: what a traceback refers to may live as long as the process.
+            getattr(loaded, "_shutdown_workers", lambda: None)()
 
     def _count(self, text, seen):
         if text in seen:

@@ -75,10 +75,13 @@ def argument_parser() -> argparse.ArgumentParser:
 def run_guarded(function: Callable[[], int | None]) -> int:
     """Run a program; a `UserError` becomes one line on stderr and exit status 1.
 
-    `D2EXT_TRACEBACK=1` shows the traceback as well.
+    `D2EXT_TRACEBACK=1` shows the traceback as well. Ctrl-C where nothing is to be saved: 130.
     """
     try:
         return function() or 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except UserError as error:
         if os.environ.get("D2EXT_TRACEBACK"):
             raise

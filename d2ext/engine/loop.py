@@ -9,6 +9,7 @@ import logging
 import os
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -132,7 +133,7 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
     if left:
         logger.info("only in the checkpoints, which d2ext's Predictor reads: %s", ", ".join(left))
     save_config(experiment, experiment.output_dir)  # now: a command that failed has left no trace
-    with stop.handling_signals(), contextlib.suppress(EndedEarly):
+    with stop.handling_signals(), _closing(loader), contextlib.suppress(EndedEarly):
         trainer.train(start_iter, experiment.max_iter)
     return dict(last_results)
 
@@ -143,7 +144,8 @@ def evaluate(experiment: Experiment, model: torch.nn.Module) -> dict[str, Any]:
     for name in experiment.test_sets():
         loader = experiment.build_test_loader(name)  # first: it may generate the files
         evaluator = experiment.build_evaluator(name)
-        results[name] = run_inference(model, loader, evaluator, name)
+        with _closing(loader):
+            results[name] = run_inference(model, loader, evaluator, name)
         if comm.is_main_process():
             logger.info("Evaluation results for %s in csv format:", name)
             print_csv_format(results[name])
@@ -188,6 +190,15 @@ def _ddp_options(experiment: Experiment) -> dict[str, Any]:
     if not experiment.device.startswith("cuda"):
         options["device_ids"] = None
     return options
+
+
+@contextlib.contextmanager
+def _closing(loader: Any) -> Iterator[None]:
+    """End the loading processes with a `with` block; a loader of a config's own has its own way."""
+    try:
+        yield
+    finally:
+        getattr(loader, "close", lambda: None)()
 
 
 def _writers(experiment: Experiment) -> list:

@@ -263,3 +263,57 @@ def test_mistakes_stay_one_line_with_loading_processes(shapes_few, tmp_path, tra
 def test_sampler_of_no_images_is_rejected():
     with pytest.raises(UserError, match="empty"):
         GlobalBatchSampler([], 2, 0)
+
+
+_SPAWNED = """
+import multiprocessing, sys
+from d2ext.data import InstanceSegMapper, build_test_loader, register_shapes
+from detectron2.data import transforms as T
+
+multiprocessing.set_start_method("spawn")
+register_shapes("few", "train", sys.argv[1], 27)
+mapper = InstanceSegMapper(is_train=False, augmentations=[T.ResizeShortestEdge(64)])
+loader = build_test_loader("few", mapper=mapper, num_workers=1)
+print(sum(len(batch) for batch in loader), "images")
+"""
+
+
+def test_loading_processes_that_share_nothing_adapt_detectron2(run_python, shapes_root):
+    """As on macOS; without a script that they could import, as in a notebook."""
+    process = run_python("-W", "ignore", "-c", _SPAWNED, shapes_root)
+    assert process.stdout.endswith("27 images\n"), process.stderr
+
+
+_ENDED = """
+import os, signal, sys, torch
+from d2ext.data import build_train_loader
+
+def keep(record):
+    return record
+
+def child():
+    records = [{"image_id": i, "width": 4, "height": 3, "annotations": []} for i in range(8)]
+    loader = build_train_loader(
+        records, mapper=keep, total_batch_size=2, num_workers=2, filter_empty=False
+    )
+    batches = iter(loader)
+    next(batches)
+    try:
+        raise KeyboardInterrupt  # a traceback that lives as long as the process
+    except KeyboardInterrupt:
+        sys.last_traceback = sys.exc_info()[2]
+    loader.close()
+
+if __name__ == "__main__":
+    process = torch.multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(60)
+    print("ended" if process.exitcode == 0 else "hangs")
+    process.kill()
+"""
+
+
+def test_closing_ends_the_loading_processes(run_python, tmp_path):
+    """Else a process that multiprocessing has started waits for them forever."""
+    (tmp_path / "ended.py").write_text(_ENDED)
+    assert run_python("-W", "ignore", tmp_path / "ended.py").stdout.endswith("ended\n")

@@ -1,0 +1,91 @@
+"""Trainings in processes of their own, that tests interrupt."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+_PRELOADED = ["d2ext.engine", "fcis", "htc", "mnc"]
+
+
+def _command_line(argv, output):
+    """What the process does: the public command line in a process group of its own."""
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # for loading processes, as usual
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    from d2ext.engine import main
+
+    main(argv)
+
+
+class Run:
+    """A training that was started, leader of a process group, which `with` ends for sure.
+
+    One process comes from a server that has imported torch already, as the moments before
+    matter to nothing; several come from torchrun.
+
+    Args:
+        argv: of the command line.
+        output: text file to which the output of all processes is appended.
+        processes: how many; from 2 on under torchrun.
+    """
+
+    def __init__(self, argv, output, processes=1):
+        self.output = Path(output)
+        if processes == 1:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(_PRELOADED)
+            self._process = context.Process(target=_command_line, args=(argv, str(output)))
+            self._process.start()
+        else:
+            torchrun = ["-m", "torch.distributed.run", "--standalone"]
+            torchrun += [f"--nproc-per-node={processes}", str(ROOT / "tools/train_net.py")]
+            with open(output, "ab") as file:
+                self._process = subprocess.Popen(
+                    [sys.executable, *torchrun, *argv],
+                    env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+                    stdout=file,
+                    stderr=file,
+                    start_new_session=True,
+                )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # also what a killed leader left behind
+        self.wait(60)
+
+    @property
+    def code(self):
+        """Exit status, negative for a signal; None while it runs."""
+        if isinstance(self._process, subprocess.Popen):
+            return self._process.poll()
+        return self._process.exitcode
+
+    def wait(self, seconds):
+        """The exit status, or None after so many seconds."""
+        end = time.monotonic() + seconds
+        while self.code is None and time.monotonic() < end:
+            time.sleep(0.01)
+        return self.code
+
+    def wait_until(self, condition, seconds=120):
+        """Return when `condition()` holds or the run has ended."""
+        end = time.monotonic() + seconds
+        while self.code is None and not condition():
+            assert time.monotonic() < end, self.output.read_text(errors="replace")[-2000:]
+            time.sleep(0.0005)
+
+    def signal(self, number, group):
+        """Send a signal to the process, or to its whole group, if it is still there."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            (os.killpg if group else os.kill)(self._process.pid, number)
