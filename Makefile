@@ -12,7 +12,7 @@ export FORCE_CUDA
 JOBS ?= 2
 ARGS ?=
 
-.PHONY: help install demo test lint sanitize clean
+.PHONY: help install demo test lint sanitize soak clean
 
 help:  ## this text
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,12 @@ lint: install  ## style check (fix with: .venv/bin/ruff check --fix . && .venv/b
 
 sanitize: install  ## C++ operators under AddressSanitizer and UBSan (some ten minutes)
 	@dev/sanitize.sh $(abspath $(BIN)/python)
+
+# Processes are killed at random moments, so nothing else should run on the machine.
+soak: install  ## faults by the hundred: kills, damage, hostile files; writes docs/reliability.md (hours)
+	@rm -rf output/soak
+	@SOAK=full SOAK_OUTPUT=output/soak OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/soak $(ARGS)
+	@$(BIN)/python dev/write_reliability.py output/soak
 
 clean:  ## remove build products and outputs; keeps the environment and the data sets
 	rm -rf build dist output *.egg-info .pytest_cache .ruff_cache

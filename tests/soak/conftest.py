@@ -19,6 +19,7 @@ def counted(request):
         print(f"\n{name}: {json.dumps(counts)}")
         if folder := os.environ.get("SOAK_OUTPUT"):
             Path(folder).mkdir(parents=True, exist_ok=True)
-            (Path(folder) / f"{name}.json").write_text(json.dumps(counts))
+            file = "".join(x if x.isalnum() else "_" for x in name)
+            (Path(folder) / f"{file}.json").write_text(json.dumps({"test": name, **counts}))
 
     return count
