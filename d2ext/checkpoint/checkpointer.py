@@ -5,11 +5,12 @@ import copy
 import os
 import shutil
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from d2ext.checkpoint.formats import CheckpointFile, read_file
+from d2ext.checkpoint.formats.integrity import append_seal
 from d2ext.checkpoint.importers.mmdet import mmdet_metadata
 from d2ext.checkpoint.importing import import_weights
 from d2ext.checkpoint.rng import RNGState
@@ -88,7 +89,7 @@ class Checkpointer(DetectionCheckpointer):
     def _write(self, name: str, data: dict[str, Any]) -> None:
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        write_atomically(path, lambda f: torch.save(data, f))
+        write_atomically(path, lambda f: save_sealed(data, f))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make a file of the folder the one that `--resume` continues from."""
@@ -238,6 +239,12 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
+def save_sealed(data: dict[str, Any], file: BinaryIO) -> None:
+    """`torch.save` with a checksum of the whole file, see `d2ext.checkpoint.formats.integrity`."""
+    torch.save(data, file)
+    append_seal(file, archive=True)
+
+
 def write_atomically(path: str, write: Callable) -> None:
     """Write a file so that a reader, or a restart after a crash, sees the old or the new one whole.
 
@@ -246,7 +253,7 @@ def write_atomically(path: str, write: Callable) -> None:
     temporary = f"{path}.tmp"
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with open(temporary, "wb") as f:
+        with open(temporary, "w+b") as f:
             write(f)
             f.flush()
             os.fsync(f.fileno())

@@ -13,6 +13,7 @@ from d2ext.checkpoint.formats.caffemodel import read_caffemodel
 from d2ext.checkpoint.formats.common import FormatError, map_file
 from d2ext.checkpoint.formats.hdf5 import SIGNATURE as HDF5_SIGNATURE
 from d2ext.checkpoint.formats.hdf5 import read_hdf5
+from d2ext.checkpoint.formats.integrity import check_integrity
 from d2ext.checkpoint.formats.mxnet_params import MAGIC as MXNET_MAGIC
 from d2ext.checkpoint.formats.mxnet_params import read_mxnet_params
 from d2ext.checkpoint.formats.pickles import read_pickle
@@ -78,11 +79,12 @@ def detect_format(path: str, data: mmap.mmap) -> str:
     )
 
 
-def read_file(path: str) -> CheckpointFile:
+def read_file(path: str, check: bool = True) -> CheckpointFile:
     """Read a checkpoint of any known format.
 
     Args:
         path: local file.
+        check: compare its checksums, if it has any; False where whoever uses the weights does.
 
     Raises:
         UserError: the file is missing, damaged, of an unknown format or without weights, or its
@@ -91,6 +93,8 @@ def read_file(path: str) -> CheckpointFile:
     try:
         data = map_file(path)
         kind = detect_format(path, data)
+        if check:
+            check_integrity(path, kind, data)
         content = _READERS[kind](path, data)
         if kind in ("mxnet", "caffemodel", "hdf5"):
             return CheckpointFile(path, kind, content)
