@@ -21,7 +21,7 @@ from d2ext.checkpoint.formats.safetensors_files import is_safetensors, read_safe
 from d2ext.checkpoint.formats.torch_files import LEGACY_MAGIC, read_legacy_file, read_zip_file
 from d2ext.errors import UserError
 
-__all__ = ["CheckpointFile", "FormatError", "detect_format", "read_file"]
+__all__ = ["CheckpointFile", "FormatError", "detect_format", "may_have_metadata", "read_file"]
 
 _READERS = {
     "torch": read_zip_file,
@@ -32,6 +32,7 @@ _READERS = {
     "caffemodel": read_caffemodel,
     "hdf5": read_hdf5,
 }
+_ONLY_WEIGHTS = ("mxnet", "caffemodel", "hdf5")
 
 
 @dataclasses.dataclass
@@ -79,6 +80,18 @@ def detect_format(path: str, data: mmap.mmap) -> str:
     )
 
 
+def may_have_metadata(path: str) -> bool:
+    """Whether the format of a local file has room for more than weights.
+
+    Raises:
+        UserError: the format is not known, or the file cannot be opened.
+    """
+    try:
+        return detect_format(path, map_file(path)) not in _ONLY_WEIGHTS
+    except (OSError, ValueError) as error:
+        raise UserError(f"checkpoint '{path}' cannot be read: {error}") from error
+
+
 def read_file(path: str, check: bool = True) -> CheckpointFile:
     """Read a checkpoint of any known format.
 
@@ -96,7 +109,7 @@ def read_file(path: str, check: bool = True) -> CheckpointFile:
         if check:
             check_integrity(path, kind, data)
         content = _READERS[kind](path, data)
-        if kind in ("mxnet", "caffemodel", "hdf5"):
+        if kind in _ONLY_WEIGHTS:
             return CheckpointFile(path, kind, content)
         return _unwrap(path, kind, content)
     except UserError:
