@@ -38,14 +38,15 @@ _REFUSED = "detectron2.modeling.mmdet_wrapper"  # calls whatever its arguments n
 _BUILT = ("model", "dataloader.test.mapper.augmentations")
 _MOST = 100_000  # settings, so that a text that repeats itself costs no memory
 _TAG = "tag:yaml.org,2002:python/"
-_NAME = "!!python/name:"
+_PYTHON = "!!python/"
+_NAME = f"{_PYTHON}name:"
 
 
 class _DataLoader(yaml.SafeLoader):
-    """Plain values, tuples as lists, and names that are looked up later, if at all."""
+    """Plain values, tuples as lists, and the names of what else there is, as texts."""
 
 
-_DataLoader.add_multi_constructor(f"{_TAG}name:", lambda loader, name, node: _NAME + name)
+_DataLoader.add_multi_constructor(_TAG, lambda loader, kind, node: _PYTHON + kind)
 _DataLoader.add_constructor(f"{_TAG}tuple", _DataLoader.construct_sequence)
 
 
@@ -161,7 +162,7 @@ def _of_networks(node: Any, key: str, source: str) -> Any:
         }
     if isinstance(node, list):
         return [_of_networks(value, f"{key}.{i}", source) for i, value in enumerate(node)]
-    if built and isinstance(node, str) and node.startswith(_NAME):
+    if built and isinstance(node, str) and node.startswith(_PYTHON):
         return _part(node, source)
     return node
 

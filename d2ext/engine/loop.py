@@ -26,6 +26,7 @@ from d2ext.engine.provenance import (
     check_settings,
     config_text,
     note_classes,
+    note_settings,
 )
 from d2ext.engine.resuming import complete_final_checkpoint, find_last_checkpoint
 from d2ext.engine.setup import check_runnable, make_output_folder, save_config
@@ -129,9 +130,9 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
         ]
     )
     if start_iter == 0:
-        note_classes(
-            experiment, read_metadata(experiment.init_checkpoint), experiment.init_checkpoint
-        )
+        stored = read_metadata(experiment.init_checkpoint)
+        note_classes(experiment, stored, experiment.init_checkpoint)
+        note_settings(experiment, stored, experiment.init_checkpoint)
         checkpointer.load(experiment.init_checkpoint, checkpointables=[])
         _warn_about_norms(model)
     else:
@@ -142,7 +143,8 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
     left = settings_to_config(experiment.cfg, checkpointer.metadata.get(SETTINGS_KEY, {}))
     if left:
         logger.info("only in the checkpoints, which d2ext's Predictor reads: %s", ", ".join(left))
-    checkpointer.metadata[CONFIG_KEY] = config_text(experiment)
+    if comm.is_main_process():
+        checkpointer.metadata[CONFIG_KEY] = config_text(experiment)
     if start_iter >= experiment.max_iter:
         complete_final_checkpoint(checkpointer, start_iter - 1)
     save_config(experiment, experiment.output_dir)  # now: a command that failed has left no trace

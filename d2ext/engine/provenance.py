@@ -80,10 +80,13 @@ def absolute_register(text: str) -> str:
 
 
 def config_text(experiment: Experiment) -> str:
-    """The config of a run as it is stored in checkpoints: the text of its `config.yaml`."""
+    """The config of a run as it is stored in checkpoints: the text of its `config.yaml`. Empty for
+    a lazy config with objects that no text can stand for."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "config.yaml")
         portable_copy(experiment).write_config(path)
+        if not os.path.isfile(path):
+            return ""
         with open(path, encoding="utf-8") as f:
             return f.read()
 
@@ -157,6 +160,13 @@ def note_classes(experiment: Experiment, stored: dict[str, Any], path: str) -> N
         )
 
 
+def note_settings(experiment: Experiment, stored: dict[str, Any], path: str) -> None:
+    """Tell what weights that a training starts from are bound to and do not get; it may learn."""
+    for key, theirs, ours in setting_differences(experiment, stored, path):
+        if _BINDING.fullmatch(key):
+            logger.warning("not as in the training of '%s': %s", path, _line(key, theirs, ours))
+
+
 def check_settings(experiment: Experiment, stored: dict[str, Any], path: str) -> None:
     """Compare the config with the one that a checkpoint was trained with, and tell what changes a
     prediction; nothing, if the file holds none.
@@ -192,12 +202,16 @@ def setting_differences(
     A yaml and a lazy config are compared in the few settings whose names in both are known.
     """
     text = stored.get(CONFIG_KEY)
-    if not isinstance(text, str):
+    if not isinstance(text, str) or not text:
         return []
     now = portable_copy(experiment)
     settings = stored.get(SETTINGS_KEY)
     settings_to_config(now.cfg, settings if isinstance(settings, dict) else {})  # what loading sets
-    theirs, ours = flat_settings(text, path), flat_settings(config_text(now), "this run")
+    try:
+        theirs, ours = flat_settings(text, path), flat_settings(config_text(now), "this run")
+    except UserError as error:
+        logger.warning("%s; settings are not compared with those of '%s'", error, path)
+        return []
     if ("MODEL.META_ARCHITECTURE" in theirs) != ("MODEL.META_ARCHITECTURE" in ours):
         theirs, ours = _as_yaml(theirs), _as_yaml(ours)
         keys = [key for key in ours if key in theirs]

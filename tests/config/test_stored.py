@@ -56,6 +56,10 @@ def test_a_function_given_as_a_value_is_checked_too():
     bad = text.replace("_target_: ", "act: !!python/name:os.system ''\n  _target_: ")
     with pytest.raises(UserError, match="calls 'os.system', which is no part of a network"):
         load_stored_config(bad, "x.pth")
+    made = text.replace("_target_: ", "act: !!python/object/apply:os.system [a]\n  _target_: ")
+    with pytest.raises(UserError, match="calls '!!python/object/apply:os.system'"):
+        load_stored_config(made, "x.pth")
+    assert flat_settings(made, "x.pth")["model.act"] == "!!python/object/apply:os.system"
     good = text.replace("_target_: ", "act: !!python/name:torch.nn.ReLU ''\n  _target_: ")
     assert load_stored_config(good, "x.pth").model.act.__name__ == "ReLU"
 
@@ -76,7 +80,7 @@ def test_what_is_no_part_of_the_model_cannot_be_called_at_all():
         ("- a", "not a list"),
         ("a: [", "cannot be read"),
         ("just text", "not a list"),
-        ("MODEL: !!python/object/apply:os.system ['touch executed']", "cannot be read"),
+        ("MODEL: !!python/object/apply:os.system ['touch executed']", "yaml configs run no code"),
         ("_BASE_: /etc/passwd", "another file"),
         ("MODEL: {NO_SUCH_KEY: 1}", "no such key MODEL.NO_SUCH_KEY.*project"),
         ("a: &a [*a]", "cannot be read"),

@@ -7,8 +7,10 @@ of a `.safetensors`, so that other programs read these files as before. Either o
 that a file has one.
 """
 
+import hashlib
 import mmap
 import os
+import re
 import zipfile
 import zlib
 from typing import BinaryIO
@@ -69,6 +71,8 @@ def check_integrity(path: str, kind: str, data: mmap.mmap) -> None:
             raise FormatError(_DAMAGED)
     elif kind == "torch":
         _check_archive(path, len(data))
+    elif kind == "torch-legacy":
+        _check_name(path, data)
 
 
 def _find(data: mmap.mmap, first: int, last: int) -> int | None:
@@ -85,6 +89,17 @@ def _checksum(data: bytes | mmap.mmap, place: int) -> bytes:
     with memoryview(data) as view, view[:start] as before, view[start + _DIGITS :] as after:
         value = zlib.crc32(after, zlib.crc32(b"0" * _DIGITS, zlib.crc32(before)))
     return b"%08x" % value
+
+
+def _check_name(path: str, data: mmap.mmap) -> None:
+    """Compare a file with the beginning of its SHA-256, which the model zoos of MMDetection and of
+    torchvision put into its name; older files have no other checksum."""
+    named = re.fullmatch(r".+-([0-9a-f]{8})\.pth", os.path.basename(path))
+    if named and not hashlib.sha256(data).hexdigest().startswith(named[1]):
+        raise FormatError(
+            f"it is not the file whose checksum begins with {named[1]}, as its name says; get it "
+            "again, or rename it if it was changed on purpose"
+        )
 
 
 def _check_archive(path: str, size: int) -> None:

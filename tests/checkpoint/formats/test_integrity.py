@@ -1,5 +1,6 @@
 """A file whose bytes have changed is refused, or has the weights that it had."""
 
+import hashlib
 import pickle
 import zipfile
 from pathlib import Path
@@ -110,4 +111,16 @@ def test_parts_of_an_archive_that_overlap_cost_no_time(tmp_path):
         part = archive.filelist[-1]
         archive.filelist += [part] * 5000
     with pytest.raises(UserError, match="the parts of the archive are larger than the file"):
+        read_file(str(path))
+
+
+def test_older_files_of_model_zoos_are_compared_with_their_names(tmp_path):
+    content = {"state_dict": {"a": torch.arange(1000.0)}}
+    torch.save(content, tmp_path / "net.pth", _use_new_zipfile_serialization=False)
+    data = (tmp_path / "net.pth").read_bytes()
+    path = tmp_path / f"net_20200317-{hashlib.sha256(data).hexdigest()[:8]}.pth"
+    path.write_bytes(data)
+    assert same(read_file(str(path)).weights, content["state_dict"])
+    path.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    with pytest.raises(UserError, match="is not the file whose checksum begins with"):
         read_file(str(path))
