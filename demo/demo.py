@@ -28,6 +28,7 @@ _TABLE_ROWS = 25
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _EPILOG = """
 examples:
+  %(prog)s --weights model.pth --input photo.jpg --output output/pictures
   %(prog)s --config-file configs/mask_rcnn_tiny.py --weights model.pth \\
            --input photo.jpg 'holiday/*.jpg' --output output/pictures
   %(prog)s --config-file projects/HTC/configs/htc_tiny.yaml --weights model.pth --input photos/ \\
@@ -39,7 +40,11 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help=".yaml or .py config")
+    parser.add_argument(
+        "--config-file",
+        metavar="FILE",
+        help=".yaml or .py config (default: the one that the weights were trained with)",
+    )
     parser.add_argument("--weights", metavar="FILE", help="checkpoint (default: the config's)")
     parser.add_argument(
         "--input",
@@ -65,7 +70,8 @@ def argument_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=ANN.json,IMAGES",
-        help="a data set that the config names (may be repeated)",
+        help="a data set that the config names, for names of classes that the weights come without "
+        "(may be repeated)",
     )
     parser.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="config overrides")
     return parser
@@ -189,16 +195,29 @@ def process(predictor: Predictor, path: str, stem: str, args) -> "Instances":  #
     return instances[instances.scores >= threshold]
 
 
+def build_predictor(args) -> Predictor:
+    """By the config file, or by the config inside the weights; data sets need not be there.
+
+    Raises:
+        UserError: neither is given, or see `Predictor`.
+    """
+    if args.config_file:
+        experiment = build_experiment(args.config_file, args.opts, args.register, with_data=False)
+        return Predictor(experiment, weights=args.weights, device=args.device)
+    if not args.weights:
+        raise UserError("nothing to predict with: give --weights, --config-file or both")
+    return Predictor.from_weights(args.weights, args.opts, device=args.device)
+
+
 def run(args) -> int:
     """All images; returns 1 if any could not be read."""
     paths = expand_inputs(args.input)
     stems = name_outputs(paths, args.output)
     load_projects()
-    experiment = build_experiment(args.config_file, args.opts, args.register)
-    predictor = Predictor(experiment, weights=args.weights, device=args.device)
+    predictor = build_predictor(args)
     if args.stages and not hasattr(predictor.model, "inference_stages"):
         raise UserError(
-            f"--stages: {type(predictor.model).__name__} of {args.config_file} has no results per "
+            f"--stages: {type(predictor.model).__name__} has no results per "
             "stage; use it with a multi-stage model such as HTC"
         )
     try:

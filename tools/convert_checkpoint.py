@@ -9,9 +9,11 @@ import torch
 
 from d2ext.checkpoint import list_importers, read_file
 from d2ext.checkpoint.convert import export_file, import_file, save_weights
+from d2ext.checkpoint.settings import settings_to_config
 from d2ext.config import load_projects, project_configs
-from d2ext.engine import build_experiment
+from d2ext.engine import Experiment, build_experiment
 from d2ext.engine.cli import run_guarded
+from d2ext.engine.provenance import CONFIG_KEY, config_text, portable_copy
 from d2ext.errors import UserError
 
 
@@ -58,9 +60,9 @@ def find_config(project: str, source: str) -> tuple[str, list[str]]:
     raise UserError(f"no config of project '{project}' is known for '{source}': add --config-file")
 
 
-def build_model(config: str, overrides: list[str], device: str) -> torch.nn.Module:
+def build_model(experiment: Experiment, device: str) -> torch.nn.Module:
     """The model of a config; on "meta" without values, where only names and shapes matter."""
-    experiment = build_experiment(config, overrides, with_data=False)
+    experiment = portable_copy(experiment)
     experiment.set_device(device)
     with torch.device(device):
         return experiment.build_model()
@@ -80,7 +82,8 @@ def main() -> None:
     else:
         config, overrides = find_config(args.project, args.source)
     print(f"model: {config} {' '.join([*overrides, *args.opts])}".rstrip())
-    model = build_model(config, [*overrides, *args.opts], "cpu" if args.export else "meta")
+    experiment = build_experiment(config, [*overrides, *args.opts], with_data=False)
+    model = build_model(experiment, "cpu" if args.export else "meta")
     if args.export:
         if not args.out:
             raise UserError("--export needs --out")
@@ -95,7 +98,9 @@ def main() -> None:
         print(f"note: {line}")
     conversion.check(args.source, partial=args.partial)
     if args.out:
-        save_weights(args.out, conversion.weights, conversion.metadata)
+        settings_to_config(experiment.cfg, conversion.settings)
+        metadata = {**conversion.metadata, CONFIG_KEY: config_text(experiment)}
+        save_weights(args.out, conversion.weights, metadata)
         print(f"wrote {args.out}: {len(conversion.weights)} tensors")
 
 

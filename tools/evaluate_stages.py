@@ -16,9 +16,11 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
+from d2ext.checkpoint import read_metadata
 from d2ext.config import load_projects
 from d2ext.engine import Predictor, build_experiment
-from d2ext.engine.cli import run_guarded
+from d2ext.engine.cli import add_rename_option, run_guarded
+from d2ext.engine.provenance import check_classes
 from d2ext.errors import UserError
 from d2ext.evaluation import build_evaluator
 
@@ -38,6 +40,7 @@ def argument_parser() -> argparse.ArgumentParser:
         metavar="NAME=ANN.json,IMAGES",
         help="a data set to evaluate on or that the config names (may be repeated)",
     )
+    add_rename_option(parser)
     parser.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="config overrides")
     return parser
 
@@ -86,9 +89,12 @@ def _without_gaps(results: list[dict[str, float]]) -> list[dict[str, float]]:
 
 def run(args) -> None:
     load_projects()
-    experiment = build_experiment(args.config_file, args.opts, args.register)
+    experiment = build_experiment(args.config_file, args.opts, args.register, eval_only=True)
+    experiment.rename_classes = args.rename_classes
     if not experiment.test_sets():
         raise UserError(f"{args.config_file} has no test set; set DATASETS.TEST=NAME")
+    weights = args.weights or experiment.init_checkpoint
+    check_classes(experiment, read_metadata(weights), weights)
     predictor = Predictor(experiment, weights=args.weights, device=args.device)
     if not hasattr(predictor.model, "inference_stages"):
         raise UserError(

@@ -5,11 +5,12 @@ import copy
 import os
 import shutil
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
-from d2ext.checkpoint.formats import CheckpointFile, read_file
+from d2ext.checkpoint.formats import CheckpointFile, may_have_metadata, read_file
+from d2ext.checkpoint.formats.integrity import append_seal
 from d2ext.checkpoint.importers.mmdet import mmdet_metadata
 from d2ext.checkpoint.importing import import_weights
 from d2ext.checkpoint.rng import RNGState
@@ -18,6 +19,7 @@ from d2ext.config import paths as _paths  # noqa: F401  makes d2ext:// known
 from d2ext.errors import UserError
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathManager
 
 METADATA_KEY = "metadata"
 _COUNTERS = ".num_batches_tracked"  # of batch norm; without meaning to fixed statistics
@@ -88,7 +90,7 @@ class Checkpointer(DetectionCheckpointer):
     def _write(self, name: str, data: dict[str, Any]) -> None:
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        write_atomically(path, lambda f: torch.save(data, f))
+        write_atomically(path, lambda f: save_sealed(data, f))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make a file of the folder the one that `--resume` continues from."""
@@ -112,7 +114,7 @@ class Checkpointer(DetectionCheckpointer):
         """
         self._source = path
         if path:
-            self._check_existence(path)
+            self.check_existence(path)
         try:
             return super().load(path, checkpointables)
         except UserError:
@@ -158,18 +160,9 @@ class Checkpointer(DetectionCheckpointer):
             )
         return rest
 
-    def _check_existence(self, path: str) -> None:
-        local = path
-        if "://" in path:
-            try:
-                local = self.path_manager.get_local_path(path)
-            except UserError:
-                raise
-            except Exception as error:  # whatever the network makes of it
-                raise UserError(
-                    f"cannot download '{path}' ({_reason(error)}); get the file in another way and "
-                    "name it in MODEL.WEIGHTS (yaml) or train.init_checkpoint (lazy)"
-                ) from error
+    def check_existence(self, path: str) -> None:
+        """Raise a `UserError` unless a file, or what an address names, is there."""
+        local = _local_path(path, self.path_manager)
         if not os.path.isfile(local):
             raise UserError(
                 f"checkpoint '{path}' does not exist; set MODEL.WEIGHTS (yaml) or "
@@ -238,6 +231,12 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
+def save_sealed(data: dict[str, Any], file: BinaryIO) -> None:
+    """`torch.save` with a checksum of the whole file, see `d2ext.checkpoint.formats.integrity`."""
+    torch.save(data, file)
+    append_seal(file, archive=True)
+
+
 def write_atomically(path: str, write: Callable) -> None:
     """Write a file so that a reader, or a restart after a crash, sees the old or the new one whole.
 
@@ -246,7 +245,7 @@ def write_atomically(path: str, write: Callable) -> None:
     temporary = f"{path}.tmp"
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with open(temporary, "wb") as f:
+        with open(temporary, "w+b") as f:
             write(f)
             f.flush()
             os.fsync(f.fileno())
@@ -270,15 +269,35 @@ def _free_space(path: str) -> str:
 
 
 def read_metadata(path: str) -> dict[str, Any]:
-    """The `metadata` entry of a checkpoint file written by `Checkpointer`, or what
+    """The `metadata` entry of a checkpoint written by `Checkpointer` or the converter, or what
     MMDetection stores of its kind; else `{}`.
 
-    Weights stay on disk (memory-mapped), so this is quick for large files too.
+    Weights stay on disk (memory-mapped), so this is quick for large files too. Checksums are left
+    to whoever loads the weights, and so is what is wrong with the file.
+
+    Args:
+        path: a file of any format, or an address as for `Checkpointer.load`.
     """
-    if not path or not os.path.isfile(path) or not path.endswith((".pth", ".pkl", ".safetensors")):
-        return {}
     try:
-        file = read_file(path)
+        local = _local_path(path, PathManager) if path else ""
+        if not local or not os.path.isfile(local) or not may_have_metadata(local):
+            return {}
+        file = read_file(local, check=False)
     except UserError:
-        return {}  # whoever loads the weights reports what is wrong with the file
+        return {}
     return _plain_dict(file.rest.get(METADATA_KEY)) or mmdet_metadata(file)
+
+
+def _local_path(path: str, manager: Any) -> str:
+    """The file of an address, which is downloaded unless it was; of a path, itself."""
+    if "://" not in path:
+        return path
+    try:
+        return manager.get_local_path(path)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the network makes of it
+        raise UserError(
+            f"cannot download '{path}' ({_reason(error)}); get the file in another way and "
+            "name it in MODEL.WEIGHTS (yaml) or train.init_checkpoint (lazy)"
+        ) from error

@@ -1,7 +1,7 @@
 """Conversion of checkpoint files: from other programs into ours, and back."""
 
 import pickle
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,11 @@ from d2ext.checkpoint.checkpointer import (
     METADATA_KEY,
     Checkpointer,
     read_metadata,
+    save_sealed,
     write_atomically,
 )
 from d2ext.checkpoint.formats import FormatError, read_file
+from d2ext.checkpoint.formats.integrity import append_seal
 from d2ext.checkpoint.formats.safetensors_files import dump_safetensors
 from d2ext.checkpoint.importers.common import strides_in_1x1
 from d2ext.checkpoint.importing import import_weights, list_importers
@@ -53,11 +55,11 @@ def save_weights(path: str, weights: dict[str, Tensor], metadata: dict[str, Any]
     }
     if path.endswith(".pth"):
         content = {"model": own, METADATA_KEY: metadata}
-        write_atomically(path, lambda f: torch.save(content, f))
+        write_atomically(path, lambda f: save_sealed(content, f))
     elif path.endswith(".pkl"):
         arrays = {k: v.numpy() for k, v in own.items()}
         content = {"model": arrays, "__author__": "d2ext", METADATA_KEY: metadata}
-        write_atomically(path, lambda f: pickle.dump(content, f, protocol=4))
+        write_atomically(path, lambda f: _dump_sealed(content, f))
     elif path.endswith(".safetensors"):
         try:
             data = dump_safetensors(own, metadata)
@@ -66,6 +68,11 @@ def save_weights(path: str, weights: dict[str, Tensor], metadata: dict[str, Any]
         write_atomically(path, lambda f: f.write(data))
     else:
         raise UserError(f"'{path}' must end in .pkl, .pth or .safetensors")
+
+
+def _dump_sealed(content: dict[str, Any], file: BinaryIO) -> None:
+    pickle.dump(content, file, protocol=4)
+    append_seal(file, archive=False)
 
 
 def export_file(path: str, model: nn.Module, project: str, out: str) -> dict[str, Tensor]:
@@ -96,5 +103,5 @@ def export_file(path: str, model: nn.Module, project: str, out: str) -> dict[str
             f"img_norm_cfg = dict(mean={mean}, std={std}, to_rgb={model.input_format == 'RGB'})"
         ),
     }
-    write_atomically(out, lambda f: torch.save({"meta": meta, "state_dict": weights}, f))
+    write_atomically(out, lambda f: save_sealed({"meta": meta, "state_dict": weights}, f))
     return weights

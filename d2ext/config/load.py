@@ -33,7 +33,7 @@ from d2ext.errors import UserError
 from detectron2.config import CfgNode, LazyConfig
 
 _KINDS = (".yaml", ".yml", ".py")
-_LAZY_NODES = {"model", "dataloader", "optimizer", "lr_multiplier", "train"}
+LAZY_NODES = {"model", "dataloader", "optimizer", "lr_multiplier", "train"}
 
 
 def config_roots() -> list[Path]:
@@ -134,7 +134,7 @@ def _load_lazy(path: str) -> DictConfig:
         raise UserError(f"config file '{path}'{_line_in(path, error)}: {reason}") from error
     finally:
         builtins.__import__ = original_import
-    absent = _LAZY_NODES - set(cfg)
+    absent = LAZY_NODES - set(cfg)
     if absent:
         raise UserError(f"config file '{path}' does not define {', '.join(sorted(absent))}")
     OmegaConf.set_struct(cfg, False)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 
 from d2ext.engine import launch
+from d2ext.engine.experiment import Experiment
 from d2ext.engine.folder import training_folder
 from d2ext.engine.loop import evaluate_checkpoint, train
 from d2ext.engine.setup import (
@@ -66,10 +67,21 @@ def argument_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="train or evaluate without looking for mistakes in the annotations and images first",
     )
+    add_rename_option(parser)
     parser.add_argument(
         "opts", nargs="*", metavar="KEY=VALUE", help="config overrides, the same for yaml and lazy"
     )
     return parser
+
+
+def add_rename_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--rename-classes`, for commands that compare class names of weights and of data."""
+    parser.add_argument(
+        "--rename-classes",
+        action="store_true",
+        help="the classes of the data are those that the weights were trained on, under other "
+        "names: evaluate or resume all the same",
+    )
 
 
 def run_guarded(function: Callable[[], int | None]) -> int:
@@ -104,13 +116,21 @@ def _main(args: argparse.Namespace) -> None:
     if not args.config_file:
         raise UserError("--config-file is missing; give a .yaml or .py config, see --help")
     if not launch.started_by_torchrun():
-        check_device(build_experiment(args.config_file, args.opts, args.register))
+        check_device(_build(args))
     launch.run(run_worker, args)
+
+
+def _build(args: argparse.Namespace) -> Experiment:
+    experiment = build_experiment(
+        args.config_file, args.opts, args.register, eval_only=args.eval_only
+    )
+    experiment.rename_classes = args.rename_classes
+    return experiment
 
 
 def run_worker(args: argparse.Namespace) -> None:
     """What each process does."""
-    experiment = build_experiment(args.config_file, args.opts, args.register)
+    experiment = _build(args)
     if args.eval_only:
         folder = os.path.join(experiment.output_dir, "inference")  # a run's own files stay
         start_log(experiment, args, folder)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.nn import Module
 
 from d2ext.config import check_registered_names
-from d2ext.config.overrides import lazy_keys
+from d2ext.config.overrides import LAZY_TO_YAML, YAML_TO_LAZY, lazy_keys, parse_overrides
 from d2ext.data import (
     InstanceSegMapper,
     build_test_loader,
@@ -55,6 +55,19 @@ class Experiment(abc.ABC):
     test_aug: dict[str, Any]
     # Whether the command line named the weights, rather than the config.
     weights_chosen: bool = False
+    # Keys that the command line sets.
+    chosen: frozenset[str] = frozenset()
+    # Whether classes of other names than those of the weights are the same ones.
+    rename_classes: bool = False
+    # `--register` arguments that are looked at only if a checkpoint has no class names.
+    unread: Sequence[str] = ()
+
+    def note_chosen(self, overrides: Sequence[str]) -> None:
+        """Remember which keys the command line sets: what the user says wins over a file."""
+        keys = {override.key for override in parse_overrides(overrides)}
+        both = [{key, YAML_TO_LAZY.get(key), LAZY_TO_YAML.get(key)} - {None} for key in keys]
+        self.chosen = frozenset().union(*both)
+        self.weights_chosen = "MODEL.WEIGHTS" in self.chosen
 
     @abc.abstractmethod
     def write_config(self, path: str) -> None:
@@ -103,6 +116,14 @@ class Experiment(abc.ABC):
     @abc.abstractmethod
     def set_num_classes(self, things: int, semantic: int | None = None) -> None:
         """Configure the model for so many classes (and labels of its semantic branch, if any)."""
+
+    @abc.abstractmethod
+    def registered(self) -> list[str]:
+        """The `--register` arguments in the config."""
+
+    @abc.abstractmethod
+    def set_paths(self, output_dir: str, weights: str) -> None:
+        """Set the output folder and the file of the weights in the config."""
 
     @abc.abstractmethod
     def set_registered(self, texts: Sequence[str]) -> None:
@@ -226,6 +247,13 @@ class YacsExperiment(Experiment):
         if semantic is not None:
             self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = semantic
 
+    def registered(self) -> list[str]:
+        return list(self.cfg.DATASETS.REGISTER)
+
+    def set_paths(self, output_dir: str, weights: str) -> None:
+        self.cfg.defrost()
+        self.cfg.OUTPUT_DIR, self.cfg.MODEL.WEIGHTS = output_dir, weights
+
     def set_registered(self, texts: Sequence[str]) -> None:
         self.cfg.defrost()
         self.cfg.DATASETS.REGISTER = tuple(texts)
@@ -337,6 +365,12 @@ class LazyExperiment(Experiment):
             for key in self.SEMANTIC_KEYS:
                 if OmegaConf.select(self.cfg, key) is not None:
                     OmegaConf.update(self.cfg, key, semantic)
+
+    def registered(self) -> list[str]:
+        return list(self.cfg.dataloader.get("register", ()))
+
+    def set_paths(self, output_dir: str, weights: str) -> None:
+        self.cfg.train.output_dir, self.cfg.train.init_checkpoint = output_dir, weights
 
     def set_registered(self, texts: Sequence[str]) -> None:
         self.cfg.dataloader.register = list(texts)

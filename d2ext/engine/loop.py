@@ -21,6 +21,14 @@ from d2ext.engine.best import BestCheckpoint, EndEarly, EndedEarly
 from d2ext.engine.experiment import Experiment, YacsExperiment
 from d2ext.engine.folder import training_folder
 from d2ext.engine.hooks import KeepLastCheckpoints, PatientWriter, SaveCheckpoints
+from d2ext.engine.provenance import (
+    CONFIG_KEY,
+    check_classes,
+    check_settings,
+    config_text,
+    note_classes,
+    note_settings,
+)
 from d2ext.engine.resuming import complete_final_checkpoint, find_last_checkpoint
 from d2ext.engine.setup import check_runnable, make_output_folder, save_config
 from d2ext.engine.stopping import GracefulStop
@@ -123,15 +131,23 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
         ]
     )
     if start_iter == 0:
+        stored = read_metadata(experiment.init_checkpoint)
+        note_classes(experiment, stored, experiment.init_checkpoint)
+        note_settings(experiment, stored, experiment.init_checkpoint)
         checkpointer.load(experiment.init_checkpoint, checkpointables=[])
         _warn_about_norms(model)
     else:
+        stored = read_metadata(start_path)
+        check_classes(experiment, stored, start_path)
+        check_settings(experiment, stored, start_path)
         checkpointer.continue_from(start_path)
-    if start_iter >= experiment.max_iter:
-        complete_final_checkpoint(checkpointer, start_iter - 1)
     left = settings_to_config(experiment.cfg, checkpointer.metadata.get(SETTINGS_KEY, {}))
     if left:
         logger.info("only in the checkpoints, which d2ext's Predictor reads: %s", ", ".join(left))
+    if comm.is_main_process():
+        checkpointer.metadata[CONFIG_KEY] = config_text(experiment)
+    if start_iter >= experiment.max_iter:
+        complete_final_checkpoint(checkpointer, start_iter - 1)
     save_config(experiment, experiment.output_dir)  # now: a command that failed has left no trace
     with stop.handling_signals(), _closing(loader), contextlib.suppress(EndedEarly):
         trainer.train(start_iter, experiment.max_iter)
@@ -170,8 +186,11 @@ def evaluate_checkpoint(experiment: Experiment, resume: bool = False) -> dict[st
             f"nothing to evaluate: '{experiment.output_dir}' has no checkpoint; "
             "set MODEL.WEIGHTS (yaml) or train.init_checkpoint (lazy)"
         )
+    stored = read_metadata(path)
+    check_classes(experiment, stored, path)
+    check_settings(experiment, stored, path)
     # Those that the weights were trained with: prediction needs no maps.
-    experiment.set_num_classes(experiment.num_classes(), read_metadata(path).get("semantic_labels"))
+    experiment.set_num_classes(experiment.num_classes(), stored.get("semantic_labels"))
     model = experiment.build_model()
     Checkpointer(model).load_complete(path)
     model = create_ddp_model(model.eval(), **_ddp_options(experiment))

@@ -1,6 +1,7 @@
 """Inference on single images for both kinds of config."""
 
 import copy
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -8,16 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from PIL import Image, ImageOps
 
 from d2ext.checkpoint import Checkpointer, read_metadata
-from d2ext.config.overrides import YAML_TO_LAZY, parse_overrides
+from d2ext.config.stored import load_stored_config
+from d2ext.data import parse_register, register_coco_dataset
 from d2ext.engine.experiment import Experiment, LazyExperiment
+from d2ext.engine.provenance import CONFIG_KEY, check_settings, class_names
 from d2ext.engine.setup import build_experiment, check_device
 from d2ext.errors import UserError
 
 from detectron2.config import CfgNode
-from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import convert_PIL_to_numpy, read_image
 from detectron2.data.transforms import AugInput, AugmentationList
 
@@ -25,6 +29,8 @@ AnyImage = np.ndarray | str | os.PathLike | Image.Image
 
 # The number of classes in configs that leave it to the data: COCO's, detectron2's default.
 _UNSET = 80
+
+logger = logging.getLogger(__name__)
 
 
 class Predictor:
@@ -38,13 +44,33 @@ class Predictor:
 
     Attributes:
         model: in evaluation mode.
-        class_names: names from the checkpoint, else from the config's data set, else numbers; also
-            numbers where these names are not as many as the classes that the user sets.
+        class_names: names from the checkpoint, else from the config's data sets, which need not be
+            there, else numbers; also numbers where these names are not as many as the classes that
+            the user sets.
         metadata: detectron2 `Metadata` with these names, for its `Visualizer`.
 
     Raises:
-        UserError: missing or unreadable files, unknown keys, no weights.
+        UserError: missing or unreadable files, unknown keys, no weights; settings that the weights
+            are bound to are not those of their training, and no override names them.
     """
+
+    @classmethod
+    def from_weights(
+        cls, weights: str, overrides: Sequence[str] = (), device: str | None = None
+    ) -> "Predictor":
+        """A predictor by a checkpoint alone, which holds the config of its training.
+
+        Args:
+            weights: checkpoint of a training with d2ext.
+            overrides: `key=value` strings.
+            device: default: the training's, or the CPU where that is not there.
+
+        Raises:
+            UserError: as the class; the file holds no config, or one that is refused, see
+                `d2ext.config.stored`.
+        """
+        experiment = experiment_of_checkpoint(weights, overrides)
+        return cls(experiment, weights, device=device)
 
     def __init__(
         self,
@@ -66,9 +92,12 @@ class Predictor:
             config.set_device(device)
         check_device(config)
         stored = read_metadata(path)
-        self.class_names: list[str] = list(stored.get("thing_classes") or _names_from_data(config))
+        check_settings(config, stored, path)
+        known = class_names(stored)
+        self.class_names: list[str] = known or _names_from_data(config)
         count = config.num_classes()
-        if _sets_classes(overrides) or (not stored.get("thing_classes") and count != _UNSET):
+        by_user = bool(config.chosen & {"MODEL.ROI_HEADS.NUM_CLASSES", LazyExperiment.CLASSES_KEY})
+        if by_user or (not known and count != _UNSET):
             # What the user says wins: names of another number of classes are not theirs.
             self.class_names = self.class_names if len(self.class_names) == count else []
         config.set_num_classes(len(self.class_names) or count, stored.get("semantic_labels"))
@@ -140,14 +169,41 @@ def _to_bgr(image: AnyImage) -> np.ndarray:
     return image
 
 
-def _sets_classes(overrides: Sequence[str]) -> bool:
-    keys = {YAML_TO_LAZY.get(o.key, o.key) for o in parse_overrides(overrides)}
-    return bool(keys & {"MODEL.ROI_HEADS.NUM_CLASSES", LazyExperiment.CLASSES_KEY})
+def experiment_of_checkpoint(weights: str, overrides: Sequence[str] = ()) -> Experiment:
+    """The run that a checkpoint was trained in, as the file says; for prediction, without data.
+
+    Raises:
+        UserError: the file cannot be read or holds no config, or one that is refused.
+    """
+    Checkpointer(torch.nn.Identity()).check_existence(weights)
+    text = read_metadata(weights).get(CONFIG_KEY)
+    if not isinstance(text, str):
+        raise UserError(
+            f"checkpoint '{weights}' holds no config of a training; name it with --config-file, "
+            "or as Predictor(config, weights)"
+        )
+    cfg = load_stored_config(text, weights, overrides)
+    try:
+        experiment = build_experiment(cfg, with_data=False)
+    except OmegaConfBaseException as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"the config inside '{weights}' cannot be used: {reason}") from error
+    experiment.note_chosen(overrides)
+    if experiment.device.startswith("cuda") and not torch.cuda.is_available():
+        logger.info("no GPU as in the training: predicting on the CPU")
+        experiment.set_device("cpu")
+    return experiment
 
 
 def _names_from_data(experiment: Experiment) -> list[str]:
+    for text in experiment.unread:
+        try:
+            register_coco_dataset(*parse_register(text))
+        except UserError as error:
+            logger.warning("%s; it is not needed, but for names of classes", error)
+    known = set(DatasetCatalog.list())
     for name in experiment.test_sets() + experiment.train_sets():
-        names = getattr(MetadataCatalog.get(name), "thing_classes", None)
+        names = getattr(MetadataCatalog.get(name), "thing_classes", ()) if name in known else ()
         if names:
             return list(names)
     return []

@@ -2,11 +2,8 @@
 
 import logging
 import os
-import zipfile
 
-import torch
-
-from d2ext.checkpoint import Checkpointer
+from d2ext.checkpoint import Checkpointer, read_file
 from d2ext.engine.folder import numbered_checkpoints
 from d2ext.errors import UserError
 
@@ -64,18 +61,10 @@ def read_iteration(path: str) -> int:
     """
     if not os.path.isfile(path):
         raise UserError(f"checkpoint '{path}' does not exist")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # compares checksums, which torch does not
-        if damaged:
-            raise ValueError(f"the checksum of its part '{damaged}' is wrong")
-        data = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        if "trainer" not in data:
-            raise ValueError("it has no state of a training")
-        return int(data["iteration"])
-    except Exception as error:  # whatever zipfile and torch make of a damaged file
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"checkpoint '{path}' cannot be resumed ({reason})") from error
+    rest = read_file(path).rest
+    if "trainer" not in rest or not isinstance(rest.get("iteration"), int):
+        raise UserError(f"checkpoint '{path}' cannot be resumed: it has no state of a training")
+    return rest["iteration"]
 
 
 def _find(folder: str) -> tuple[str, int]:

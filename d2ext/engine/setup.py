@@ -21,6 +21,7 @@ from d2ext.data import (
     semantic_num_labels,
 )
 from d2ext.engine.experiment import Experiment, LazyExperiment, YacsExperiment
+from d2ext.engine.provenance import absolute_register, portable_copy
 from d2ext.errors import UserError
 from d2ext.evaluation import evaluator_kind
 from d2ext.modeling.backbone.norm import EvalStatsBatchNorm2d
@@ -43,6 +44,7 @@ def build_experiment(
     overrides: Sequence[str] = (),
     register: Sequence[str] = (),
     with_data: bool = True,
+    eval_only: bool = False,
 ) -> Experiment:
     """Load a config, register its data sets and fit the number of classes to them.
 
@@ -52,30 +54,35 @@ def build_experiment(
         register: `NAME=annotations.json,image_dir[,semantic_dir]` strings, beside those of the
             config itself (`DATASETS.REGISTER`, `dataloader.register`).
         with_data: False for prediction, which works without the data sets of the config.
+        eval_only: whether the training sets are not needed; they may be gone.
 
     Raises:
         UserError: anything wrong with the config, the data sets or their classes.
     """
     cfg = load_config(config, overrides) if isinstance(config, str) else config
     experiment = LazyExperiment(cfg) if is_lazy(cfg) else YacsExperiment(cfg)
-    chosen = {YAML_TO_LAZY.get(o.key, o.key) for o in parse_overrides(overrides)}
-    experiment.weights_chosen = YAML_TO_LAZY["MODEL.WEIGHTS"] in chosen
+    experiment.note_chosen(overrides)
     register_all()
+    texts = [absolute_register(text) for text in [*experiment.registered(), *register]]
+    texts = list(dict.fromkeys(texts))
     if not with_data:
+        experiment.unread = texts
         return experiment
-    own = cfg.dataloader.get("register", ()) if is_lazy(cfg) else cfg.DATASETS.REGISTER
-    texts = list(dict.fromkeys([*own, *register]))
+    needed = {*experiment.test_sets(), *(parse_register(text).name for text in register)}
     for text in texts:
-        register_coco_dataset(*parse_register(text))
+        spec = parse_register(text)
+        if not eval_only or spec.name in needed:
+            register_coco_dataset(*spec)
     experiment.set_registered(texts)
-    _check_data_sets(experiment)
+    names = experiment.test_sets()
+    _check_data_sets(names if eval_only else experiment.train_sets() + names)
     _fit_classes(experiment, overrides)
     return experiment
 
 
-def _check_data_sets(experiment: Experiment) -> None:
+def _check_data_sets(names: Sequence[str]) -> None:
     known = DatasetCatalog.list()
-    for name in experiment.train_sets() + experiment.test_sets():
+    for name in names:
         if name not in known:
             raise UserError(
                 f"data set '{name}' is not registered{nearest(name, known)}; "
@@ -85,8 +92,10 @@ def _check_data_sets(experiment: Experiment) -> None:
 
 def _fit_classes(experiment: Experiment, overrides: Sequence[str]) -> None:
     """The data decide how many classes there are; an explicit override may only agree with them."""
-    names = experiment.train_sets() + experiment.test_sets()
-    if not all(_has_class_names(name) for name in names):
+    known = set(DatasetCatalog.list())  # all, unless training sets are not needed
+    train_sets = [name for name in experiment.train_sets() if name in known]
+    names = train_sets + experiment.test_sets()
+    if not names or not all(_has_class_names(name) for name in names):
         return  # a data set of another kind, whose owner sets the numbers
     count = len(dataset_classes(names))
     for override in parse_overrides(overrides):
@@ -97,8 +106,8 @@ def _fit_classes(experiment: Experiment, overrides: Sequence[str]) -> None:
                 "classes; leave the key out, it is set from the data"
             )
     semantic = None
-    if experiment.semantic_mode() != "none" and experiment.train_sets():
-        semantic = semantic_num_labels(experiment.train_sets(), experiment.semantic_mode())
+    if experiment.semantic_mode() != "none" and train_sets == experiment.train_sets() != []:
+        semantic = semantic_num_labels(train_sets, experiment.semantic_mode())
     if experiment.num_classes() != count:
         logger.info("the data set has %d classes; the model is built for them", count)
     experiment.set_num_classes(count, semantic)
@@ -175,7 +184,7 @@ def save_config(experiment: Experiment, folder: str) -> None:
     path = os.path.join(folder, "config.yaml")
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".config") as temporary:
-            experiment.write_config(os.path.join(temporary, "config.yaml"))
+            portable_copy(experiment).write_config(os.path.join(temporary, "config.yaml"))
             for name in os.listdir(temporary):
                 os.replace(os.path.join(temporary, name), os.path.join(folder, name))
     except OSError as error:

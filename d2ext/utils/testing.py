@@ -1,6 +1,8 @@
-"""Tiny configs and inputs with which tests build and run real detectors in milliseconds."""
+"""Tiny configs and inputs with which tests build and run real detectors in milliseconds, and
+damaged files."""
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -135,3 +137,31 @@ def assert_numbers(value: torch.Tensor, expected, atol: float = 1e-5) -> None:
     expected = as_double(expected)
     found = value.detach().to(expected.dtype).reshape(expected.shape)
     torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+
+
+def damaged_copies(data: bytes, count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
+    """What a bad disk makes of a file: bits flipped, the end cut off, or a block of zeros.
+
+    Args:
+        data: the content of the file.
+        count: of the copies.
+
+    Yields:
+        (what was done, the content), each different from `data`.
+    """
+    rng, made = random.Random(seed), 0
+    while made < count:
+        copy, place = bytearray(data), rng.randrange(len(data))
+        kind = rng.choice(("flip", "flips", "cut", "zeros"))
+        if kind == "cut":
+            del copy[place:]
+        elif kind == "zeros":
+            length = min(rng.choice((1, 16, 512, 4096)), len(data) - place)
+            copy[place : place + length] = bytes(length)
+        else:
+            for _ in range(1 if kind == "flip" else rng.randrange(2, 9)):
+                copy[place] ^= 1 << rng.randrange(8)
+                place = rng.randrange(len(data))
+        if copy != data:
+            made += 1
+            yield f"{kind} at {place}", bytes(copy)

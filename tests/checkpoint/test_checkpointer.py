@@ -11,10 +11,12 @@ import urllib.request
 import numpy as np
 import pytest
 import torch
+from iopath.common.file_io import PathHandler
 from torch import nn
 
 from d2ext.checkpoint import Checkpointer, RNGState, read_metadata
 from d2ext.checkpoint import checkpointer as module
+from d2ext.checkpoint.convert import save_weights
 from d2ext.errors import UserError
 
 from detectron2.engine import SimpleTrainer
@@ -106,6 +108,30 @@ def test_no_path_loads_nothing():
     before = weights(model)
     assert Checkpointer(model).load("") == {}
     torch.testing.assert_close(weights(model), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.pth", "a.bin", "a.pkl", "a.safetensors", "a"])
+def test_metadata_is_known_for_every_type_of_file_and_address(folder, tmp_path, monkeypatch, name):
+    metadata = {"thing_classes": ["cat", "dog"]}
+    values = {key: value.detach() for key, value in make_model().state_dict().items()}
+    kind = name if name.endswith((".pkl", ".safetensors")) else "model.pth"
+    path = tmp_path / kind
+    save_weights(str(path), values, metadata)
+    path = path.rename(tmp_path / name)
+    assert read_metadata(str(path)) == metadata
+
+    class Server(PathHandler):
+        def _get_supported_prefixes(self):
+            return ["served://"]
+
+        def _get_local_path(self, path, force=False, **kwargs):
+            return str(tmp_path / path.removeprefix("served://"))
+
+    manager = copy.deepcopy(module.PathManager)
+    manager.register_handler(Server())
+    monkeypatch.setattr(module, "PathManager", manager)
+    assert read_metadata(f"served://{name}") == metadata
+    assert read_metadata("served://gone.pth") == read_metadata("unknown://a.pth") == {}
 
 
 def test_metadata_of_other_files_is_empty(tmp_path):

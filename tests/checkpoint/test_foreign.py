@@ -11,6 +11,7 @@ import torch
 from d2ext.checkpoint import Checkpointer, Importer, export_weights, list_importers, read_metadata
 from d2ext.checkpoint import registry as registry_module
 from d2ext.checkpoint.registry import register_importer
+from d2ext.config.stored import flat_settings
 from d2ext.errors import UserError
 from d2ext.utils.testing import tiny_config
 from htc import add_htc_config
@@ -253,6 +254,9 @@ def test_exported_and_converted_weights_are_the_same(convert, tiny, tmp_path, en
     assert metadata["thing_classes"] == ["circle", "square", "triangle"]
     assert metadata["imported_from"] == "MMDetection HTC"
     assert metadata["settings"]["roi_heads.mask_ensemble"] == "mean"
+    config = flat_settings(metadata["config"], str(back))
+    key = "MODEL.PIXEL_MEAN" if HTC_TINY.endswith(".yaml") else "model.pixel_mean"
+    assert config[key] == pytest.approx(metadata["settings"]["pixel_mean"])
     again = htc_from_config()
     Checkpointer(again).load_complete(str(back))
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)

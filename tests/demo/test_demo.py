@@ -1,6 +1,7 @@
 """demo.py: which images it takes, what it writes, and how it reports what it cannot read."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -9,6 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from d2ext.checkpoint import Checkpointer
+from d2ext.engine import build_experiment
+from d2ext.engine.provenance import config_text
 from d2ext.errors import UserError
 
 from detectron2.structures import Boxes, Instances
@@ -141,6 +145,73 @@ def test_pictures_and_predictions_are_written_for_readable_images_and_others_nam
     results = json.loads((tmp_path / "out/predictions.json").read_text())
     assert results and {r["file_name"] for r in results} == {str(tmp_path / "good.png")}
     assert "1 of 3 images" in out
+
+
+@pytest.fixture
+def weights_with_config(mask_rcnn_weights, tmp_path):
+    """Function: more metadata -> path of a checkpoint as a training leaves it."""
+
+    def save(**metadata):
+        overrides = [*MASK_RCNN[2:], "MODEL.DEVICE=cpu"]
+        experiment = build_experiment(MASK_RCNN[1], overrides, with_data=False)
+        experiment.set_num_classes(8)
+        checkpointer = Checkpointer(
+            experiment.build_model(),
+            str(tmp_path / "run"),
+            metadata={"config": config_text(experiment), **metadata},
+        )
+        checkpointer.load(mask_rcnn_weights)
+        checkpointer.save("model")
+        return str(tmp_path / "run/model.pth")
+
+    return save
+
+
+def test_weights_alone_are_enough(
+    script, weights_with_config, few_images, tmp_path, monkeypatch, capsys
+):
+    image = str(sorted((few_images / "images").iterdir())[0])
+    weights = weights_with_config(thing_classes=[f"kind {i}" for i in range(8)])
+    command = ["--weights", weights, "--confidence-threshold", "0.01", "--input", image]
+    command += ["--output", str(tmp_path / "out")]
+    monkeypatch.chdir(tmp_path)
+    assert script.main(command) == 0
+    results = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert results and {r["category"] for r in results} <= {f"kind {i}" for i in range(8)}
+    assert script.main([*command, "MODEL.ROI_HEADS.SCORE_THRESH_TEST=0.99"]) == 0
+    assert json.loads((tmp_path / "out/predictions.json").read_text()) == []
+
+
+def test_neither_weights_nor_config_is_an_error(script, few_images, capsys):
+    assert script.main(["--input", str(few_images / "images"), "--output", "unused"]) == 1
+    assert capsys.readouterr().err == (
+        "error: nothing to predict with: give --weights, --config-file or both\n"
+    )
+
+
+def test_another_config_than_the_training_s_is_refused_with_the_setting(
+    script, weights_with_config, few_images, tmp_path, capsys
+):
+    own = tmp_path / "own.yaml"
+    base = os.path.abspath(MASK_RCNN[1])
+    own.write_text(f"_BASE_: {base}\nMODEL:\n  PIXEL_STD: [50.0, 50.0, 50.0]\n")
+    command = ["--config-file", str(own), "--weights", weights_with_config(), "--output", "unused"]
+    command += ["--input", str(few_images / "images"), *MASK_RCNN[2:]]
+    assert script.main(command) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "MODEL.PIXEL_STD was [1.0, 1.0, 1.0] and is [50.0, 50.0, 50.0]" in line
+
+
+def test_data_sets_that_have_gone_are_no_matter(
+    script, mask_rcnn_weights, few_images, tmp_path, capsys
+):
+    own = tmp_path / "own.yaml"
+    base = os.path.abspath(MASK_RCNN[1])
+    data = "{REGISTER: ['gone_demo=gone.json,gone'], TRAIN: [gone_demo], TEST: [gone_demo]}"
+    own.write_text(f"_BASE_: {base}\nDATASETS: {data}\n")
+    command = ["--config-file", str(own), "--weights", mask_rcnn_weights, *MASK_RCNN[2:]]
+    command += ["--input", str(few_images / "images"), "--output", str(tmp_path / "out")]
+    assert script.main(command) == 0
 
 
 def test_stages_are_drawn_and_the_last_one_is_the_result(

@@ -162,6 +162,46 @@ def test_weights_with_other_semantic_labels_predict_without_maps(short_run, tmp_
     assert predictor.model.roi_heads.semantic_head.conv_logits.out_channels == 183
 
 
+@pytest.mark.parametrize("kind", ["yaml", "py"])
+@pytest.mark.parametrize("name", ["mask_rcnn", "htc"])
+def test_a_checkpoint_alone_is_enough(trained, photograph, monkeypatch, tmp_path, name, kind):
+    experiment, weights = trained(name, kind)
+    expected = Predictor(experiment, weights)(photograph)["instances"]
+    monkeypatch.chdir(tmp_path)
+    threshold = {
+        "yaml": "MODEL.ROI_HEADS.NMS_THRESH_TEST=0.01",
+        "py": "model.proposal_generator.post_nms_topk=[10,1]",
+    }[kind]
+    predictor = Predictor.from_weights(weights)
+    assert_same_instances(predictor(photograph)["instances"], expected)
+    assert predictor.class_names[0] == "disk"
+    few = Predictor.from_weights(weights, [threshold], device="cpu")(photograph)["instances"]
+    assert len(few) < len(expected)
+
+
+def test_a_checkpoint_without_a_config_asks_for_one(short_run, tmp_path):
+    Checkpointer(short_run("mask_rcnn", "yaml", "x").build_model(), str(tmp_path)).save("bare")
+    with pytest.raises(UserError, match="bare.pth' holds no config of a training; .*--config-file"):
+        Predictor.from_weights(str(tmp_path / "bare.pth"))
+    with pytest.raises(UserError, match="checkpoint 'gone.pth' does not exist"):
+        Predictor.from_weights("gone.pth")
+
+
+@pytest.mark.parametrize("kind", ["yaml", "py"])
+def test_data_sets_of_a_config_need_not_be_there_to_predict(short_run, tmp_path, kind):
+    checkpointer = Checkpointer(short_run("mask_rcnn", kind, "x").build_model(), str(tmp_path))
+    checkpointer.metadata["thing_classes"] = [str(i) for i in range(8)]
+    checkpointer.save("named")
+    checkpointer.metadata.clear()
+    checkpointer.save("nameless")
+    experiment = short_run("mask_rcnn", kind, "x")
+    gone = f"gone_{kind}={tmp_path}/gone.json,{tmp_path}/images"
+    for name in ("named", "nameless"):
+        experiment.unread = [gone]
+        predictor = Predictor(experiment, str(tmp_path / f"{name}.pth"))
+        assert len(predictor.class_names) == 8
+
+
 def test_checkpoint_of_a_part_of_the_model_is_refused(configs):
     with pytest.raises(UserError, match="lacks .* of the model's parameters, e.g. 'roi_heads|rpn"):
         Predictor(f"{configs['mask_rcnn']}.yaml")  # the shipped backbone alone

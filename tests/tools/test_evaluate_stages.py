@@ -70,3 +70,32 @@ def test_model_without_stages_is_an_error(script, mask_rcnn_weights, capsys):
     )
     err = capsys.readouterr().err
     assert status == 1 and "GeneralizedRCNN" in err and len(err.splitlines()) == 1
+
+
+def test_classes_in_another_order_and_under_other_names_are_refused(
+    script, htc_weights, few_images, tmp_path, capsys
+):
+    data = json.loads((few_images / "few.json").read_text())
+    for entry in data["categories"]:
+        entry["id"] = 100 - entry["id"]
+    for entry in data["annotations"]:
+        entry["category_id"] = 100 - entry["category_id"]
+    (tmp_path / "reversed.json").write_text(json.dumps(data))
+    for entry in data["categories"]:
+        entry["name"] += " 2"
+    (tmp_path / "renamed.json").write_text(json.dumps(data))
+    command = ["--config-file", "projects/HTC/configs/htc_tiny.py", "--weights", htc_weights]
+    command += ["model.backbone.norm=GN", "model.proposal_generator.post_nms_topk=[10,2]"]
+
+    def run(name, *more):
+        register = f"stages_{name}={tmp_path / name}.json,{few_images / 'images'}"
+        return script.main(
+            [*command, "--register", register, f"DATASETS.TEST=stages_{name}", *more]
+            + ["DATASETS.TRAIN=[]"]
+        )
+
+    assert run("reversed") == 1
+    assert "was trained on classes in another order: number 0 is" in capsys.readouterr().err
+    assert run("renamed") == 1
+    assert "if these are the same classes, --rename-classes says so" in capsys.readouterr().err
+    assert run("renamed", "--rename-classes") == 0

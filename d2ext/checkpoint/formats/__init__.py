@@ -13,6 +13,7 @@ from d2ext.checkpoint.formats.caffemodel import read_caffemodel
 from d2ext.checkpoint.formats.common import FormatError, map_file
 from d2ext.checkpoint.formats.hdf5 import SIGNATURE as HDF5_SIGNATURE
 from d2ext.checkpoint.formats.hdf5 import read_hdf5
+from d2ext.checkpoint.formats.integrity import check_integrity
 from d2ext.checkpoint.formats.mxnet_params import MAGIC as MXNET_MAGIC
 from d2ext.checkpoint.formats.mxnet_params import read_mxnet_params
 from d2ext.checkpoint.formats.pickles import read_pickle
@@ -20,7 +21,7 @@ from d2ext.checkpoint.formats.safetensors_files import is_safetensors, read_safe
 from d2ext.checkpoint.formats.torch_files import LEGACY_MAGIC, read_legacy_file, read_zip_file
 from d2ext.errors import UserError
 
-__all__ = ["CheckpointFile", "FormatError", "detect_format", "read_file"]
+__all__ = ["CheckpointFile", "FormatError", "detect_format", "may_have_metadata", "read_file"]
 
 _READERS = {
     "torch": read_zip_file,
@@ -31,6 +32,7 @@ _READERS = {
     "caffemodel": read_caffemodel,
     "hdf5": read_hdf5,
 }
+_ONLY_WEIGHTS = ("mxnet", "caffemodel", "hdf5")
 
 
 @dataclasses.dataclass
@@ -78,11 +80,24 @@ def detect_format(path: str, data: mmap.mmap) -> str:
     )
 
 
-def read_file(path: str) -> CheckpointFile:
+def may_have_metadata(path: str) -> bool:
+    """Whether the format of a local file has room for more than weights.
+
+    Raises:
+        UserError: the format is not known, or the file cannot be opened.
+    """
+    try:
+        return detect_format(path, map_file(path)) not in _ONLY_WEIGHTS
+    except (OSError, ValueError) as error:
+        raise UserError(f"checkpoint '{path}' cannot be read: {error}") from error
+
+
+def read_file(path: str, check: bool = True) -> CheckpointFile:
     """Read a checkpoint of any known format.
 
     Args:
         path: local file.
+        check: compare its checksums, if it has any; False where whoever uses the weights does.
 
     Raises:
         UserError: the file is missing, damaged, of an unknown format or without weights, or its
@@ -91,8 +106,10 @@ def read_file(path: str) -> CheckpointFile:
     try:
         data = map_file(path)
         kind = detect_format(path, data)
+        if check:
+            check_integrity(path, kind, data)
         content = _READERS[kind](path, data)
-        if kind in ("mxnet", "caffemodel", "hdf5"):
+        if kind in _ONLY_WEIGHTS:
             return CheckpointFile(path, kind, content)
         return _unwrap(path, kind, content)
     except UserError:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from d2ext.checkpoint.formats.common import FormatError, require_library
+from d2ext.checkpoint.formats.integrity import UNSEALED, fill_seal
 
 _METADATA = "metadata"  # JSON text, in a header that holds only texts
 
@@ -41,4 +42,5 @@ def dump_safetensors(weights: dict[str, torch.Tensor], metadata: dict[str, Any])
         FormatError: safetensors is not installed.
     """
     save = require_library("safetensors.torch", "safetensors").save
-    return save(weights, {"format": "pt", _METADATA: json.dumps(metadata)})
+    header = {"format": "pt", _METADATA: json.dumps(metadata), "checksum": UNSEALED.decode()}
+    return fill_seal(save(weights, header))
