@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.nn import Module
 
 from d2ext.config import check_registered_names
-from d2ext.config.overrides import lazy_keys
+from d2ext.config.overrides import lazy_keys, yaml_keys
 from d2ext.data import (
     InstanceSegMapper,
     build_test_loader,
@@ -21,11 +21,12 @@ from d2ext.data import (
     dataset_classes,
     semantic_num_labels,
 )
+from d2ext.engine.building import build_lazy, building, read_field, select
 from d2ext.errors import UserError
 from d2ext.evaluation import build_evaluator
 from d2ext.solver import build_lr_multiplier, build_optimizer
 
-from detectron2.config import CfgNode, LazyConfig, instantiate
+from detectron2.config import CfgNode, LazyConfig
 
 # Of lazy configs without `train.test_aug`.
 NO_TEST_AUG = {"enabled": False, "min_sizes": [], "max_size": 4000, "flip": True}
@@ -116,6 +117,14 @@ class Experiment(abc.ABC):
     def semantic_mode(self) -> str:
         """The mapper's `semantic` option."""
 
+    @abc.abstractmethod
+    def setting(self, yaml: str, lazy: str) -> Any:
+        """The value of a key that both kinds may have, lists as such; `None` without it."""
+
+    @abc.abstractmethod
+    def name_of(self, yaml: str, lazy: str) -> str:
+        """What a key is called in this kind of config."""
+
     def metadata(self) -> dict[str, Any]:
         """Plain values that travel with the weights."""
         names = self.train_sets() or self.test_sets()
@@ -167,19 +176,27 @@ class YacsExperiment(Experiment):
         from detectron2.modeling import build_model
 
         check_registered_names(self.cfg)
-        return build_model(self.cfg)
+        with building("the model", self._settings):
+            return build_model(self.cfg)
+
+    def _settings(self) -> dict[str, Any]:
+        return {key: self.setting(key, "") for key in yaml_keys(self.cfg)}
 
     def build_optimizer(self, model: Module) -> torch.optim.Optimizer:
-        return build_optimizer(self.cfg, model)
+        with building("the optimizer", self._settings):
+            return build_optimizer(self.cfg, model)
 
     def build_lr_multiplier(self):
-        return build_lr_multiplier(self.cfg)
+        with building("the learning rate schedule", self._settings):
+            return build_lr_multiplier(self.cfg)
 
     def build_train_loader(self, start_iter: int = 0):
         cfg = self.cfg
+        with building("the input of the training", self._settings):
+            mapper = InstanceSegMapper(cfg, is_train=True)
         return build_train_loader(
             self.train_sets(),
-            mapper=InstanceSegMapper(cfg, is_train=True),
+            mapper=mapper,
             total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             seed=self.seed,
@@ -189,9 +206,11 @@ class YacsExperiment(Experiment):
         )
 
     def build_test_loader(self, dataset_name: str):
+        with building("the input of the test", self._settings):
+            mapper = InstanceSegMapper(self.cfg, is_train=False)
         return build_test_loader(
             dataset_name,
-            mapper=InstanceSegMapper(self.cfg, is_train=False),
+            mapper=mapper,
             num_workers=self.cfg.DATALOADER.NUM_WORKERS,
         )
 
@@ -237,6 +256,15 @@ class YacsExperiment(Experiment):
     def semantic_mode(self) -> str:
         return self.cfg.INPUT.SEMANTIC
 
+    def setting(self, yaml: str, lazy: str) -> Any:
+        value = self.cfg
+        for part in yaml.split("."):
+            value = value[part]
+        return list(value) if isinstance(value, tuple) else value
+
+    def name_of(self, yaml: str, lazy: str) -> str:
+        return yaml
+
 
 class LazyExperiment(Experiment):
     """A run described by a lazy config; see `configs/common` for the fields."""
@@ -253,36 +281,35 @@ class LazyExperiment(Experiment):
         self._read()
 
     def _read(self) -> None:
-        if OmegaConf.select(self.cfg, self.CLASSES_KEY) is None:
+        if select(self.cfg, self.CLASSES_KEY) is None:
             raise UserError(
                 f"the lazy config has no {self.CLASSES_KEY}, which is set to the number of classes "
                 "of the data; refer to it where else the model needs that number"
             )
-        train = self.cfg.train
-        self.output_dir = train.output_dir
-        self.init_checkpoint = train.init_checkpoint or ""
-        self.device = train.device
-        self.cudnn_benchmark = train.get("cudnn_benchmark", False)
-        self.seed = train.seed
-        self.max_iter = train.max_iter
-        self.amp = train.amp.enabled
-        self.checkpoint_period = train.checkpointer.period
-        self.checkpoint_keep = train.checkpointer.max_to_keep
-        self.eval_period = train.eval_period
+        self.output_dir = read_field(self.cfg, "train.output_dir", str)
+        self.init_checkpoint = read_field(self.cfg, "train.init_checkpoint", str, "")
+        self.device = read_field(self.cfg, "train.device", str)
+        self.cudnn_benchmark = read_field(self.cfg, "train.cudnn_benchmark", bool, False)
+        self.seed = read_field(self.cfg, "train.seed", int)
+        self.max_iter = read_field(self.cfg, "train.max_iter", int)
+        self.amp = read_field(self.cfg, "train.amp.enabled", bool)
+        self.checkpoint_period = read_field(self.cfg, "train.checkpointer.period", int)
+        self.checkpoint_keep = read_field(self.cfg, "train.checkpointer.max_to_keep", int)
+        self.eval_period = read_field(self.cfg, "train.eval_period", int)
         # A lazy config of one's own may do without these.
-        self.best_metric = train.get("best_metric", "")
-        self.early_stopping = train.get("early_stopping", 0)
-        self.skip_nonfinite = train.get("skip_nonfinite", False)
-        self.log_period = train.log_period
-        self.ddp = OmegaConf.to_container(train.ddp)
-        self.image_format = self.cfg.dataloader.test.mapper.image_format
-        self.test_aug = OmegaConf.to_container(OmegaConf.create(train.get("test_aug", NO_TEST_AUG)))
+        self.best_metric = read_field(self.cfg, "train.best_metric", str, "")
+        self.early_stopping = read_field(self.cfg, "train.early_stopping", int, 0)
+        self.skip_nonfinite = read_field(self.cfg, "train.skip_nonfinite", bool, False)
+        self.log_period = read_field(self.cfg, "train.log_period", int)
+        self.ddp = read_field(self.cfg, "train.ddp", dict, {})
+        self.image_format = read_field(self.cfg, "dataloader.test.mapper.image_format", str)
+        self.test_aug = read_field(self.cfg, "train.test_aug", dict, NO_TEST_AUG)
 
     def write_config(self, path: str) -> None:
         LazyConfig.save(self.cfg, path)
 
     def build_model(self) -> Module:
-        model = _instantiate(self.cfg.model, "model")
+        model = build_lazy(self.cfg.model, "model")
         return model.to(torch.device(self.device))
 
     def build_optimizer(self, model: Module) -> torch.optim.Optimizer:
@@ -291,24 +318,24 @@ class LazyExperiment(Experiment):
         owner = node.params if OmegaConf.is_dict(node.get("params")) else node
         owner.model = model
         try:
-            return _instantiate(node, "optimizer")
+            return build_lazy(node, "optimizer")
         finally:
             del owner["model"]  # a saved config must not drag the weights along
 
     def build_lr_multiplier(self):
-        return _instantiate(self.cfg.lr_multiplier, "lr_multiplier")
+        return build_lazy(self.cfg.lr_multiplier, "lr_multiplier")
 
     def build_train_loader(self, start_iter: int = 0):
         node = self.cfg.dataloader.train.copy()
         node._set_parent(self.cfg.dataloader)
         node.start_iter = start_iter
-        return _instantiate(node, "dataloader.train")
+        return build_lazy(node, "dataloader.train")
 
     def build_test_loader(self, dataset_name: str):
         node = self.cfg.dataloader.test.copy()
         node._set_parent(self.cfg.dataloader)
         node.dataset = dataset_name
-        return _instantiate(node, "dataloader.test")
+        return build_lazy(node, "dataloader.test")
 
     def build_evaluator(self, dataset_name: str):
         # A lazy config of one's own may do without the node.
@@ -320,13 +347,19 @@ class LazyExperiment(Experiment):
         return build_evaluator(dataset_name, self.output_dir, **options)
 
     def train_sets(self) -> list[str]:
-        return _names(self.cfg.dataloader.train.dataset)
+        return self._data_sets("dataloader.train.dataset")
 
     def test_sets(self) -> list[str]:
-        return _names(self.cfg.dataloader.test.dataset)
+        return self._data_sets("dataloader.test.dataset")
+
+    def _data_sets(self, key: str) -> list[str]:
+        value = read_field(self.cfg, key, (str, list), [])
+        return [value] if isinstance(value, str) else value
 
     def test_augmentations(self) -> list:
-        return [instantiate(a) for a in self.cfg.dataloader.test.mapper.augmentations]
+        key = "dataloader.test.mapper.augmentations"
+        nodes = OmegaConf.select(self.cfg, key) or []
+        return [build_lazy(node, f"{key}.{i}") for i, node in enumerate(nodes)]
 
     def num_classes(self) -> int:
         return OmegaConf.select(self.cfg, self.CLASSES_KEY)
@@ -345,17 +378,10 @@ class LazyExperiment(Experiment):
         self.device = self.cfg.train.device = device
 
     def semantic_mode(self) -> str:
-        return self.cfg.dataloader.train.mapper.get("semantic", "none")
+        return self.setting("", "dataloader.train.mapper.semantic") or "none"
 
+    def setting(self, yaml: str, lazy: str) -> Any:
+        return select(self.cfg, lazy)
 
-def _names(value) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
-
-
-def _instantiate(node, key: str):
-    try:
-        return instantiate(node)
-    except TypeError as error:
-        if "unexpected keyword argument" in str(error) or "required keyword" in str(error):
-            raise UserError(f"lazy config, '{key}': {' '.join(str(error).split())}") from error
-        raise
+    def name_of(self, yaml: str, lazy: str) -> str:
+        return lazy

@@ -17,12 +17,19 @@ from fvcore.nn.precise_bn import get_bn_modules
 from d2ext.checkpoint import Checkpointer, RNGState, preserve_rng, read_metadata
 from d2ext.checkpoint.settings import SETTINGS_KEY, settings_to_config
 from d2ext.engine.best import BestCheckpoint, EndEarly, EndedEarly
+from d2ext.engine.console import end_brief
 from d2ext.engine.experiment import Experiment, YacsExperiment
 from d2ext.engine.folder import training_folder
 from d2ext.engine.hooks import KeepLastCheckpoints, PatientWriter, SaveCheckpoints
 from d2ext.engine.resuming import complete_final_checkpoint, find_last_checkpoint
 from d2ext.engine.setup import check_runnable, make_output_folder, save_config
 from d2ext.engine.stopping import GracefulStop
+from d2ext.engine.summary import (
+    SummingCheckpointer,
+    log_model,
+    log_schedule,
+    log_test_data,
+)
 from d2ext.engine.trainer import CheckedAMPTrainer, CheckedTrainer
 from d2ext.errors import UserError
 from d2ext.evaluation import run_inference
@@ -65,6 +72,7 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
     model = experiment.build_model()
     check_runnable(experiment, model)
     logger.info("Model:\n%s", model)
+    log_model(experiment, model)
     optimizer = experiment.build_optimizer(model)
     scheduler = make_lr_scheduler(optimizer, experiment.build_lr_multiplier(), experiment.max_iter)
 
@@ -85,7 +93,7 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
     )
 
     rng = RNGState()
-    checkpointer = Checkpointer(
+    checkpointer = SummingCheckpointer(
         model,
         experiment.output_dir,
         metadata=experiment.metadata(),
@@ -121,6 +129,7 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
             else None,
         ]
     )
+    log_test_data(experiment)
     if start_iter == 0:
         checkpointer.load(experiment.init_checkpoint, checkpointables=[])
         _warn_about_norms(model)
@@ -131,7 +140,9 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
     left = settings_to_config(experiment.cfg, checkpointer.metadata.get(SETTINGS_KEY, {}))
     if left:
         logger.info("only in the checkpoints, which d2ext's Predictor reads: %s", ", ".join(left))
+    log_schedule(experiment, optimizer, start_iter, len(loader.dataset))
     save_config(experiment, experiment.output_dir)  # now: a command that failed has left no trace
+    end_brief()
     with stop.handling_signals(), contextlib.suppress(EndedEarly):
         trainer.train(start_iter, experiment.max_iter)
     return dict(last_results)
@@ -171,11 +182,13 @@ def evaluate_checkpoint(experiment: Experiment, resume: bool = False) -> dict[st
     # Those that the weights were trained with: prediction needs no maps.
     experiment.set_num_classes(experiment.num_classes(), read_metadata(path).get("semantic_labels"))
     model = experiment.build_model()
-    Checkpointer(model).load_complete(path)
+    log_model(experiment, model)
+    SummingCheckpointer(model).load_complete(path)
     model = create_ddp_model(model.eval(), **_ddp_options(experiment))
     if experiment.test_aug["enabled"]:
         sizes = {name: value for name, value in experiment.test_aug.items() if name != "enabled"}
         model = with_test_time_augmentation(model, **sizes)
+    end_brief()
     results = evaluate(experiment, model)
     if comm.is_main_process() and isinstance(experiment, YacsExperiment):
         verify_results(experiment.cfg, results)

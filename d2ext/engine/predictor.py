@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 from d2ext.checkpoint import Checkpointer, read_metadata
 from d2ext.config.overrides import YAML_TO_LAZY, parse_overrides
 from d2ext.engine.experiment import Experiment, LazyExperiment
-from d2ext.engine.setup import build_experiment, check_device
+from d2ext.engine.limits import check_device
+from d2ext.engine.setup import build_experiment
 from d2ext.errors import UserError
 
 from detectron2.config import CfgNode

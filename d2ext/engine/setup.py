@@ -20,7 +20,10 @@ from d2ext.data import (
     register_coco_dataset,
     semantic_num_labels,
 )
+from d2ext.engine.console import LOGGERS, begin_brief
 from d2ext.engine.experiment import Experiment, LazyExperiment, YacsExperiment
+from d2ext.engine.limits import check_limits
+from d2ext.engine.summary import log_start
 from d2ext.errors import UserError
 from d2ext.evaluation import evaluator_kind
 from d2ext.modeling.backbone.norm import EvalStatsBatchNorm2d
@@ -60,6 +63,7 @@ def build_experiment(
     experiment = LazyExperiment(cfg) if is_lazy(cfg) else YacsExperiment(cfg)
     chosen = {YAML_TO_LAZY.get(o.key, o.key) for o in parse_overrides(overrides)}
     experiment.weights_chosen = YAML_TO_LAZY["MODEL.WEIGHTS"] in chosen
+    check_limits(experiment)
     register_all()
     if not with_data:
         return experiment
@@ -88,7 +92,7 @@ def _fit_classes(experiment: Experiment, overrides: Sequence[str]) -> None:
     names = experiment.train_sets() + experiment.test_sets()
     if not all(_has_class_names(name) for name in names):
         return  # a data set of another kind, whose owner sets the numbers
-    count = len(dataset_classes(names))
+    count = _shared_classes(experiment)
     for override in parse_overrides(overrides):
         same = {override.key, YAML_TO_LAZY.get(override.key), LAZY_TO_YAML.get(override.key)}
         if same & set(_CLASS_KEYS) and override.value != count:
@@ -104,6 +108,22 @@ def _fit_classes(experiment: Experiment, overrides: Sequence[str]) -> None:
     experiment.set_num_classes(count, semantic)
 
 
+def _shared_classes(experiment: Experiment) -> int:
+    """Number of classes of the data; a test set that was forgotten is named by its key."""
+    train, test = experiment.train_sets(), experiment.test_sets()
+    if train and test:
+        dataset_classes(train)
+        dataset_classes(test)
+        try:
+            return len(dataset_classes(train + test))
+        except UserError as error:
+            key = experiment.name_of("DATASETS.TEST", "dataloader.test.dataset")
+            raise UserError(
+                f"{error}; set {key} to the test set of '{train[0]}', or to [] for none"
+            ) from error
+    return len(dataset_classes(train + test))
+
+
 def _has_class_names(name: str) -> bool:
     return bool(getattr(MetadataCatalog.get(name), "thing_classes", None))
 
@@ -112,13 +132,18 @@ def check_runnable(experiment: Experiment, model: Module) -> None:
     """Refuse settings that are known to fail later, before anything long starts.
 
     Raises:
-        UserError: AMP without a GPU; a GPU that is not there; frozen batch norm on random weights;
-            a test set without an evaluator.
+        UserError: AMP without a GPU; frozen batch norm on random weights; a test set without an
+            evaluator.
     """
     if experiment.amp and not experiment.device.startswith("cuda"):
         raise UserError(
             "mixed precision needs a GPU, but the device is 'cpu'; "
             "set SOLVER.AMP.ENABLED=false (yaml) or train.amp.enabled=false (lazy)"
+        )
+    if not experiment.train_sets():
+        raise UserError(
+            f"{experiment.name_of('DATASETS.TRAIN', 'dataloader.train.dataset')} is empty; name a "
+            "data set to train on"
         )
     for name in experiment.test_sets():
         evaluator_kind(name)
@@ -141,7 +166,9 @@ def make_output_folder(folder: str) -> None:
 
 
 def start_log(experiment: Experiment, args: argparse.Namespace, folder: str) -> None:
-    """What detectron2's `default_setup` does, but for the config, which a command that fails later
+    """Set up the log of a run, of which the console shows a few lines until `console.end_brief`.
+
+    What detectron2's `default_setup` does, but for the config, which a command that fails later
     must not overwrite: see `save_config`.
 
     Args:
@@ -150,8 +177,10 @@ def start_log(experiment: Experiment, args: argparse.Namespace, folder: str) -> 
         folder: gets `log.txt`; made if it is not there.
     """
     make_output_folder(folder)
-    for name in ("fvcore", "detectron2", "d2ext"):
+    for name in LOGGERS:
         setup_logger(folder, distributed_rank=comm.get_rank(), name=name)
+    begin_brief()
+    log_start(experiment, args.config_file, args.opts, os.path.join(folder, "log.txt"))
     start = logging.getLogger("detectron2")
     start.info(
         "Rank of current process: %d. World size: %d", comm.get_rank(), comm.get_world_size()
@@ -160,8 +189,6 @@ def start_log(experiment: Experiment, args: argparse.Namespace, folder: str) -> 
     start.info("Command line arguments: %s", args)
     seed_all_rng(experiment.seed + comm.get_rank() if experiment.seed >= 0 else None)
     torch.backends.cudnn.benchmark = experiment.cudnn_benchmark and not args.eval_only
-    for line in settings_summary(experiment):
-        logger.info(line)
 
 
 def save_config(experiment: Experiment, folder: str) -> None:
@@ -206,29 +233,10 @@ def check_data(experiment: Experiment, eval_only: bool = False) -> None:
         raise UserError(mistake)
 
 
-def check_device(experiment: Experiment) -> None:
-    """Raise a `UserError` if the device is not on this machine."""
-    if experiment.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(
-            f"device is '{experiment.device}', but this machine has no usable GPU; "
-            "set MODEL.DEVICE=cpu (yaml) or train.device=cpu (lazy)"
-        )
-
-
 def _has_frozen_statistics(model: Module) -> bool:
     frozen = [
         m for m in model.modules() if isinstance(m, (FrozenBatchNorm2d, EvalStatsBatchNorm2d))
     ]
     return bool(frozen) and all(
         bool((m.running_mean == 0).all()) and bool((m.weight == 1).all()) for m in frozen
-    )
-
-
-def settings_summary(experiment: Experiment) -> tuple[str, ...]:
-    """One line per setting a reader of the log looks for first."""
-    return (
-        f"device {experiment.device}, seed {experiment.seed}, {experiment.max_iter} iterations",
-        f"training on {', '.join(experiment.train_sets()) or 'nothing'}; "
-        f"testing on {', '.join(experiment.test_sets()) or 'nothing'}",
-        f"output folder {experiment.output_dir}",
     )
