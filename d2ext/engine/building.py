@@ -122,12 +122,13 @@ def _check_target(target: Any, key: str) -> None:
 
 
 def _lazy_settings(node: Any, key: str) -> dict[str, Any]:
-    return {f"{key}.{name}": OmegaConf.select(node, name) for name in lazy_keys(node)}
+    names = dict.fromkeys(re.sub(r"(\.\d+)+$", "", name) for name in lazy_keys(node))  # whole lists
+    return {f"{key}.{name}": OmegaConf.select(node, name) for name in names}
 
 
 def _keys_with(name: Any, settings: Mapping[str, Any]) -> list[str]:
     """Keys whose value is a name, or a list that has it."""
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, (str, int)) or not name:
         return []
     lists = {
         key: value if isinstance(value, (list, tuple)) or OmegaConf.is_list(value) else [value]

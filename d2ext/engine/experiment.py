@@ -314,6 +314,8 @@ class LazyExperiment(Experiment):
 
     def build_optimizer(self, model: Module) -> torch.optim.Optimizer:
         node = self.cfg.optimizer
+        if not OmegaConf.is_dict(node):
+            return build_lazy(node, "optimizer")  # says so
         # detectron2's own: L(SGD)(params=L(get_default_optimizer_params)(...), ...)
         owner = node.params if OmegaConf.is_dict(node.get("params")) else node
         owner.model = model

@@ -52,11 +52,10 @@ def run(function: Callable, args, device: str = "cuda") -> None:
 
 def _check_processes(args, device: str) -> None:
     gpus, available = args.num_gpus, torch.cuda.device_count()
-    if (gpus or 0) < 0 or args.num_machines < 1:
-        raise UserError(
-            f"--num-gpus {gpus} with --num-machines {args.num_machines}: both count from 1 "
-            "(--num-gpus 0 is one process on the CPU)"
-        )
+    if (gpus or 0) < 0:
+        raise UserError(f"--num-gpus {gpus}: give their number, or 0 for one process on the CPU")
+    if args.num_machines < 1:
+        raise UserError(f"--num-machines {args.num_machines}: there is at least one")
     if not 0 <= args.machine_rank < args.num_machines:
         raise UserError(
             f"--machine-rank is {args.machine_rank}; with --num-machines {args.num_machines} it is "

@@ -79,6 +79,9 @@ def build_experiment(
 
 def _check_data_sets(experiment: Experiment) -> None:
     known = DatasetCatalog.list()
+    if not experiment.train_sets() + experiment.test_sets():
+        key = experiment.name_of("DATASETS.TRAIN", "dataloader.train.dataset")
+        raise UserError(f"{key} is empty, and so is the test set; name a data set")
     for name in experiment.train_sets() + experiment.test_sets():
         if name not in known:
             raise UserError(

@@ -24,6 +24,11 @@ _ANCHORS = "model.proposal_generator.anchor_generator"
         ("yaml", "MODEL.ROI_HEADS.IN_FEATURES=[p9]", "MODEL.ROI_HEADS.IN_FEATURES: no such name"),
         ("yaml", "MODEL.ROI_BOX_HEAD.POOLER_TYPE=foo", "see MODEL.ROI_BOX_HEAD.POOLER_TYPE = foo"),
         ("py", "model.roi_heads.box_pooler.pooler_type=foo", "Unknown pooler type: foo"),
+        (
+            "yaml",
+            "MODEL.RESNETS.DEPTH=51",
+            "MODEL.RESNETS.DEPTH: no such name as 51",
+        ),
         ("yaml", "MODEL.ROI_HEADS.IOU_THRESHOLDS=[0.5,0.6]", "assert len"),
         ("py", "+model.backbone._target_=nowhere.Foo", "'model.backbone._target_': .*nowhere.Foo"),
         ("py", "+model._target_=detectron2.modeling.NoSuch", "'model._target_'"),
@@ -36,7 +41,8 @@ _ANCHORS = "model.proposal_generator.anchor_generator"
     ],
 )
 def test_a_model_that_cannot_be_built_names_the_key(configs, kind, override, words):
-    experiment = build_experiment(f"{configs['mask_rcnn']}.{kind}", [override], with_data=False)
+    overrides = ["MODEL.BACKBONE.NAME=build_resnet_backbone"] * ("DEPTH" in override) + [override]
+    experiment = build_experiment(f"{configs['mask_rcnn']}.{kind}", overrides, with_data=False)
     with pytest.raises(UserError, match=words) as error:
         experiment.build_model()
     assert "\n" not in str(error.value)

@@ -50,38 +50,44 @@ def test_a_run_shows_few_lines_before_its_first_iteration(
 
 
 @pytest.fixture
-def console(tmp_path, capsys):
-    """Loggers as those of a run."""
-    for name in ("fvcore", "detectron2", "d2ext"):
-        setup_logger(str(tmp_path), name=name, color=False)
-    begin_brief()
-    yield capsys
+def open_console(tmp_path):
+    """Function that sets up loggers as those of a run; called in the test, whose stream counts."""
+
+    def set_up():
+        for name in ("fvcore", "detectron2", "d2ext"):
+            setup_logger(str(tmp_path), name=name, color=False)
+        begin_brief()
+
+    yield set_up
     end_brief()
 
 
-def test_warnings_reach_the_console_and_long_notes_only_the_log(console, tmp_path):
+def test_warnings_reach_the_console_and_long_notes_only_the_log(open_console, capsys, tmp_path):
+    open_console()
     logging.getLogger("detectron2.x").info("a table")
     logging.getLogger("fvcore.x").warning("a warning\nof two lines")
     logging.getLogger("d2ext.x").info("a line")
     logging.getLogger("d2ext.x").info("a picture\nof the model")
-    shown = console.readouterr().out
+    shown = capsys.readouterr().out
     assert "a warning\nof two lines" in shown and "a line" in shown
     assert "a table" not in shown and "a picture" not in shown
     log = (tmp_path / "log.txt").read_text()
     assert "a table" in log and "a picture\nof the model" in log and "a warning" in log
 
 
-def test_after_the_start_the_console_shows_everything(console):
+def test_after_the_start_the_console_shows_everything(open_console, capsys):
+    open_console()
     end_brief()
     logging.getLogger("detectron2.x").info("a table")
-    assert "a table" in console.readouterr().out
+    assert "a table" in capsys.readouterr().out
 
 
-def test_what_is_said_in_another_form_is_in_the_log_only(console, tmp_path):
+def test_what_is_said_in_another_form_is_in_the_log_only(open_console, capsys, tmp_path):
+    open_console()
     with log_file_only():
         logging.getLogger("fvcore.x").warning("a long list")
     logging.getLogger("fvcore.x").warning("the end")
-    shown = console.readouterr().out
+    shown = capsys.readouterr().out
     assert "a long list" not in shown and "the end" in shown
     assert "a long list" in (tmp_path / "log.txt").read_text()
 
