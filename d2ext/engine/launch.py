@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
+from torch.multiprocessing import ProcessRaisedException
 
 from d2ext.errors import UserError
 
@@ -40,14 +41,21 @@ def run(function: Callable, args, device: str = "cuda") -> None:
         return
     gpus = 1 if args.num_gpus is None else args.num_gpus
     _check_processes(args, device)
-    detectron2_launch(
-        function,
-        gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    try:
+        detectron2_launch(
+            function,
+            gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except ProcessRaisedException as error:  # with the traceback of one process as its text
+        last = str(error).strip().rpartition("\n")[2]
+        name, _, text = last.partition(": ")
+        if name != f"{UserError.__module__}.{UserError.__qualname__}":
+            raise
+        raise UserError(text) from error
 
 
 def _check_processes(args, device: str) -> None:

@@ -50,6 +50,13 @@ def test_input_that_stands_for_nothing_is_an_error(script, tmp_path, name):
         script.expand_inputs([str(tmp_path / name)])
 
 
+def test_a_threshold_in_percent_is_one_line(script, tmp_path, capsys):
+    command = ["--config-file", "none.yaml", "--input", str(tmp_path), "--output", str(tmp_path)]
+    assert script.main([*command, "--confidence-threshold", "50"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: --confidence-threshold is 50") and "did you mean 0.5" in err
+
+
 def test_images_of_one_name_get_pictures_of_different_names(script):
     stems = script.name_outputs(["a/x.jpg", "b/x.jpg", "x_2.png", "x.png"], "out")
     assert stems == ["out/x", "out/x_2", "out/x_2_2", "out/x_3"]

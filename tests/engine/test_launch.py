@@ -5,6 +5,7 @@ import argparse
 import pytest
 import torch
 import torch.distributed as dist
+from torch.multiprocessing import ProcessRaisedException
 
 from d2ext.engine import launch
 from d2ext.errors import UserError
@@ -69,6 +70,20 @@ def test_a_mistake_under_torchrun_is_printed_once(configs, run_python, tmp_path)
     assert process.returncode == 1
     lines = [x for x in process.stderr.splitlines() if x.startswith("error: ")]
     assert len(lines) == 1 and "SOLVER.MAX_ITR" in lines[0]
+
+
+@pytest.mark.parametrize(
+    "last, kind",
+    [("d2ext.errors.UserError: a: b", UserError), ("ValueError: a: b", ProcessRaisedException)],
+)
+def test_a_mistake_in_one_of_several_gpu_processes_is_one_line(monkeypatch, last, kind):
+    def fail(*args, **kwargs):
+        raise ProcessRaisedException(f"\nTraceback:\n  File x\n{last}\n", 0, 1)
+
+    monkeypatch.setattr(launch, "detectron2_launch", fail)
+    with pytest.raises(kind) as error:
+        launch.run(pytest.fail, arguments(), "cpu")
+    assert kind is not UserError or str(error.value) == "a: b"
 
 
 def test_without_torchrun_every_process_says_its_own(monkeypatch):
