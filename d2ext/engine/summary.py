@@ -23,6 +23,11 @@ logger = logging.getLogger(__name__)
 class SummingCheckpointer(Checkpointer):
     """Says in one line what weights of a file are used; `log.txt` names them all."""
 
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
+        if not path:
+            logger.info("weights: none are loaded, all start anew")
+        return super().load(path, checkpointables)
+
     def _log_incompatible_keys(self, incompatible) -> None:
         with log_file_only():
             super()._log_incompatible_keys(incompatible)
@@ -70,10 +75,11 @@ def log_model(experiment: Experiment, model: torch.nn.Module) -> None:
     """The network and its size; `log.txt` has the modules."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     total, trained = sum(n for n, _ in sizes), sum(n for n, needed in sizes if needed)
+    heads = getattr(model, "roi_heads", None)
     logger.info(
-        "model %s with %s: %.2f million parameters%s, %d classes",
+        "model %s%s: %.2f million parameters%s, %d classes",
         type(model).__name__,
-        type(getattr(model, "roi_heads", model)).__name__,
+        "" if heads is None else f" with {type(heads).__name__}",
         total / 1e6,
         f", {trained / 1e6:.2f} of them trained" if trained < total else "",
         experiment.num_classes(),

@@ -36,6 +36,7 @@ def test_a_run_shows_few_lines_before_its_first_iteration(
         "few: 26 images",
         "instances (",
         "parameters, 8 classes",
+        "weights: none are loaded, all start anew",
         "schedule 1 iterations of 2 images",
         f"output folder {tmp_path / 'run'}",
         f"{tmp_path / 'run'}/log.txt",
