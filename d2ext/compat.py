@@ -13,6 +13,7 @@ import functools
 import importlib
 import importlib.machinery
 import importlib.util
+import logging
 import random
 import re
 import sys
@@ -282,3 +283,34 @@ def patch_visualization() -> None:
     require_detectron2()
     _visualizer()
     _video_visualizer()
+
+
+def announce_optimizer() -> None:
+    """Let detectron2's own `build_optimizer`, which its `DefaultTrainer` calls, say that it leaves
+    out keys of d2ext. This changes no result, so it is no adaptation."""
+    require_detectron2()
+    from detectron2.solver import build
+
+    original = build.build_optimizer
+    if getattr(original, "__d2ext__", False):
+        return
+
+    @functools.wraps(original)
+    def announcing(cfg, model):
+        solver = cfg.SOLVER
+        name = solver.get("OPTIMIZER", "SGD")
+        ignored = [f"SOLVER.OPTIMIZER={name}"] if name != "SGD" else []
+        ignored += ["SOLVER.LR_MULTIPLIERS"] * bool(solver.get("LR_MULTIPLIERS"))
+        if ignored:
+            logging.getLogger(__name__).warning(
+                "%s has no effect: detectron2's own trainer uses SGD; train with d2ext.engine, or "
+                "return d2ext.solver.build_optimizer(cfg, model) in build_optimizer of the trainer",
+                " and ".join(ignored),
+            )
+        return original(cfg, model)
+
+    announcing.__d2ext__ = True
+    for name in ("detectron2.solver.build", "detectron2.solver", "detectron2.engine.defaults"):
+        module = sys.modules.get(name)
+        if getattr(module, "build_optimizer", None) is original:
+            module.build_optimizer = announcing

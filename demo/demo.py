@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from d2ext.config import load_projects
 from d2ext.engine import Predictor, build_experiment
-from d2ext.engine.cli import run_guarded
+from d2ext.engine.cli import check_score, run_guarded
 from d2ext.errors import UserError
 from d2ext.visualization import draw_predictions, draw_stages
 
@@ -211,6 +211,7 @@ def build_predictor(args) -> Predictor:
 
 def run(args) -> int:
     """All images; returns 1 if any could not be read."""
+    check_score("--confidence-threshold", args.confidence_threshold)
     paths = expand_inputs(args.input)
     stems = name_outputs(paths, args.output)
     load_projects()

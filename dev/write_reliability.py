@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write docs/reliability.md from what `make soak` has counted.
 
-    dev/write_reliability.py FOLDER     # with the JSON files of the tests
+dev/write_reliability.py FOLDER     # with the JSON files of the tests
 """
 
 import json
@@ -11,8 +11,8 @@ from pathlib import Path
 PAGE = Path(__file__).resolve().parents[1] / "docs/reliability.md"
 HEAD = """# Reliability
 
-Written by `make soak`, which provokes all this anew (some hours on two cores); `make test` has a short form of each.
-Folders are left out of the messages.
+Written by `make soak`, which provokes all this anew, for an hour and more on two cores; `make test`
+has a short form of each. Names of folders are left out of the messages.
 
 ## Counted
 
@@ -22,7 +22,8 @@ Folders are left out of the messages.
 FAULTS = """
 ## Faults
 
-What happens is the outcome of the command: its exit status and error line, or what was found afterwards.
+What happens is the outcome of the command, its exit status and error line, or what was found
+afterwards.
 
 | fault | has to be | happens |
 |---|---|---|

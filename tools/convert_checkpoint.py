@@ -13,7 +13,7 @@ from d2ext.checkpoint.settings import settings_to_config
 from d2ext.config import load_projects, project_configs
 from d2ext.engine import Experiment, build_experiment
 from d2ext.engine.cli import run_guarded
-from d2ext.engine.provenance import CONFIG_KEY, config_text, portable_copy
+from d2ext.engine.provenance import CONFIG_KEY, config_to_store, portable_copy
 from d2ext.errors import UserError
 
 
@@ -99,7 +99,7 @@ def main() -> None:
     conversion.check(args.source, partial=args.partial)
     if args.out:
         settings_to_config(experiment.cfg, conversion.settings)
-        metadata = {**conversion.metadata, CONFIG_KEY: config_text(experiment)}
+        metadata = {**conversion.metadata, CONFIG_KEY: config_to_store(experiment)}
         save_weights(args.out, conversion.weights, metadata)
         print(f"wrote {args.out}: {len(conversion.weights)} tensors")
 

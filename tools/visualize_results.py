@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from d2ext.data import get_dataset_records, parse_register, register_all, register_coco_dataset
-from d2ext.engine.cli import run_guarded
+from d2ext.engine.cli import check_score, run_guarded
 from d2ext.errors import UserError
 from d2ext.visualization import draw_ground_truth, draw_predictions, side_by_side
 
@@ -138,6 +138,7 @@ def visualize(args) -> None:
         raise UserError("which data set? give --dataset NAME or --register NAME=ANN.json,IMAGES")
     if args.num_images < 0:
         raise UserError("--num-images must not be negative")
+    check_score("--confidence-threshold", args.confidence_threshold)
     by_image = read_results(args.results)
     register_all()
     name = args.dataset

@@ -3,6 +3,7 @@
 from d2ext import compat
 
 compat.require_detectron2()
+compat.announce_optimizer()
 
 from d2ext.config import paths as _paths  # noqa: F401  registers d2ext://
 from d2ext.config.defaults import add_d2ext_config, get_cfg

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from d2ext.config.defaults import get_cfg
 from d2ext.config.values import convert, parse_value
 from d2ext.errors import UserError
 
@@ -88,6 +89,9 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
         elif words and not _KEY_AND_VALUE.match(words[0]):  # a path may contain "=" as well
             key, raw = word, words.pop(0)
             word = f"{key} {raw}"
+        elif overrides and not overrides[-1].raw:  # KEY= VALUE
+            joined = f"{overrides[-1].key}={word}"
+            raise UserError(f"override '{overrides[-1].text} {word}': write it as {joined}")
         else:
             raise UserError(f"override '{word}' has no value; write it as {word}=VALUE")
         add = key.startswith("+")
@@ -193,6 +197,11 @@ def apply_to_lazy(cfg, overrides: Sequence[Override]) -> None:
     """
     for o in overrides:
         key = YAML_TO_LAZY.get(o.key, o.key)
+        if _is_yaml_key(key) and key.split(".")[0] not in cfg:
+            raise UserError(
+                f"override '{o.text}': {key} is a key of yaml configs, and this one is lazy; find "
+                f"its name in the config file{nearest(key, lazy_keys(cfg))}"
+            )
         node, parts = cfg, key.split(".")
         for depth, part in enumerate(parts):
             found, name = _entry(node, part)
@@ -206,7 +215,7 @@ def apply_to_lazy(cfg, overrides: Sequence[Override]) -> None:
                 continue
             if key in _NAMES and isinstance(old, str):
                 old = [old]
-            node[name] = o.value if o.add or "${" in o.raw else _value(o, key, old)
+            _set(node, name, o.value if o.add or "${" in o.raw else _value(o, key, old), o)
             continue
         if not OmegaConf.is_dict(node) and node is not None:
             raise UserError(f"override '{o.text}': {_no_entry(node, parts[:depth], part)}")
@@ -215,7 +224,22 @@ def apply_to_lazy(cfg, overrides: Sequence[Override]) -> None:
                 f"override '{o.text}': no such key{nearest(key, lazy_keys(cfg))}; "
                 f"+{key}=VALUE adds a new one"
             )
-        OmegaConf.update(cfg, key, o.value, merge=False)
+        try:
+            OmegaConf.update(cfg, key, o.value, merge=False)
+        except OmegaConfBaseException as error:
+            raise UserError(f"override '{o.text}': {str(error).splitlines()[0]}") from error
+
+
+def _is_yaml_key(key: str) -> bool:
+    """Whether a key starts as one of yaml configs does; nothing would read it in a lazy one."""
+    return key.split(".")[0] in get_cfg()
+
+
+def _set(node, name, value: Any, o: Override) -> None:
+    try:
+        node[name] = value
+    except OmegaConfBaseException as error:  # a reference that is no "${group.key}"
+        raise UserError(f"override '{o.text}': {str(error).splitlines()[0]}") from error
 
 
 def _remove(cfg, node, name, key: str) -> None:

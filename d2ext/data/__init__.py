@@ -1,4 +1,4 @@
-"""Data sets, input mapper and loaders. Call `register_all()` before using a data set by name."""
+"""Data sets, input mapper and loaders. Importing it registers the built-in data sets."""
 
 from d2ext import compat
 
@@ -35,3 +35,5 @@ __all__ = [
     "semantic_from_instances",
     "semantic_num_labels",
 ]
+
+register_all()

@@ -3,17 +3,19 @@ not depend on the number of processes or workers, and it can start at any iterat
 """
 
 import itertools
+import logging
 import signal
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
-from d2ext.data.catalog import check_registered
+from d2ext.data.catalog import check_registered, describe_records
 from d2ext.data.loader import Adapted, Loader, MappedRecords
 from d2ext.errors import UserError
 
 from detectron2.data import (
+    MetadataCatalog,
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
@@ -23,6 +25,8 @@ from detectron2.data.build import (
     worker_init_reset_seed,
 )
 from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
 
 
 def get_dataset_records(names: str | Sequence[str], filter_empty: bool = False) -> list[dict]:
@@ -40,7 +44,11 @@ def get_dataset_records(names: str | Sequence[str], filter_empty: bool = False) 
         records = get_detection_dataset_dicts(names, filter_empty=False)
     except AssertionError as e:  # detectron2's "Dataset 'x' is empty!"
         raise UserError(" ".join(str(e).split())) from e
-    return _filter_records(records, filter_empty, ", ".join(names))
+    kept = _filter_records(records, filter_empty, ", ".join(names))
+    left_out = f"; {len(records) - len(kept)} without objects left out" * (len(kept) < len(records))
+    classes = MetadataCatalog.get(names[0]).get("thing_classes") or ()
+    logger.info("data %s: %s%s", ", ".join(names), describe_records(kept, classes), left_out)
+    return kept
 
 
 def _filter_records(records, filter_empty, name):

@@ -1,5 +1,6 @@
 """What is asked of the data sets that are registered, and where data sets lie."""
 
+import collections
 import difflib
 import os
 from collections.abc import Sequence
@@ -7,6 +8,8 @@ from collections.abc import Sequence
 from d2ext.errors import UserError
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+
+_SHOWN = 8  # classes in one line
 
 
 def datasets_root():
@@ -70,6 +73,28 @@ def dataset_classes(names: str | Sequence[str]) -> list[str]:
                 f"({_difference(classes[0], classes[-1])}); they cannot be used together"
             )
     return classes[0]
+
+
+def describe_records(records: Sequence[dict], classes: Sequence[str] = ()) -> str:
+    """Numbers of images and of instances of every class (but crowds) of detectron2's records, in
+    one line, the largest classes first."""
+    found = collections.Counter(
+        a.get("category_id")
+        for record in records
+        for a in record.get("annotations", ())
+        if not a.get("iscrowd", 0)
+    )
+    text = f"{len(records)} images, {found.total()} instances"
+    if not found:
+        return text
+    names = dict(enumerate(classes))
+    parts = [f"{names.get(i, f'class {i}')} {n}" for i, n in found.most_common(_SHOWN)]
+    if len(found) > _SHOWN:
+        parts.append(f"{found.total() - sum(n for _, n in found.most_common(_SHOWN))} of others")
+    absent = [name for i, name in names.items() if i not in found]
+    if absent:
+        parts.append(f"none of {', '.join(absent[:3])}{' ...' if len(absent) > 3 else ''}")
+    return f"{text} ({', '.join(parts)})"
 
 
 def _difference(first, second):

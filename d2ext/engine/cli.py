@@ -9,11 +9,11 @@ from collections.abc import Callable
 from d2ext.engine import launch
 from d2ext.engine.experiment import Experiment
 from d2ext.engine.folder import training_folder
+from d2ext.engine.limits import check_device
 from d2ext.engine.loop import evaluate_checkpoint, train
 from d2ext.engine.setup import (
     build_experiment,
     check_data,
-    check_device,
     make_output_folder,
     save_config,
     start_log,
@@ -41,6 +41,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "resume": "continue from the last checkpoint in the output folder, exactly",
         "eval_only": "evaluate the weights named by an override, else the last checkpoint in the "
         "output folder, else the config's weights",
+        "num_gpus": "number of GPUs of this machine (default: one, or the CPU without any)",
     }
     parser = argparse.ArgumentParser(
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -48,6 +49,8 @@ def argument_parser() -> argparse.ArgumentParser:
     for action in base._actions:  # the same options, but overrides that do not swallow them
         if action.option_strings and "--help" not in action.option_strings:
             action.help = helps.get(action.dest, action.help)
+            if action.dest == "num_gpus":  # so that one that was asked for can be refused
+                action.default = None
             parser._add_action(action)
     parser.add_argument(
         "--register",
@@ -85,7 +88,8 @@ def add_rename_option(parser: argparse.ArgumentParser) -> None:
 
 
 def run_guarded(function: Callable[[], int | None]) -> int:
-    """Run a program; a `UserError` becomes one line on stderr and exit status 1.
+    """Run a program; a `UserError` becomes one line on stderr and exit status 1. Under `torchrun`,
+    the first process that has it prints it.
 
     `D2EXT_TRACEBACK=1` shows the traceback as well. Ctrl-C where nothing is to be saved: 130.
     """
@@ -97,8 +101,16 @@ def run_guarded(function: Callable[[], int | None]) -> int:
     except UserError as error:
         if os.environ.get("D2EXT_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        if launch.is_first_to_say(str(error)):
+            print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
+
+
+def check_score(name: str, value: float) -> None:
+    """Raise a `UserError` unless the value of an option is a score, which lies in 0..1."""
+    if not 0 <= value <= 1:
+        mend = f"; did you mean {value / 100:g}?" if 1 < value <= 100 else ""
+        raise UserError(f"{name} is {value:g}; scores lie between 0 and 1{mend}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -115,9 +127,9 @@ def main(argv: list[str] | None = None) -> None:
 def _main(args: argparse.Namespace) -> None:
     if not args.config_file:
         raise UserError("--config-file is missing; give a .yaml or .py config, see --help")
-    if not launch.started_by_torchrun():
-        check_device(_build(args))
-    launch.run(run_worker, args)
+    experiment = _build(args)
+    check_device(experiment)
+    launch.run(run_worker, args, experiment.device)
 
 
 def _build(args: argparse.Namespace) -> Experiment:

@@ -1,7 +1,7 @@
 """What the training loop needs to know about a run, read from either kind of config.
 
-`Experiment` is the interface; its two subclasses read a detectron2 `CfgNode` (yaml) and an
-omegaconf `DictConfig` (lazy). Nothing else in the engine looks into a config.
+`Experiment` is the interface; `YacsExperiment` reads a detectron2 `CfgNode` (yaml) and
+`LazyExperiment` an omegaconf `DictConfig`. Nothing else in the engine looks into a config.
 """
 
 import abc
@@ -9,26 +9,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch.nn import Module
 
-from d2ext.config import check_registered_names
-from d2ext.config.overrides import LAZY_TO_YAML, YAML_TO_LAZY, lazy_keys, parse_overrides
+from d2ext.config.overrides import (
+    LAZY_TO_YAML,
+    YAML_TO_LAZY,
+    parse_overrides,
+)
 from d2ext.data import (
-    InstanceSegMapper,
-    build_test_loader,
-    build_train_loader,
     dataset_classes,
     semantic_num_labels,
 )
-from d2ext.errors import UserError
-from d2ext.evaluation import build_evaluator
-from d2ext.solver import build_lr_multiplier, build_optimizer
 
-from detectron2.config import CfgNode, LazyConfig, instantiate
-
-# Of lazy configs without `train.test_aug`.
-NO_TEST_AUG = {"enabled": False, "min_sizes": [], "max_size": 4000, "flip": True}
+from detectron2.config import CfgNode
 
 
 class Experiment(abc.ABC):
@@ -137,6 +131,14 @@ class Experiment(abc.ABC):
     def semantic_mode(self) -> str:
         """The mapper's `semantic` option."""
 
+    @abc.abstractmethod
+    def setting(self, yaml: str, lazy: str) -> Any:
+        """The value of a key that both kinds may have, lists as such; `None` without it."""
+
+    @abc.abstractmethod
+    def name_of(self, yaml: str, lazy: str) -> str:
+        """What a key is called in this kind of config."""
+
     def metadata(self) -> dict[str, Any]:
         """Plain values that travel with the weights."""
         names = self.train_sets() or self.test_sets()
@@ -146,250 +148,3 @@ class Experiment(abc.ABC):
         if self.semantic_mode() != "none" and self.train_sets():
             known["semantic_labels"] = semantic_num_labels(self.train_sets(), self.semantic_mode())
         return known
-
-
-class YacsExperiment(Experiment):
-    """A run described by a yaml config."""
-
-    def __init__(self, cfg: CfgNode):
-        self.cfg = cfg
-        self._read()
-
-    def _read(self) -> None:
-        cfg = self.cfg
-        self.output_dir = cfg.OUTPUT_DIR
-        self.init_checkpoint = cfg.MODEL.WEIGHTS
-        self.device = cfg.MODEL.DEVICE
-        self.cudnn_benchmark = cfg.CUDNN_BENCHMARK
-        self.seed = cfg.SEED
-        self.max_iter = cfg.SOLVER.MAX_ITER
-        self.amp = cfg.SOLVER.AMP.ENABLED
-        self.checkpoint_period = cfg.SOLVER.CHECKPOINT_PERIOD
-        self.checkpoint_keep = cfg.SOLVER.CHECKPOINT_KEEP
-        self.eval_period = cfg.TEST.EVAL_PERIOD
-        self.best_metric = cfg.TEST.BEST_METRIC
-        self.early_stopping = cfg.TEST.EARLY_STOPPING
-        self.skip_nonfinite = cfg.SOLVER.SKIP_NONFINITE
-        self.log_period = cfg.LOG_PERIOD
-        self.ddp = {}
-        self.image_format = cfg.INPUT.FORMAT
-        self.test_aug = {
-            "enabled": cfg.TEST.AUG.ENABLED,
-            "min_sizes": list(cfg.TEST.AUG.MIN_SIZES),
-            "max_size": cfg.TEST.AUG.MAX_SIZE,
-            "flip": cfg.TEST.AUG.FLIP,
-        }
-
-    def write_config(self, path: str) -> None:
-        with open(path, "w", encoding="utf-8") as f:
-            f.write(self.cfg.dump())
-
-    def build_model(self) -> Module:
-        from detectron2.modeling import build_model
-
-        check_registered_names(self.cfg)
-        return build_model(self.cfg)
-
-    def build_optimizer(self, model: Module) -> torch.optim.Optimizer:
-        return build_optimizer(self.cfg, model)
-
-    def build_lr_multiplier(self):
-        return build_lr_multiplier(self.cfg)
-
-    def build_train_loader(self, start_iter: int = 0):
-        cfg = self.cfg
-        return build_train_loader(
-            self.train_sets(),
-            mapper=InstanceSegMapper(cfg, is_train=True),
-            total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-            seed=self.seed,
-            aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            start_iter=start_iter,
-        )
-
-    def build_test_loader(self, dataset_name: str):
-        return build_test_loader(
-            dataset_name,
-            mapper=InstanceSegMapper(self.cfg, is_train=False),
-            num_workers=self.cfg.DATALOADER.NUM_WORKERS,
-        )
-
-    def build_evaluator(self, dataset_name: str):
-        test = self.cfg.TEST
-        return build_evaluator(
-            dataset_name,
-            self.output_dir,
-            metrics=list(test.METRICS),
-            mapr_ious=list(test.MAPR_IOUS),
-            mapr_area=test.MAPR_AREA,
-            max_detections=test.DETECTIONS_PER_IMAGE,
-        )
-
-    def train_sets(self) -> list[str]:
-        return list(self.cfg.DATASETS.TRAIN)
-
-    def test_sets(self) -> list[str]:
-        return list(self.cfg.DATASETS.TEST)
-
-    def test_augmentations(self) -> list:
-        from detectron2.data.detection_utils import build_augmentation
-
-        return build_augmentation(self.cfg, is_train=False)
-
-    def num_classes(self) -> int:
-        return self.cfg.MODEL.ROI_HEADS.NUM_CLASSES
-
-    def set_num_classes(self, things: int, semantic: int | None = None) -> None:
-        self.cfg.defrost()
-        self.cfg.MODEL.ROI_HEADS.NUM_CLASSES = things
-        if semantic is not None:
-            self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = semantic
-
-    def registered(self) -> list[str]:
-        return list(self.cfg.DATASETS.REGISTER)
-
-    def set_paths(self, output_dir: str, weights: str) -> None:
-        self.cfg.defrost()
-        self.cfg.OUTPUT_DIR, self.cfg.MODEL.WEIGHTS = output_dir, weights
-
-    def set_registered(self, texts: Sequence[str]) -> None:
-        self.cfg.defrost()
-        self.cfg.DATASETS.REGISTER = tuple(texts)
-
-    def set_device(self, device: str) -> None:
-        self.cfg.defrost()
-        self.device = self.cfg.MODEL.DEVICE = device
-
-    def semantic_mode(self) -> str:
-        return self.cfg.INPUT.SEMANTIC
-
-
-class LazyExperiment(Experiment):
-    """A run described by a lazy config; see `configs/common` for the fields."""
-
-    # Where a model keeps its number of classes.
-    CLASSES_KEY = "model.roi_heads.num_classes"
-    # Endings of the keys of the number of detections in an image at most.
-    LIMITS = ("test_topk_per_image", ".max_per_image")
-    # Where a semantic branch may keep its number of labels.
-    SEMANTIC_KEYS = ("model.roi_heads.semantic_head.num_classes", "model.sem_seg_head.num_classes")
-
-    def __init__(self, cfg: DictConfig):
-        self.cfg = cfg
-        self._read()
-
-    def _read(self) -> None:
-        if OmegaConf.select(self.cfg, self.CLASSES_KEY) is None:
-            raise UserError(
-                f"the lazy config has no {self.CLASSES_KEY}, which is set to the number of classes "
-                "of the data; refer to it where else the model needs that number"
-            )
-        train = self.cfg.train
-        self.output_dir = train.output_dir
-        self.init_checkpoint = train.init_checkpoint or ""
-        self.device = train.device
-        self.cudnn_benchmark = train.get("cudnn_benchmark", False)
-        self.seed = train.seed
-        self.max_iter = train.max_iter
-        self.amp = train.amp.enabled
-        self.checkpoint_period = train.checkpointer.period
-        self.checkpoint_keep = train.checkpointer.max_to_keep
-        self.eval_period = train.eval_period
-        # A lazy config of one's own may do without these.
-        self.best_metric = train.get("best_metric", "")
-        self.early_stopping = train.get("early_stopping", 0)
-        self.skip_nonfinite = train.get("skip_nonfinite", False)
-        self.log_period = train.log_period
-        self.ddp = OmegaConf.to_container(train.ddp)
-        self.image_format = self.cfg.dataloader.test.mapper.image_format
-        self.test_aug = OmegaConf.to_container(OmegaConf.create(train.get("test_aug", NO_TEST_AUG)))
-
-    def write_config(self, path: str) -> None:
-        LazyConfig.save(self.cfg, path)
-
-    def build_model(self) -> Module:
-        model = _instantiate(self.cfg.model, "model")
-        return model.to(torch.device(self.device))
-
-    def build_optimizer(self, model: Module) -> torch.optim.Optimizer:
-        node = self.cfg.optimizer
-        # detectron2's own: L(SGD)(params=L(get_default_optimizer_params)(...), ...)
-        owner = node.params if OmegaConf.is_dict(node.get("params")) else node
-        owner.model = model
-        try:
-            return _instantiate(node, "optimizer")
-        finally:
-            del owner["model"]  # a saved config must not drag the weights along
-
-    def build_lr_multiplier(self):
-        return _instantiate(self.cfg.lr_multiplier, "lr_multiplier")
-
-    def build_train_loader(self, start_iter: int = 0):
-        node = self.cfg.dataloader.train.copy()
-        node._set_parent(self.cfg.dataloader)
-        node.start_iter = start_iter
-        return _instantiate(node, "dataloader.train")
-
-    def build_test_loader(self, dataset_name: str):
-        node = self.cfg.dataloader.test.copy()
-        node._set_parent(self.cfg.dataloader)
-        node.dataset = dataset_name
-        return _instantiate(node, "dataloader.test")
-
-    def build_evaluator(self, dataset_name: str):
-        # A lazy config of one's own may do without the node.
-        options = OmegaConf.to_container(self.cfg.dataloader.get("evaluator", OmegaConf.create()))
-        keys = [k for k in lazy_keys(self.cfg.model) if k.endswith(self.LIMITS)]
-        limits = [OmegaConf.select(self.cfg.model, key) for key in keys]
-        if limits:
-            options.setdefault("max_detections", -1 if min(limits) < 0 else max(limits))
-        return build_evaluator(dataset_name, self.output_dir, **options)
-
-    def train_sets(self) -> list[str]:
-        return _names(self.cfg.dataloader.train.dataset)
-
-    def test_sets(self) -> list[str]:
-        return _names(self.cfg.dataloader.test.dataset)
-
-    def test_augmentations(self) -> list:
-        return [instantiate(a) for a in self.cfg.dataloader.test.mapper.augmentations]
-
-    def num_classes(self) -> int:
-        return OmegaConf.select(self.cfg, self.CLASSES_KEY)
-
-    def set_num_classes(self, things: int, semantic: int | None = None) -> None:
-        OmegaConf.update(self.cfg, self.CLASSES_KEY, things)
-        if semantic is not None:
-            for key in self.SEMANTIC_KEYS:
-                if OmegaConf.select(self.cfg, key) is not None:
-                    OmegaConf.update(self.cfg, key, semantic)
-
-    def registered(self) -> list[str]:
-        return list(self.cfg.dataloader.get("register", ()))
-
-    def set_paths(self, output_dir: str, weights: str) -> None:
-        self.cfg.train.output_dir, self.cfg.train.init_checkpoint = output_dir, weights
-
-    def set_registered(self, texts: Sequence[str]) -> None:
-        self.cfg.dataloader.register = list(texts)
-
-    def set_device(self, device: str) -> None:
-        self.device = self.cfg.train.device = device
-
-    def semantic_mode(self) -> str:
-        return self.cfg.dataloader.train.mapper.get("semantic", "none")
-
-
-def _names(value) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
-
-
-def _instantiate(node, key: str):
-    try:
-        return instantiate(node)
-    except TypeError as error:
-        if "unexpected keyword argument" in str(error) or "required keyword" in str(error):
-            raise UserError(f"lazy config, '{key}': {' '.join(str(error).split())}") from error
-        raise

@@ -18,21 +18,29 @@ from fvcore.nn.precise_bn import get_bn_modules
 from d2ext.checkpoint import Checkpointer, RNGState, preserve_rng, read_metadata
 from d2ext.checkpoint.settings import SETTINGS_KEY, settings_to_config
 from d2ext.engine.best import BestCheckpoint, EndEarly, EndedEarly
-from d2ext.engine.experiment import Experiment, YacsExperiment
+from d2ext.engine.console import end_brief
+from d2ext.engine.experiment import Experiment
 from d2ext.engine.folder import training_folder
 from d2ext.engine.hooks import KeepLastCheckpoints, PatientWriter, SaveCheckpoints
 from d2ext.engine.provenance import (
     CONFIG_KEY,
     check_classes,
     check_settings,
-    config_text,
+    config_to_store,
     note_classes,
     note_settings,
 )
 from d2ext.engine.resuming import complete_final_checkpoint, find_last_checkpoint
 from d2ext.engine.setup import check_runnable, make_output_folder, save_config
 from d2ext.engine.stopping import GracefulStop
+from d2ext.engine.summary import (
+    SummingCheckpointer,
+    log_model,
+    log_schedule,
+    log_test_data,
+)
 from d2ext.engine.trainer import CheckedAMPTrainer, CheckedTrainer
+from d2ext.engine.yacs_experiment import YacsExperiment
 from d2ext.errors import UserError
 from d2ext.evaluation import run_inference
 from d2ext.modeling.test_time_augmentation import with_test_time_augmentation
@@ -74,6 +82,7 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
     model = experiment.build_model()
     check_runnable(experiment, model)
     logger.info("Model:\n%s", model)
+    log_model(experiment, model)
     optimizer = experiment.build_optimizer(model)
     scheduler = make_lr_scheduler(optimizer, experiment.build_lr_multiplier(), experiment.max_iter)
 
@@ -94,7 +103,7 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
     )
 
     rng = RNGState()
-    checkpointer = Checkpointer(
+    checkpointer = SummingCheckpointer(
         model,
         experiment.output_dir,
         metadata=experiment.metadata(),
@@ -130,6 +139,7 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
             else None,
         ]
     )
+    log_test_data(experiment)
     if start_iter == 0:
         stored = read_metadata(experiment.init_checkpoint)
         note_classes(experiment, stored, experiment.init_checkpoint)
@@ -145,10 +155,12 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
     if left:
         logger.info("only in the checkpoints, which d2ext's Predictor reads: %s", ", ".join(left))
     if comm.is_main_process():
-        checkpointer.metadata[CONFIG_KEY] = config_text(experiment)
+        checkpointer.metadata[CONFIG_KEY] = config_to_store(experiment)
     if start_iter >= experiment.max_iter:
         complete_final_checkpoint(checkpointer, start_iter - 1)
+    log_schedule(experiment, optimizer, start_iter, len(loader.dataset))
     save_config(experiment, experiment.output_dir)  # now: a command that failed has left no trace
+    end_brief()
     with stop.handling_signals(), _closing(loader), contextlib.suppress(EndedEarly):
         trainer.train(start_iter, experiment.max_iter)
     return dict(last_results)
@@ -192,11 +204,13 @@ def evaluate_checkpoint(experiment: Experiment, resume: bool = False) -> dict[st
     # Those that the weights were trained with: prediction needs no maps.
     experiment.set_num_classes(experiment.num_classes(), stored.get("semantic_labels"))
     model = experiment.build_model()
-    Checkpointer(model).load_complete(path)
+    log_model(experiment, model)
+    SummingCheckpointer(model).load_complete(path)
     model = create_ddp_model(model.eval(), **_ddp_options(experiment))
     if experiment.test_aug["enabled"]:
         sizes = {name: value for name, value in experiment.test_aug.items() if name != "enabled"}
         model = with_test_time_augmentation(model, **sizes)
+    end_brief()
     results = evaluate(experiment, model)
     if comm.is_main_process() and isinstance(experiment, YacsExperiment):
         verify_results(experiment.cfg, results)

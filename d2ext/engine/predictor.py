@@ -15,9 +15,11 @@ from PIL import Image, ImageOps
 from d2ext.checkpoint import Checkpointer, read_metadata
 from d2ext.config.stored import load_stored_config
 from d2ext.data import parse_register, register_coco_dataset
-from d2ext.engine.experiment import Experiment, LazyExperiment
+from d2ext.engine.experiment import Experiment
+from d2ext.engine.lazy_experiment import LazyExperiment
+from d2ext.engine.limits import check_device
 from d2ext.engine.provenance import CONFIG_KEY, check_settings, class_names
-from d2ext.engine.setup import build_experiment, check_device
+from d2ext.engine.setup import build_experiment
 from d2ext.errors import UserError
 
 from detectron2.config import CfgNode

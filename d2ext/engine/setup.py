@@ -20,8 +20,13 @@ from d2ext.data import (
     register_coco_dataset,
     semantic_num_labels,
 )
-from d2ext.engine.experiment import Experiment, LazyExperiment, YacsExperiment
+from d2ext.engine.console import LOGGERS, begin_brief
+from d2ext.engine.experiment import Experiment
+from d2ext.engine.lazy_experiment import LazyExperiment
+from d2ext.engine.limits import check_limits
 from d2ext.engine.provenance import absolute_register, portable_copy
+from d2ext.engine.summary import log_start
+from d2ext.engine.yacs_experiment import YacsExperiment
 from d2ext.errors import UserError
 from d2ext.evaluation import evaluator_kind
 from d2ext.modeling.backbone.norm import EvalStatsBatchNorm2d
@@ -62,6 +67,7 @@ def build_experiment(
     cfg = load_config(config, overrides) if isinstance(config, str) else config
     experiment = LazyExperiment(cfg) if is_lazy(cfg) else YacsExperiment(cfg)
     experiment.note_chosen(overrides)
+    check_limits(experiment)
     register_all()
     texts = [absolute_register(text) for text in [*experiment.registered(), *register]]
     texts = list(dict.fromkeys(texts))
@@ -74,15 +80,18 @@ def build_experiment(
         if not eval_only or spec.name in needed:
             register_coco_dataset(*spec)
     experiment.set_registered(texts)
-    names = experiment.test_sets()
-    _check_data_sets(names if eval_only else experiment.train_sets() + names)
+    _check_data_sets(experiment, eval_only)
     _fit_classes(experiment, overrides)
     return experiment
 
 
-def _check_data_sets(names: Sequence[str]) -> None:
+def _check_data_sets(experiment: Experiment, eval_only: bool) -> None:
     known = DatasetCatalog.list()
-    for name in names:
+    names = experiment.test_sets()
+    if not experiment.train_sets() + names:
+        key = experiment.name_of("DATASETS.TRAIN", "dataloader.train.dataset")
+        raise UserError(f"{key} is empty, and so is the test set; name a data set")
+    for name in names if eval_only else experiment.train_sets() + names:
         if name not in known:
             raise UserError(
                 f"data set '{name}' is not registered{nearest(name, known)}; "
@@ -97,7 +106,7 @@ def _fit_classes(experiment: Experiment, overrides: Sequence[str]) -> None:
     names = train_sets + experiment.test_sets()
     if not names or not all(_has_class_names(name) for name in names):
         return  # a data set of another kind, whose owner sets the numbers
-    count = len(dataset_classes(names))
+    count = _shared_classes(experiment, train_sets)
     for override in parse_overrides(overrides):
         same = {override.key, YAML_TO_LAZY.get(override.key), LAZY_TO_YAML.get(override.key)}
         if same & set(_CLASS_KEYS) and override.value != count:
@@ -113,6 +122,22 @@ def _fit_classes(experiment: Experiment, overrides: Sequence[str]) -> None:
     experiment.set_num_classes(count, semantic)
 
 
+def _shared_classes(experiment: Experiment, train: list[str]) -> int:
+    """Number of classes of the data; a test set that was forgotten is named by its key."""
+    test = experiment.test_sets()
+    if train and test:
+        dataset_classes(train)
+        dataset_classes(test)
+        try:
+            return len(dataset_classes(train + test))
+        except UserError as error:
+            key = experiment.name_of("DATASETS.TEST", "dataloader.test.dataset")
+            raise UserError(
+                f"{error}; set {key} to the test set of '{train[0]}', or to [] for none"
+            ) from error
+    return len(dataset_classes(train + test))
+
+
 def _has_class_names(name: str) -> bool:
     return bool(getattr(MetadataCatalog.get(name), "thing_classes", None))
 
@@ -121,13 +146,18 @@ def check_runnable(experiment: Experiment, model: Module) -> None:
     """Refuse settings that are known to fail later, before anything long starts.
 
     Raises:
-        UserError: AMP without a GPU; a GPU that is not there; frozen batch norm on random weights;
-            a test set without an evaluator.
+        UserError: AMP without a GPU; frozen batch norm on random weights; a test set without an
+            evaluator.
     """
     if experiment.amp and not experiment.device.startswith("cuda"):
         raise UserError(
             "mixed precision needs a GPU, but the device is 'cpu'; "
             "set SOLVER.AMP.ENABLED=false (yaml) or train.amp.enabled=false (lazy)"
+        )
+    if not experiment.train_sets():
+        raise UserError(
+            f"{experiment.name_of('DATASETS.TRAIN', 'dataloader.train.dataset')} is empty; name a "
+            "data set to train on"
         )
     for name in experiment.test_sets():
         evaluator_kind(name)
@@ -150,7 +180,9 @@ def make_output_folder(folder: str) -> None:
 
 
 def start_log(experiment: Experiment, args: argparse.Namespace, folder: str) -> None:
-    """What detectron2's `default_setup` does, but for the config, which a command that fails later
+    """Set up the log of a run, of which the console shows a few lines until `console.end_brief`.
+
+    What detectron2's `default_setup` does, but for the config, which a command that fails later
     must not overwrite: see `save_config`.
 
     Args:
@@ -159,8 +191,10 @@ def start_log(experiment: Experiment, args: argparse.Namespace, folder: str) -> 
         folder: gets `log.txt`; made if it is not there.
     """
     make_output_folder(folder)
-    for name in ("fvcore", "detectron2", "d2ext"):
+    for name in LOGGERS:
         setup_logger(folder, distributed_rank=comm.get_rank(), name=name)
+    begin_brief()
+    log_start(experiment, args.config_file, args.opts, os.path.join(folder, "log.txt"))
     start = logging.getLogger("detectron2")
     start.info(
         "Rank of current process: %d. World size: %d", comm.get_rank(), comm.get_world_size()
@@ -169,8 +203,6 @@ def start_log(experiment: Experiment, args: argparse.Namespace, folder: str) -> 
     start.info("Command line arguments: %s", args)
     seed_all_rng(experiment.seed + comm.get_rank() if experiment.seed >= 0 else None)
     torch.backends.cudnn.benchmark = experiment.cudnn_benchmark and not args.eval_only
-    for line in settings_summary(experiment):
-        logger.info(line)
 
 
 def save_config(experiment: Experiment, folder: str) -> None:
@@ -215,29 +247,10 @@ def check_data(experiment: Experiment, eval_only: bool = False) -> None:
         raise UserError(mistake)
 
 
-def check_device(experiment: Experiment) -> None:
-    """Raise a `UserError` if the device is not on this machine."""
-    if experiment.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(
-            f"device is '{experiment.device}', but this machine has no usable GPU; "
-            "set MODEL.DEVICE=cpu (yaml) or train.device=cpu (lazy)"
-        )
-
-
 def _has_frozen_statistics(model: Module) -> bool:
     frozen = [
         m for m in model.modules() if isinstance(m, (FrozenBatchNorm2d, EvalStatsBatchNorm2d))
     ]
     return bool(frozen) and all(
         bool((m.running_mean == 0).all()) and bool((m.weight == 1).all()) for m in frozen
-    )
-
-
-def settings_summary(experiment: Experiment) -> tuple[str, ...]:
-    """One line per setting a reader of the log looks for first."""
-    return (
-        f"device {experiment.device}, seed {experiment.seed}, {experiment.max_iter} iterations",
-        f"training on {', '.join(experiment.train_sets()) or 'nothing'}; "
-        f"testing on {', '.join(experiment.test_sets()) or 'nothing'}",
-        f"output folder {experiment.output_dir}",
     )

@@ -120,6 +120,11 @@ def make_optimizer(
         lr_multipliers,
     )
     if clip_gradients:
+        if not isinstance(clip_gradients, Mapping):
+            raise UserError(
+                f"clip_gradients is {clip_gradients!r}; it has to be null or a group with type, "
+                "value and norm_type"
+            )
         optimizer_class = _with_clipping(optimizer_class, dict(clip_gradients))
     return optimizer_class(params, lr=lr, weight_decay=weight_decay, **options)
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from d2ext.config import load_config
-from d2ext.engine.experiment import LazyExperiment, YacsExperiment
+from d2ext.engine.lazy_experiment import LazyExperiment
+from d2ext.engine.yacs_experiment import YacsExperiment
 
 _MODELS = {}
 

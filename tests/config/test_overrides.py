@@ -285,6 +285,12 @@ YAML_ERRORS = {
     "qqqqqq=3": "no such key",
 }
 LAZY_ERRORS = {
+    # Nothing would read these: no advice to add them.
+    "SOLVER.WEIGHT_DECAY=0.1": "SOLVER.WEIGHT_DECAY is a key of yaml configs",
+    "+SOLVER.WEIGHT_DECAY=0.1": "and this one is lazy",
+    "INPUT.MIN_SIZE_TEST=64": "INPUT.MIN_SIZE_TEST is a key of yaml configs",
+    "train.seed=${train.max_iter": "no viable alternative",
+    "+train.other=${train.max_iter": "no viable alternative",
     "train.seed=abc": "train.seed takes a whole number such as 42",
     "SEED=abc": "train.seed takes a whole number",
     "optimizer.lr=fast": "optimizer.lr takes a number such as 0.02",
@@ -306,6 +312,8 @@ WORD_ERRORS = {
     ("SEED",): "override 'SEED' has no value; write it as SEED=VALUE",
     ("OUTPUT_DIR", "SEED=3"): "override 'OUTPUT_DIR' has no value",
     ("=3",): "override '=3' has no key",
+    ("SEED=", "3"): "override 'SEED= 3': write it as SEED=3",
+    ("SEED =", "3"): "write it as SEED=3",
 }
 
 

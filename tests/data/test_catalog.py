@@ -5,7 +5,7 @@ import os
 import pytest
 
 from d2ext.data import dataset_classes, shapes
-from d2ext.data.catalog import is_registered_as, semantic_map_path
+from d2ext.data.catalog import describe_records, is_registered_as, semantic_map_path
 from d2ext.errors import UserError
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -52,3 +52,13 @@ def test_a_name_stands_for_its_paths_however_they_are_written(register, tmp_path
 
 def test_maps_are_named_by_the_stem_of_the_image():
     assert semantic_map_path("maps", "images/sub/a.b.jpg") == os.path.join("maps", "a.b.png")
+
+
+def test_records_are_described_by_images_and_instances_of_the_largest_classes():
+    objects = [{"category_id": 1}] * 3 + [{"category_id": 0}, {"category_id": 1, "iscrowd": 1}]
+    records = [{"annotations": objects}, {"annotations": []}, {}]
+    text = describe_records(records, ["cat", "dog", "owl"])
+    assert text == "3 images, 4 instances (dog 3, cat 1, none of owl)"
+    assert describe_records(records[1:], ["cat"]) == "2 images, 0 instances"
+    many = [{"annotations": [{"category_id": c} for c in range(10) for _ in range(c + 1)]}]
+    assert describe_records(many).endswith("class 2 3, 3 of others)")

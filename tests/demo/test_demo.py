@@ -12,7 +12,7 @@ from PIL import Image
 
 from d2ext.checkpoint import Checkpointer
 from d2ext.engine import build_experiment
-from d2ext.engine.provenance import config_text
+from d2ext.engine.provenance import config_to_store
 from d2ext.errors import UserError
 
 from detectron2.structures import Boxes, Instances
@@ -52,6 +52,13 @@ def test_file_whose_name_looks_like_a_pattern_is_taken_literally(script, tmp_pat
 def test_input_that_stands_for_nothing_is_an_error(script, tmp_path, name):
     with pytest.raises(UserError, match="--input .*(no such image|no images)"):
         script.expand_inputs([str(tmp_path / name)])
+
+
+def test_a_threshold_in_percent_is_one_line(script, tmp_path, capsys):
+    command = ["--config-file", "none.yaml", "--input", str(tmp_path), "--output", str(tmp_path)]
+    assert script.main([*command, "--confidence-threshold", "50"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: --confidence-threshold is 50") and "did you mean 0.5" in err
 
 
 def test_images_of_one_name_get_pictures_of_different_names(script):
@@ -158,7 +165,7 @@ def weights_with_config(mask_rcnn_weights, tmp_path):
         checkpointer = Checkpointer(
             experiment.build_model(),
             str(tmp_path / "run"),
-            metadata={"config": config_text(experiment), **metadata},
+            metadata={"config": config_to_store(experiment), **metadata},
         )
         checkpointer.load(mask_rcnn_weights)
         checkpointer.save("model")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from d2ext.engine import build_experiment, main
-from d2ext.engine.cli import argument_parser, run_guarded
+from d2ext.engine.cli import argument_parser, check_score, run_guarded
+from d2ext.engine.setup import check_runnable
 from d2ext.errors import UserError
 
 from detectron2.config import LazyCall as L
@@ -130,6 +131,38 @@ def test_class_count_that_contradicts_the_data_names_both_numbers(configs, coco_
     with pytest.raises(UserError, match="is 5.*2 classes"):
         build_experiment(f"{configs['mask_rcnn']}.{kind}", [*overrides, f"{key}=5"], [coco_file])
     build_experiment(f"{configs['mask_rcnn']}.{kind}", [*overrides, f"{key}=2"], [coco_file])
+
+
+@pytest.mark.parametrize(
+    "kind, key", [("yaml", "DATASETS.TEST"), ("py", "dataloader.test.dataset")]
+)
+def test_a_test_set_that_was_forgotten_is_named_by_its_key(configs, coco_file, kind, key):
+    with pytest.raises(UserError, match=f"'pets' and 'shapes_val' have .*; set {key} to the test"):
+        build_experiment(f"{configs['mask_rcnn']}.{kind}", ["DATASETS.TRAIN=pets"], [coco_file])
+
+
+@pytest.mark.parametrize("kind", ["yaml", "py"])
+def test_no_data_set_at_all_is_named_by_the_key(configs, kind):
+    overrides = ["DATASETS.TRAIN=[]", "DATASETS.TEST=[]"]
+    with pytest.raises(UserError, match="(DATASETS.TRAIN|dataloader.train.dataset) is empty"):
+        build_experiment(f"{configs['mask_rcnn']}.{kind}", overrides)
+
+
+@pytest.mark.parametrize("kind", ["yaml", "py"])
+def test_no_training_set_is_named_by_the_key(configs, shapes_few, kind):
+    overrides = ["DATASETS.TRAIN=[]", f"DATASETS.TEST={shapes_few}"]
+    experiment = build_experiment(f"{configs['mask_rcnn']}.{kind}", overrides)
+    with pytest.raises(UserError, match="(DATASETS.TRAIN|dataloader.train.dataset) is empty"):
+        check_runnable(experiment, torch.nn.Identity())
+
+
+@pytest.mark.parametrize(
+    "value, words", [(50, "50; .* did you mean 0.5"), (-1, "is -1"), (101, "is 101")]
+)
+def test_a_score_in_percent_is_refused(value, words):
+    check_score("--confidence-threshold", 0.5)
+    with pytest.raises(UserError, match=f"--confidence-threshold.*{words}"):
+        check_score("--confidence-threshold", value)
 
 
 def test_a_lazy_model_without_its_number_of_classes_is_refused_with_the_place(tmp_path):

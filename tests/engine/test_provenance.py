@@ -9,7 +9,12 @@ from omegaconf import OmegaConf
 from d2ext.checkpoint import Checkpointer, read_metadata
 from d2ext.engine import Predictor, build_experiment, train
 from d2ext.engine.loop import evaluate_checkpoint
-from d2ext.engine.provenance import CONFIG_KEY, class_difference, config_text, setting_differences
+from d2ext.engine.provenance import (
+    CONFIG_KEY,
+    class_difference,
+    config_to_store,
+    setting_differences,
+)
 from d2ext.errors import UserError
 
 ANCHORS = {
@@ -32,7 +37,7 @@ def saved(short_run, tmp_path):
 
     def save(kind, names=None, *more):
         experiment = short_run("mask_rcnn", kind, "trained", *more)
-        metadata = {**experiment.metadata(), CONFIG_KEY: config_text(experiment)}
+        metadata = {**experiment.metadata(), CONFIG_KEY: config_to_store(experiment)}
         if names is not None:
             metadata["thing_classes"] = names
         model = experiment.build_model()
@@ -169,7 +174,7 @@ def test_paths_in_a_saved_config_are_absolute(configs, register_few, tmp_path, m
     overrides = ["DATASETS.TRAIN=rel_few", "DATASETS.TEST=rel_few", "OUTPUT_DIR=out"]
     overrides += ["MODEL.WEIGHTS=w.pth", "MODEL.DEVICE=cpu"]
     experiment = build_experiment(path, overrides, ["rel_few=few.json,images"])
-    (tmp_path / "config.yaml").write_text(config_text(experiment))
+    (tmp_path / "config.yaml").write_text(config_to_store(experiment))
     assert experiment.output_dir == "out"  # the run itself keeps its words
     monkeypatch.chdir(tmp_path)
     again = build_experiment("config.yaml")
@@ -177,7 +182,7 @@ def test_paths_in_a_saved_config_are_absolute(configs, register_few, tmp_path, m
     assert again.init_checkpoint == os.path.join(images, "w.pth")
     assert again.registered() == [f"rel_few={images}/few.json,{images}/images"]
     shipped = build_experiment(path, ["MODEL.DEVICE=cpu"], with_data=False)
-    assert f"{shipped.init_checkpoint}\n" in config_text(shipped)
+    assert f"{shipped.init_checkpoint}\n" in config_to_store(shipped)
     assert shipped.init_checkpoint.startswith("d2ext://")
 
 

@@ -208,3 +208,19 @@ def test_a_clipping_optimiser_restores_its_state():
     step(parameter, optimizer)
     step(other, restored)
     assert other.equal(parameter)
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("OPTIMIZER", "AdamW", "SOLVER.OPTIMIZER=AdamW has no effect"),
+        ("LR_MULTIPLIERS", [["", 2.0]], "SOLVER.LR_MULTIPLIERS has no effect"),
+        ("OPTIMIZER", "SGD", ""),
+    ],
+)
+def test_detectron2s_own_trainer_says_which_keys_it_leaves_out(caplog, key, value, words):
+    cfg = get_cfg()
+    cfg.SOLVER[key] = value
+    optimizer = DefaultTrainer.build_optimizer(cfg, torch.nn.Linear(2, 2))
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert words in caplog.text and bool(caplog.text) == bool(words)

@@ -115,3 +115,10 @@ def test_unusable_results_are_one_line(script, few, tmp_path, capsys, text, mess
     assert run(script, path, few[1], tmp_path) == 1
     err = capsys.readouterr().err
     assert message in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_threshold_in_percent_is_one_line(script, few, tmp_path, capsys):
+    (tmp_path / "results.json").write_text("[]")
+    more = ["--confidence-threshold", "50"]
+    assert run(script, tmp_path / "results.json", few[1], tmp_path, *more) == 1
+    assert "did you mean 0.5" in capsys.readouterr().err
