@@ -79,7 +79,7 @@ def absolute_register(text: str) -> str:
     return f"{name}={','.join(map(os.path.abspath, paths))}"
 
 
-def config_text(experiment: Experiment) -> str:
+def config_to_store(experiment: Experiment) -> str:
     """The config of a run as it is stored in checkpoints: the text of its `config.yaml`. Empty for
     a lazy config with objects that no text can stand for."""
     with tempfile.TemporaryDirectory() as folder:
@@ -208,7 +208,7 @@ def setting_differences(
     settings = stored.get(SETTINGS_KEY)
     settings_to_config(now.cfg, settings if isinstance(settings, dict) else {})  # what loading sets
     try:
-        theirs, ours = flat_settings(text, path), flat_settings(config_text(now), "this run")
+        theirs, ours = flat_settings(text, path), flat_settings(config_to_store(now), "this run")
     except UserError as error:
         logger.warning("%s; settings are not compared with those of '%s'", error, path)
         return []
