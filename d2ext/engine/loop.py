@@ -25,7 +25,7 @@ from d2ext.engine.hooks import KeepLastCheckpoints, PatientWriter, SaveCheckpoin
 from d2ext.engine.provenance import (
     CONFIG_KEY,
     check_classes,
-    check_settings,
+    check_stored_settings,
     config_to_store,
     note_classes,
     note_settings,
@@ -149,7 +149,7 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
     else:
         stored = read_metadata(start_path)
         check_classes(experiment, stored, start_path)
-        check_settings(experiment, stored, start_path)
+        check_stored_settings(experiment, stored, start_path)
         checkpointer.continue_from(start_path)
     left = settings_to_config(experiment.cfg, checkpointer.metadata.get(SETTINGS_KEY, {}))
     if left:
@@ -158,7 +158,7 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
         checkpointer.metadata[CONFIG_KEY] = config_to_store(experiment)
     if start_iter >= experiment.max_iter:
         complete_final_checkpoint(checkpointer, start_iter - 1)
-    log_schedule(experiment, optimizer, start_iter, len(loader.dataset))
+    log_schedule(experiment, optimizer, start_iter, _num_images(loader))
     save_config(experiment, experiment.output_dir)  # now: a command that failed has left no trace
     end_brief()
     with stop.handling_signals(), _closing(loader), contextlib.suppress(EndedEarly):
@@ -200,7 +200,7 @@ def evaluate_checkpoint(experiment: Experiment, resume: bool = False) -> dict[st
         )
     stored = read_metadata(path)
     check_classes(experiment, stored, path)
-    check_settings(experiment, stored, path)
+    check_stored_settings(experiment, stored, path)
     # Those that the weights were trained with: prediction needs no maps.
     experiment.set_num_classes(experiment.num_classes(), stored.get("semantic_labels"))
     model = experiment.build_model()
@@ -232,6 +232,14 @@ def _closing(loader: Any) -> Iterator[None]:
         yield
     finally:
         getattr(loader, "close", lambda: None)()
+
+
+def _num_images(loader: Any) -> int:
+    """Images of an epoch; 0 for a loader of a config's own that does not know."""
+    try:
+        return len(loader.dataset)
+    except (AttributeError, TypeError):
+        return 0
 
 
 def _writers(experiment: Experiment) -> list:

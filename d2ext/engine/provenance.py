@@ -167,7 +167,7 @@ def note_settings(experiment: Experiment, stored: dict[str, Any], path: str) -> 
             logger.warning("not as in the training of '%s': %s", path, _line(key, theirs, ours))
 
 
-def check_settings(experiment: Experiment, stored: dict[str, Any], path: str) -> None:
+def check_stored_settings(experiment: Experiment, stored: dict[str, Any], path: str) -> None:
     """Compare the config with the one that a checkpoint was trained with, and tell what changes a
     prediction; nothing, if the file holds none.
 

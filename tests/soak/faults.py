@@ -84,7 +84,8 @@ def swap_box(entry):
 
 
 def fractions(entry):
-    entry["segmentation"] = [[v / 200 for v in p] for p in entry["segmentation"]]
+    if isinstance(entry["segmentation"], list):
+        entry["segmentation"] = [[v / 200 for v in p] for p in entry["segmentation"]]
 
 
 def twice(content, images):
@@ -226,7 +227,7 @@ def failed_command(scene):
 
 def nan_loss(scene):
     def poison(batch):
-        batch[0]["image"] = batch[0]["image"].float() * float("nan")
+        batch[0]["instances"].gt_boxes.tensor.fill_(float("nan"))
 
     experiment = scene.experiment()
     build = experiment.build_train_loader
@@ -293,7 +294,8 @@ def other_pixels(scene):
     path = scene.folder / "own.yaml"
     lines = [f"_BASE_: {os.path.abspath(scene.options()[1])}", "MODEL:", "  PIXEL_STD: [9, 9, 9]"]
     path.write_text("\n".join(lines))
-    options = scene.options("--eval-only", "DATASETS.TEST=few")
+    test = ["DATASETS.TEST=few", f"MODEL.WEIGHTS={scene.folder / 'run/model_final.pth'}"]
+    options = scene.options("--eval-only", *test)
     return scene.outcome_of([options[0], str(path), *options[2:]])
 
 
@@ -337,12 +339,8 @@ def predicted(image):
     return provoke
 
 
-def evaluated_without_objects(scene):
-    def empty(content, images):
-        content["annotations"].clear()
-
-    test = ["--eval-only", "DATASETS.TEST=few", f"MODEL.WEIGHTS={scene.weights}"]
-    return scene.with_data(empty, *test)
+def without_objects(content, images):
+    content["annotations"].clear()
 
 
 def missing_image(scene):
@@ -400,7 +398,7 @@ FAULTS = {
         ),
         ("the output folder is a file", REFUSED, "OUTPUT_DIR", folder_not_writable),
         ("a command that fails in a used folder", "its config stays", "as before", failed_command),
-        ("NaN in an image", "images, losses, rate, advice", "total_loss|loss.*nan", nan_loss),
+        ("NaN in a box", "images, losses, rate, advice", "total_loss|loss.*nan", nan_loss),
         (
             "resuming with other classes",
             "refused, naming both",
@@ -513,7 +511,7 @@ FAULTS = {
     ],
     "Annotations": [
         ("no JSON", NAMED, "few.json", text("{")),
-        ("no list of images", NAMED, "few.json.*images", text("{}")),
+        ("no list of images", NAMED, "few.json has no list", text("{}")),
         ("boxes as two corners", CAUSE, r"\[x0, y0, x1, y1\]", annotation(swap_box)),
         ("polygons in fractions", CAUSE, "within 0..1", annotation(fractions)),
         ("every annotation twice", CAUSE, "twice|copies", lambda scene: scene.with_data(twice)),
@@ -549,13 +547,18 @@ FAULTS = {
             "annotation 1 ",
             first(segmentation=[]),
         ),
-        ("no objects at all, `--eval-only`", "refused", "annotation", evaluated_without_objects),
+        (
+            "no objects at all",
+            "refused",
+            "no image has a usable annotation",
+            lambda scene: scene.with_data(without_objects),
+        ),
     ],
     "Images": [
-        ("a file is gone", NAMED, "images/", picture(gone)),
-        ("a file cut off", NAMED, "images/", picture(cut)),
-        ("a page of HTML instead", NAMED, "images/", picture(renamed_html)),
-        ("12 bits in 16", CAUSE, "12", picture(twelve_bits)),
+        ("a file is gone", NAMED, "00002.png", picture(gone)),
+        ("a file cut off", NAMED, "image 0000", picture(cut)),
+        ("a page of HTML instead", NAMED, "image 0000", picture(renamed_html)),
+        ("12 bits in 16", CAUSE, "below 4096", picture(twelve_bits)),
         ("another size than annotated", NAMED, "50|40", picture(other_size)),
     ],
     "Prediction": [
