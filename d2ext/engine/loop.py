@@ -140,7 +140,7 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
     left = settings_to_config(experiment.cfg, checkpointer.metadata.get(SETTINGS_KEY, {}))
     if left:
         logger.info("only in the checkpoints, which d2ext's Predictor reads: %s", ", ".join(left))
-    log_schedule(experiment, optimizer, start_iter, len(loader.dataset))
+    log_schedule(experiment, optimizer, start_iter, _num_images(loader))
     save_config(experiment, experiment.output_dir)  # now: a command that failed has left no trace
     end_brief()
     with stop.handling_signals(), contextlib.suppress(EndedEarly):
@@ -193,6 +193,12 @@ def evaluate_checkpoint(experiment: Experiment, resume: bool = False) -> dict[st
     if comm.is_main_process() and isinstance(experiment, YacsExperiment):
         verify_results(experiment.cfg, results)
     return results
+
+
+def _num_images(loader) -> int:
+    """0 for a loader of one's own that does not know."""
+    dataset = getattr(loader, "dataset", ())
+    return len(dataset) if hasattr(dataset, "__len__") else 0
 
 
 def _ddp_options(experiment: Experiment) -> dict[str, Any]:
