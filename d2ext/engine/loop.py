@@ -217,6 +217,12 @@ def evaluate_checkpoint(experiment: Experiment, resume: bool = False) -> dict[st
     return results
 
 
+def _num_images(loader) -> int:
+    """0 for a loader of one's own that does not know."""
+    dataset = getattr(loader, "dataset", ())
+    return len(dataset) if hasattr(dataset, "__len__") else 0
+
+
 def _ddp_options(experiment: Experiment) -> dict[str, Any]:
     options = dict(broadcast_buffers=False)
     options.update(experiment.ddp)
@@ -232,14 +238,6 @@ def _closing(loader: Any) -> Iterator[None]:
         yield
     finally:
         getattr(loader, "close", lambda: None)()
-
-
-def _num_images(loader: Any) -> int:
-    """Images of an epoch; 0 for a loader of a config's own that does not know."""
-    try:
-        return len(loader.dataset)
-    except (AttributeError, TypeError):
-        return 0
 
 
 def _writers(experiment: Experiment) -> list:
