@@ -169,7 +169,7 @@ def test_a_checkpoint_alone_is_enough(trained, photograph, monkeypatch, tmp_path
     expected = Predictor(experiment, weights)(photograph)["instances"]
     monkeypatch.chdir(tmp_path)
     threshold = {
-        "yaml": "MODEL.ROI_HEADS.NMS_THRESH_TEST=0.01",
+        "yaml": "MODEL.RPN.POST_NMS_TOPK_TEST=1",
         "py": "model.proposal_generator.post_nms_topk=[10,1]",
     }[kind]
     predictor = Predictor.from_weights(weights)
