@@ -13,6 +13,8 @@ from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog
 from detectron2.solver.build import get_default_optimizer_params
 
+from tests.engine.helpers import CONFIGS
+
 
 def run_main(*argv):
     """Exit status of `main`."""
@@ -74,13 +76,13 @@ def test_overrides_may_stand_before_and_after_options():
     ],
 )
 def test_mistake_ends_in_one_line_that_names_it(
-    configs, shapes_few, capsys, tmp_path, monkeypatch, argv, words
+    shapes_few, capsys, tmp_path, monkeypatch, argv, words
 ):
     from torch import cuda
 
     monkeypatch.setattr(cuda, "is_available", lambda: False)
     monkeypatch.setattr(cuda, "device_count", lambda: 0)
-    files = {kind: f"{configs['mask_rcnn']}.{kind}" for kind in ("yaml", "py")}
+    files = {kind: f"{CONFIGS['mask_rcnn']}.{kind}" for kind in ("yaml", "py")}
     argv = [a.format(**files) for a in argv]
     defaults = [f"train.output_dir={tmp_path / 'out'}"]
     defaults += [f"DATASETS.TRAIN={shapes_few}", f"DATASETS.TEST={shapes_few}"]
@@ -101,9 +103,9 @@ def test_traceback_is_shown_on_request(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["yaml", "py"])
-def test_registered_data_decide_the_classes_of_the_model(configs, coco_file, kind):
+def test_registered_data_decide_the_classes_of_the_model(coco_file, kind):
     experiment = build_experiment(
-        f"{configs['htc']}.{kind}",
+        f"{CONFIGS['htc']}.{kind}",
         [
             "DATASETS.TRAIN=pets",
             "DATASETS.TEST=pets",
@@ -125,11 +127,11 @@ def test_registered_data_decide_the_classes_of_the_model(configs, coco_file, kin
 @pytest.mark.parametrize(
     "kind, key", [("yaml", "MODEL.ROI_HEADS.NUM_CLASSES"), ("py", "model.roi_heads.num_classes")]
 )
-def test_class_count_that_contradicts_the_data_names_both_numbers(configs, coco_file, kind, key):
+def test_class_count_that_contradicts_the_data_names_both_numbers(coco_file, kind, key):
     overrides = ["DATASETS.TRAIN=pets", "DATASETS.TEST=pets"]
     with pytest.raises(UserError, match="is 5.*2 classes"):
-        build_experiment(f"{configs['mask_rcnn']}.{kind}", [*overrides, f"{key}=5"], [coco_file])
-    build_experiment(f"{configs['mask_rcnn']}.{kind}", [*overrides, f"{key}=2"], [coco_file])
+        build_experiment(f"{CONFIGS['mask_rcnn']}.{kind}", [*overrides, f"{key}=5"], [coco_file])
+    build_experiment(f"{CONFIGS['mask_rcnn']}.{kind}", [*overrides, f"{key}=2"], [coco_file])
 
 
 def test_a_lazy_model_without_its_number_of_classes_is_refused_with_the_place(tmp_path):
@@ -190,14 +192,14 @@ def test_detectron2s_own_kind_of_optimiser_node_works(short_run):
 
 
 @pytest.mark.parametrize("config", ["MNC/configs/mnc_tiny.py", "FCIS/configs/fcis_tiny.py"])
-def test_limit_of_voting_counts_for_the_scores(configs, shapes_few, config):
-    path = configs["htc"].parents[2] / config
+def test_limit_of_voting_counts_for_the_scores(shapes_few, config):
+    path = CONFIGS["htc"].parents[2] / config
     experiment = build_experiment(str(path), with_data=False)
     assert experiment.build_evaluator(shapes_few).max_detections == 50
 
 
-def test_registered_data_are_part_of_the_saved_config(configs, coco_file):
+def test_registered_data_are_part_of_the_saved_config(coco_file):
     overrides = ["DATASETS.TRAIN=pets", "DATASETS.TEST=pets"]
-    yaml = build_experiment(f"{configs['mask_rcnn']}.yaml", overrides, [coco_file])
-    lazy = build_experiment(f"{configs['mask_rcnn']}.py", overrides, [coco_file])
+    yaml = build_experiment(f"{CONFIGS['mask_rcnn']}.yaml", overrides, [coco_file])
+    lazy = build_experiment(f"{CONFIGS['mask_rcnn']}.py", overrides, [coco_file])
     assert list(yaml.cfg.DATASETS.REGISTER) == list(lazy.cfg.dataloader.register) == [coco_file]
