@@ -4,9 +4,12 @@
 python tools/convert_dataset.py labelme photos --output photos.json
 python tools/convert_dataset.py yolo data.yaml --split train --output train.json
 python tools/convert_dataset.py masks masks --images photos --class-name cell --output cells.json
+python tools/convert_dataset.py masks SegmentationObject --images JPEGImages \\
+    --class-maps SegmentationClass --output voc.json
 python tools/convert_dataset.py cvat annotations/instances_default.json --output cvat.json
 python tools/convert_dataset.py roboflow train/_annotations.coco.json --output train.json
-python tools/convert_dataset.py split photos.json --images photos --output split
+python tools/convert_dataset.py split photos.json --images photos --output split \\
+    --shares 0.7 0.2 0.1 --seed 0
 """
 
 import argparse
@@ -20,7 +23,7 @@ from d2ext.data.convert.coco_export import read_coco_export
 from d2ext.data.convert.duplicates import duplicate_groups, image_paths
 from d2ext.data.convert.labelme import read_labelme
 from d2ext.data.convert.masks import read_masks
-from d2ext.data.convert.objects import SEGMENTATIONS, to_coco
+from d2ext.data.convert.objects import SEGMENTATIONS, to_coco_file
 from d2ext.data.convert.split import split_coco
 from d2ext.data.convert.yolo import read_yolo
 from d2ext.data.json_files import write_json
@@ -139,7 +142,7 @@ def convert(args: argparse.Namespace) -> None:
         raise UserError(f"{args.source}: {args.command} needs a {wanted}; see --help")
     root = _image_root(args)
     annotations = _read(args, root)
-    data = to_coco(annotations, root, args.segmentation, _class_list(args.classes))
+    data = to_coco_file(annotations, root, args.segmentation, _class_list(args.classes))
     write_json(data, args.output)
     more = len(annotations.notes) - SHOWN
     for note in annotations.notes[:SHOWN] + ([f"and {more} more"] if more > 0 else []):

@@ -165,7 +165,7 @@ def _class_ids(annotations: Annotations, classes: Sequence[str] | None) -> dict[
     return {name: i for i, name in enumerate(names, start=1)}
 
 
-def to_coco(
+def to_coco_file(
     annotations: Annotations,
     image_root: str,
     segmentation: str = "polygon",

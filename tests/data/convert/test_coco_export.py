@@ -7,7 +7,7 @@ import pycocotools.mask as mask_util
 import pytest
 
 from d2ext.data.convert.coco_export import read_coco_export
-from d2ext.data.convert.objects import to_coco
+from d2ext.data.convert.objects import to_coco_file
 from d2ext.errors import UserError
 
 from tests.data.convert.helpers import FORMATS, SIZE
@@ -25,7 +25,7 @@ def export(tmp_path):
         file.write_text(json.dumps(data, indent=1))
         images = str(tmp_path / "images/default")
         found = read_coco_export(str(file), images, **options)
-        return to_coco(found, images), found.notes
+        return to_coco_file(found, images), found.notes
 
     return run
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from d2ext.data.convert.labelme import read_labelme
-from d2ext.data.convert.objects import to_coco
+from d2ext.data.convert.objects import to_coco_file
 from d2ext.errors import UserError
 
 from tests.data.convert.helpers import drawn, photo
@@ -36,7 +36,7 @@ def write(folder, *shapes, name="a.png", orientation=None, **more):
 
 
 def convert(folder, **options):
-    return to_coco(read_labelme(str(folder)), str(folder), **options)
+    return to_coco_file(read_labelme(str(folder)), str(folder), **options)
 
 
 def masks(data):
@@ -105,14 +105,14 @@ def test_images_elsewhere_are_found_by_name(tmp_path):
     with pytest.raises(UserError, match="photos/a.png does not exist; put it there"):
         read_labelme(str(tmp_path / "labels"))
     found = read_labelme(str(tmp_path / "labels"), str(tmp_path))
-    assert to_coco(found, str(tmp_path))["images"][0]["file_name"] == "a.png"
+    assert to_coco_file(found, str(tmp_path))["images"][0]["file_name"] == "a.png"
 
 
 def test_other_json_files_and_empty_objects_are_told(tmp_path):
     write(tmp_path, shape(), shape([[9, 9], [9.1, 9], [9.1, 9.1]]))
     (tmp_path / "other.json").write_text("[]")
     found = read_labelme(str(tmp_path))
-    assert len(to_coco(found, str(tmp_path))["annotations"]) == 1
+    assert len(to_coco_file(found, str(tmp_path))["annotations"]) == 1
     assert found.notes[0].startswith("1 JSON files are not of labelme")
     assert found.notes[1].endswith("a.json line 24: covers no pixel and is left out")
 

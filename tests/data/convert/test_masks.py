@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from d2ext.data.convert.masks import read_masks
-from d2ext.data.convert.objects import to_coco
+from d2ext.data.convert.objects import to_coco_file
 from d2ext.data.voc_sds import CLASSES as VOC_CLASSES
 from d2ext.errors import UserError
 
@@ -34,7 +34,7 @@ def test_numbers_beyond_255_are_objects_in_ascending_order(folders):
     images, masks = folders
     save(masks / "a.png", numbered(), np.uint16)
     found = read_masks(str(masks), images, class_name="cell")
-    data = to_coco(found, images)
+    data = to_coco_file(found, images)
     assert [i["file_name"] for i in data["images"]] == ["a.png"]
     assert found.notes == ["2 images have no mask and are left out"]
     assert [a["bbox"] for a in data["annotations"]] == [[20, 20, 20, 10], [5, 4, 7, 5]]
@@ -59,7 +59,7 @@ def test_one_file_per_object_is_found_by_its_name(folders, form):
         values[5:15, left : left + 5] = 255
         save(masks / form.format(name), values)
     save(masks / form.format("leaf_3").replace("a", "a_1", 1), np.eye(48, 64))
-    data = to_coco(read_masks(str(masks), images), images)
+    data = to_coco_file(read_masks(str(masks), images), images)
     assert [i["file_name"] for i in data["images"]] == ["a.png", "a_1.png"]
     found = [(a["image_id"], a["category_id"], a["bbox"][0]) for a in data["annotations"]]
     assert found == [(1, 2, 10), (1, 1, 30), (2, 1, 0)]

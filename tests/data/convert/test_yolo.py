@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from d2ext.data.convert.objects import to_coco
+from d2ext.data.convert.objects import to_coco_file
 from d2ext.data.convert.yolo import read_yolo
 from d2ext.errors import UserError
 
@@ -41,7 +41,7 @@ def test_images_are_found_as_data_yaml_says(data_set, text):
     found = read(data_set)
     assert found.classes == CLASSES
     root = str(data_set / "images/train")
-    assert to_coco(found, root) == to_coco(expected, root)
+    assert to_coco_file(found, root) == to_coco_file(expected, root)
 
 
 def test_fractions_are_those_of_the_picture_shown(data_set):
