@@ -15,8 +15,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from d2ext.data.catalog import datasets_root
+from d2ext.data.json_files import write_json
 from d2ext.data.voc_sds import SPLITS
-from d2ext.data.voc_sds.coco import convert_split, write_json
+from d2ext.data.voc_sds.coco import convert_split
 from d2ext.data.voc_sds.example import LAYOUTS, make_example
 from d2ext.data.voc_sds.files import (
     find_folder,

@@ -68,7 +68,19 @@ class CheckedTrainer(SimpleTrainer):
                 if isinstance(module, _BatchNorm)
                 for buffer in module.buffers(recurse=False)
             ]
-        super().run_step()
+        try:
+            super().run_step()
+        except FloatingPointError as error:  # before there is a loss
+            self._end_or_leave_out(str(error))
+
+    def _end_or_leave_out(self, reason: str) -> None:
+        """The other processes, which have a loss, wait for the gradients: they cannot leave it out."""
+        images = f"{reason.rstrip('.')}, images {self._images()}"
+        if self._skip and self._in_a_row < MAX_SKIPPED_IN_A_ROW and comm.get_world_size() == 1:
+            self.optimizer.zero_grad(set_to_none=True)
+            self._count(images)
+        else:
+            raise UserError(self._message(images, self._save({}))) from None
 
     def _write_metrics(self, loss_dict, data_time, *args, **kwargs):
         """Called between the backward pass and the step of the optimiser."""
@@ -79,11 +91,9 @@ class CheckedTrainer(SimpleTrainer):
         elif self._skip and self._in_a_row < MAX_SKIPPED_IN_A_ROW:
             self._leave_out(losses)
         else:
-            raise UserError(self._message(losses, self._save(losses)))
+            raise UserError(self._message(self._describe(losses), self._save(losses)))
 
     def _leave_out(self, losses: dict[str, float]) -> None:
-        for buffer, before in self._statistics:
-            buffer.copy_(before)
         scaler = getattr(self, "grad_scaler", None)
         if scaler is None:
             self.optimizer.zero_grad(set_to_none=True)  # no step for any parameter
@@ -92,9 +102,13 @@ class CheckedTrainer(SimpleTrainer):
                 for parameter in group["params"]:
                     if parameter.grad is not None:
                         parameter.grad.fill_(math.nan)
+        self._count(self._describe(losses))
+
+    def _count(self, known: str) -> None:
+        for buffer, before in self._statistics:
+            buffer.copy_(before)
         self._skipped += 1
         self._in_a_row += 1
-        known = self._describe(losses)
         if comm.is_main_process():
             get_event_storage().put_scalar(
                 "skipped_iterations", self._skipped, smoothing_hint=False
@@ -105,15 +119,19 @@ class CheckedTrainer(SimpleTrainer):
         """Losses and images of the processes with a loss that is not finite. Collective."""
         bad = {name: value for name, value in losses.items() if not math.isfinite(value)}
         good = {name: value for name, value in losses.items() if name not in bad}
-        images = [f"{x.get('image_id')} ({x.get('file_name')})" for x in self._remembering.batch]
-        text = f"{_listed(bad)} (finite: {_listed(good) or 'none'}), images {', '.join(images)}"
+        text = f"{_listed(bad)} (finite: {_listed(good) or 'none'}), images {self._images()}"
         return "; ".join(filter(None, comm.all_gather(text if bad else "")))
 
-    def _message(self, losses: dict[str, float], place: str) -> str:
+    def _images(self) -> str:
+        return ", ".join(
+            f"{x.get('image_id')} ({x.get('file_name')})" for x in self._remembering.batch
+        )
+
+    def _message(self, what: str, place: str) -> str:
         rates = [group["lr"] for group in self.optimizer.param_groups]
         again = "after so many skipped batches the cause is not the data; " if self._skip else ""
         return (
-            f"NaN or infinite loss in iteration {self.iter}: {self._describe(losses)}; learning "
+            f"NaN or infinite loss in iteration {self.iter}: {what}; learning "
             f"rate {max(rates):g}; {again}{place}; lower SOLVER.BASE_LR / optimizer.lr, lengthen "
             "the warm-up or clip gradients, and look at these images; SOLVER.SKIP_NONFINITE=true "
             "(yaml) or train.skip_nonfinite=true (lazy) leaves such batches out"

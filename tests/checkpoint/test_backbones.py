@@ -12,6 +12,8 @@ from d2ext.checkpoint.importers.resnet import caffe_resnet_rules
 from d2ext.checkpoint.mapping import convert_weights
 from d2ext.modeling.backbone.resnet_caffe import CaffeResNet
 
+from tests.checkpoint.helpers import Coded, meta_model
+
 MODELS = {
     "htc": "projects/HTC/configs/htc_R_{}_FPN_20e_coco.yaml",
     "fcis": "projects/FCIS/configs/fcis_R_{}_coco.yaml",
@@ -56,7 +58,8 @@ def backbone_names(model):
 
 @pytest.mark.parametrize("project", MODELS)
 @pytest.mark.parametrize("depth", [50, 101])
-def test_torchvision_resnets_fill_the_backbones(meta_model, coded, project, depth):
+def test_torchvision_resnets_fill_the_backbones(project, depth):
+    coded = Coded()
     with torch.device("meta"):
         source = getattr(torchvision.models, f"resnet{depth}")().state_dict()
     for name, value in source.items():
@@ -113,7 +116,7 @@ def caffe_values(depth, generator, scale=2.0):
 
 
 @pytest.mark.parametrize("depth", [50, 101, 152])
-def test_resnets_of_msra_fill_the_backbones(meta_model, depth):
+def test_resnets_of_msra_fill_the_backbones(depth):
     weights, expected = caffe_values(depth, torch.Generator().manual_seed(depth))
     weights["fc1000.0"], weights["fc1000.1"] = torch.zeros(1, 2048), torch.zeros(1)
     model = meta_model(f"projects/FCIS/configs/fcis_R_{depth}_coco.yaml")
@@ -154,7 +157,8 @@ def test_caffes_batch_norm_and_the_imported_one_compute_the_same():
         torch.testing.assert_close(model.stem.conv1(x), y, rtol=1e-4, atol=1e-4)
 
 
-def test_resnets_of_mxnet_fill_the_backbone_of_fcis(meta_model, coded):
+def test_resnets_of_mxnet_fill_the_backbone_of_fcis():
+    coded = Coded()
     norms = {"gamma": "arg", "beta": "arg", "moving_mean": "aux", "moving_var": "aux"}
     for conv, norm, _, _, shape in caffe_layers(101):
         coded.add(f"arg:{conv}_weight", *shape)
@@ -169,8 +173,9 @@ def test_resnets_of_mxnet_fill_the_backbone_of_fcis(meta_model, coded):
     assert conversion.settings["input_format"] == "RGB"
 
 
-def test_vgg_of_caffe_fills_the_backbone_for_other_projects(meta_model, coded):
+def test_vgg_of_caffe_fills_the_backbone_for_other_projects():
     """Without the importer of MNC, only the convolutions have a place."""
+    coded = Coded()
     widths = [(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]
     inputs = 3
     for i, (width, count) in enumerate(widths, start=1):

@@ -12,6 +12,8 @@ from d2ext.utils.testing import tiny_config
 
 from detectron2.modeling import build_model
 
+from tests.checkpoint.helpers import meta_model
+
 COUNT = 40
 FILES = {
     "mmdet-htc": ("projects/HTC/configs/htc_R_50_FPN_1x_coco.yaml", "torch"),
@@ -79,7 +81,7 @@ def mutated(shapes, rng):
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_changed_tensors_are_refused_or_converted_into_what_fits(meta_model, kind):
+def test_changed_tensors_are_refused_or_converted_into_what_fits(kind):
     config, file_format = FILES[kind]
     model, rng = meta_model(config), random.Random(kind)
     state = model.state_dict()

@@ -10,6 +10,8 @@ import torch
 from d2ext.checkpoint import CheckpointFile, import_weights, list_importers
 from d2ext.errors import UserError
 
+from tests.checkpoint.helpers import Coded, first_column, meta_model
+
 VECTORS = Path(__file__).resolve().parents[1] / "vectors" / "mnc_vectors.json"
 FCIS, MNC = "projects/FCIS/configs/", "projects/MNC/configs/"
 BLOCKS = {
@@ -105,7 +107,8 @@ FCIS_MODELS = {
 
 
 @pytest.mark.parametrize("name", FCIS_MODELS)
-def test_fcis_checkpoints_map_completely(meta_model, coded, first_column, name):
+def test_fcis_checkpoints_map_completely(name):
+    coded = Coded()
     config, classes, anchors, depth = FCIS_MODELS[name]
     table = {}
     fcis(table, classes, anchors, depth)
@@ -137,7 +140,8 @@ def test_fcis_checkpoints_map_completely(meta_model, coded, first_column, name):
     assert shapes == {k: v.shape for k, v in again.state_dict().items()}
 
 
-def test_fcis_settings_are_those_of_the_release(meta_model, coded):
+def test_fcis_settings_are_those_of_the_release():
+    coded = Coded()
     table = {}
     fcis(table, 20, 9)
     table["arg:fcis_bbox_weight_test"] = table["arg:fcis_bbox_bias_test"] = (None, (392,))
@@ -156,7 +160,8 @@ def test_fcis_settings_are_those_of_the_release(meta_model, coded):
     assert conversion.notes == []
 
 
-def test_a_missing_tensor_of_fcis_is_named_as_in_the_file(meta_model, coded):
+def test_a_missing_tensor_of_fcis_is_named_as_in_the_file():
+    coded = Coded()
     table = {}
     fcis(table, 20, 9)
     del table["aux:bn4b22_branch2c_moving_var"]
@@ -171,7 +176,8 @@ def test_a_missing_tensor_of_fcis_is_named_as_in_the_file(meta_model, coded):
         conversion.check("x")
 
 
-def test_the_voc_model_of_fcis_does_not_fit_the_one_for_coco(meta_model, coded):
+def test_the_voc_model_of_fcis_does_not_fit_the_one_for_coco():
+    coded = Coded()
     table = {}
     fcis(table, 20, 9)
     for name, (_, shape) in table.items():
@@ -223,7 +229,8 @@ def mnc(table, form):
 
 
 @pytest.mark.parametrize("form", ["data/{}/{}", "{}.{}"], ids=["hdf5", "protobuf"])
-def test_the_mnc_checkpoint_maps_completely(meta_model, coded, first_column, form):
+def test_the_mnc_checkpoint_maps_completely(form):
+    coded = Coded()
     table = {}
     mnc(table, form)
     elements = sum(torch.Size(shape).numel() for _, shape in table.values())
@@ -257,7 +264,8 @@ def test_the_mnc_checkpoint_maps_completely(meta_model, coded, first_column, for
     assert importer.config(file) == ("mnc_vgg16_voc_sds.yaml", [])
 
 
-def test_mnc_settings_are_those_of_the_release(meta_model, coded):
+def test_mnc_settings_are_those_of_the_release():
+    coded = Coded()
     table = {}
     mnc(table, "{}.{}")
     table["fc6_ext.0"] = (None, (4096, 25088))
@@ -277,8 +285,9 @@ def test_mnc_settings_are_those_of_the_release(meta_model, coded):
 
 
 @pytest.mark.parametrize("duplicated", [True, False])
-def test_image_net_weights_start_mnc(meta_model, coded, duplicated):
+def test_image_net_weights_start_mnc(duplicated):
     """With fc6 and fc7 copied for the mask path, as the authors' file has them, or without."""
+    coded = Coded()
     for name, shape in VGG.items():
         coded.add(f"{name}.0", *shape, 3, 3)
         coded.add(f"{name}.1", shape[0])
@@ -298,7 +307,8 @@ def test_image_net_weights_start_mnc(meta_model, coded, duplicated):
     assert conversion.settings == {"input_format": "BGR", "pixel_std": [1, 1, 1]}
 
 
-def test_torchvision_weights_start_mnc(meta_model, coded):
+def test_torchvision_weights_start_mnc():
+    coded = Coded()
     import torchvision
 
     with torch.device("meta"):

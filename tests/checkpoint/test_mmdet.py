@@ -7,6 +7,8 @@ import torch
 from d2ext.checkpoint import CheckpointFile, export_weights, import_weights, list_importers
 from d2ext.errors import UserError
 
+from tests.checkpoint.helpers import Coded, meta_model
+
 HTC = "projects/HTC/configs/"
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 NORM = ("weight", "bias", "running_mean", "running_var")
@@ -148,7 +150,8 @@ def htc_importer():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_published_htc_variants_map_one_to_one_and_back(meta_model, coded, variant):
+def test_published_htc_variants_map_one_to_one_and_back(variant):
+    coded = Coded()
     config, overrides, options = VARIANTS[variant]
     table, model = htc(**options), meta_model(HTC + config, *overrides)
     conversion = check(table, coded, model)
@@ -164,25 +167,29 @@ def test_published_htc_variants_map_one_to_one_and_back(meta_model, coded, varia
     assert shapes == {k: v.shape for k, v in chosen.state_dict().items()}
 
 
-def test_htc_r50_has_373_tensors_and_53_counters(meta_model, coded):
+def test_htc_r50_has_373_tensors_and_53_counters():
+    coded = Coded()
     table = htc()
     assert len(table) == 426
     assert sum(ours is None for ours, _ in table.values()) == 53
     assert len(check(table, coded, meta_model(HTC + "htc_R_50_FPN_1x_coco.yaml")).weights) == 373
 
 
-def test_lazy_models_take_the_same_files(meta_model, coded):
+def test_lazy_models_take_the_same_files():
+    coded = Coded()
     check(htc(), coded, meta_model(HTC + "htc_R_50_FPN_1x_coco.py"))
 
 
-def test_offsets_under_the_name_of_early_versions_are_found(meta_model, coded):
+def test_offsets_under_the_name_of_early_versions_are_found():
+    coded = Coded()
     table = htc(depth=101, groups=64, width=4, deform=True)
     early = {k.replace(".conv2.conv_offset.", ".conv2_offset."): v for k, v in table.items()}
     assert early != table
     check(early, coded, meta_model(HTC + "htc_X_101_64x4d_FPN_dcn_ms_20e_coco.yaml"))
 
 
-def test_the_model_without_semantic_branch_loads_its_own_checkpoints_only(meta_model, coded):
+def test_the_model_without_semantic_branch_loads_its_own_checkpoints_only():
+    coded = Coded()
     config = HTC + "htc_without_semantic_R_50_FPN_1x_coco.yaml"
     check(htc(with_semantic=False), coded, meta_model(config))
     file = CheckpointFile("x.pth", "torch", coded, {})
@@ -194,7 +201,8 @@ def test_the_model_without_semantic_branch_loads_its_own_checkpoints_only(meta_m
     conversion.check("x.pth", partial=True)
 
 
-def test_cascade_mask_rcnn_maps_to_the_cascade_of_htc(meta_model, coded):
+def test_cascade_mask_rcnn_maps_to_the_cascade_of_htc():
+    coded = Coded()
     table = {}
     backbone(table)
     pyramid_and_rpn(table)
@@ -207,7 +215,8 @@ def test_cascade_mask_rcnn_maps_to_the_cascade_of_htc(meta_model, coded):
 
 
 @pytest.mark.parametrize("kind", ["yaml", "py"])
-def test_cascade_mask_rcnn_maps_to_detectron2s_with_the_last_mask_head(meta_model, coded, kind):
+def test_cascade_mask_rcnn_maps_to_detectron2s_with_the_last_mask_head(kind):
+    coded = Coded()
     table = {}
     backbone(table)
     pyramid_and_rpn(table)
@@ -227,7 +236,8 @@ def test_cascade_mask_rcnn_maps_to_detectron2s_with_the_last_mask_head(meta_mode
     assert conversion.settings[path] == [1 / 0.033, 1 / 0.033, 1 / 0.067, 1 / 0.067]
 
 
-def test_mask_rcnn_maps_to_detectron2s(meta_model, coded):
+def test_mask_rcnn_maps_to_detectron2s():
+    coded = Coded()
     table = {}
     backbone(table)
     pyramid_and_rpn(table)
@@ -238,7 +248,8 @@ def test_mask_rcnn_maps_to_detectron2s(meta_model, coded):
     assert conversion.settings[path] == [10, 10, 5, 5]
 
 
-def test_pixels_and_strides_come_from_the_config_in_the_file(meta_model, coded):
+def test_pixels_and_strides_come_from_the_config_in_the_file():
+    coded = Coded()
     model = meta_model("configs/mask_rcnn_R_50_FPN_1x_coco.yaml")
     table = {}
     backbone(table)
@@ -268,7 +279,8 @@ img_norm_cfg = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], to_rgb=
     assert settings["pixel_mean"] == [123.675, 116.28, 103.53]
 
 
-def test_checkpoints_of_version_1_are_refused(meta_model, coded):
+def test_checkpoints_of_version_1_are_refused():
+    coded = Coded()
     for name in ("backbone.conv1.weight", "rpn_head.rpn_conv.weight", "bbox_head.0.fc_cls.weight"):
         coded.add(name, 4)
     model = meta_model(HTC + "htc_R_50_FPN_1x_coco.yaml")
@@ -276,7 +288,8 @@ def test_checkpoints_of_version_1_are_refused(meta_model, coded):
         import_weights(CheckpointFile("x.pth", "torch", coded, {}), model)
 
 
-def test_another_number_of_classes_is_a_conflict_unless_it_is_a_start(meta_model, coded):
+def test_another_number_of_classes_is_a_conflict_unless_it_is_a_start():
+    coded = Coded()
     for name, (_, shape) in htc().items():
         coded.add(name, *shape)
     model = meta_model(HTC + "htc_R_50_FPN_1x_coco.yaml", "MODEL.ROI_HEADS.NUM_CLASSES=3")
@@ -291,7 +304,8 @@ def test_another_number_of_classes_is_a_conflict_unless_it_is_a_start(meta_model
     assert len(conversion.weights) == 373 - 12
 
 
-def test_a_shape_conflict_elsewhere_is_refused_always(meta_model, coded):
+def test_a_shape_conflict_elsewhere_is_refused_always():
+    coded = Coded()
     for name, (_, shape) in htc().items():
         coded.add(name, *((512, *shape[1:]) if name == "neck.fpn_convs.0.conv.weight" else shape))
     model = meta_model(HTC + "htc_R_50_FPN_1x_coco.yaml")
@@ -301,7 +315,8 @@ def test_a_shape_conflict_elsewhere_is_refused_always(meta_model, coded):
             conversion.check("x.pth", **options)
 
 
-def test_a_checkpoint_of_another_depth_is_refused(meta_model, coded):
+def test_a_checkpoint_of_another_depth_is_refused():
+    coded = Coded()
     for name, (_, shape) in htc().items():
         coded.add(name, *shape)
     model = meta_model(HTC + "htc_R_101_FPN_20e_coco.yaml")

@@ -1,7 +1,37 @@
-"""What a run leaves behind, as tests compare it, and interference with one."""
+"""The tiny configs, what makes a run of them short, what it leaves behind, and interference."""
 
 import json
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Add `.yaml` or `.py`.
+CONFIGS = {
+    "mask_rcnn": ROOT / "configs/mask_rcnn_tiny",
+    "htc": ROOT / "projects/HTC/configs/htc_tiny",
+}
+
+
+def short_overrides(name, kind, output_dir, dataset):
+    """Few, small images and random weights, in either kind of config."""
+    common = [
+        f"train.output_dir={output_dir}",
+        "train.init_checkpoint=''",
+        "train.max_iter=6",
+        "train.log_period=1",
+        "train.checkpointer.period=2",
+        "SOLVER.IMS_PER_BATCH=2",
+        f"DATASETS.TRAIN={dataset}",
+        "train.device=cpu",
+    ]
+    own = {
+        "yaml": ["MODEL.RESNETS.NORM=GN", "INPUT.MIN_SIZE_TRAIN=(64,)", "DATASETS.TEST=()"],
+        "py": [
+            "model.backbone.norm=GN",
+            "dataloader.train.mapper.augmentations.0.short_edge_length=[64]",
+            "dataloader.test.dataset=[]",
+        ],
+    }
+    return common + own[kind]
 
 
 def losses(output_dir):

@@ -5,6 +5,8 @@ import pytest
 from d2ext.engine import build_experiment
 from d2ext.errors import UserError
 
+from tests.engine.helpers import CONFIGS
+
 _ANCHORS = "model.proposal_generator.anchor_generator"
 
 
@@ -40,9 +42,9 @@ _ANCHORS = "model.proposal_generator.anchor_generator"
         ("py", "model.roi_heads.mask_in_features=${no.such}", "'model.roi_heads.mask_in_features'"),
     ],
 )
-def test_a_model_that_cannot_be_built_names_the_key(configs, kind, override, words):
+def test_a_model_that_cannot_be_built_names_the_key(kind, override, words):
     overrides = ["MODEL.BACKBONE.NAME=build_resnet_backbone"] * ("DEPTH" in override) + [override]
-    experiment = build_experiment(f"{configs['mask_rcnn']}.{kind}", overrides, with_data=False)
+    experiment = build_experiment(f"{CONFIGS['mask_rcnn']}.{kind}", overrides, with_data=False)
     with pytest.raises(UserError, match=words) as error:
         experiment.build_model()
     assert "\n" not in str(error.value)
@@ -85,9 +87,9 @@ def test_a_lazy_config_without_a_field_names_it(tmp_path, key):
         ("dataloader.test=null", "no dataloader.test.mapper.image_format"),
     ],
 )
-def test_a_part_of_a_lazy_config_that_is_of_no_use_is_named(configs, override, words):
+def test_a_part_of_a_lazy_config_that_is_of_no_use_is_named(override, words):
     with pytest.raises(UserError, match=words):
-        build_experiment(f"{configs['mask_rcnn']}.py", [override], with_data=False)
+        build_experiment(f"{CONFIGS['mask_rcnn']}.py", [override], with_data=False)
 
 
 @pytest.mark.parametrize(
@@ -101,8 +103,8 @@ def test_a_part_of_a_lazy_config_that_is_of_no_use_is_named(configs, override, w
         ("+lr_multiplier._target_=no.such", "build_lr_multiplier", "'lr_multiplier._target_'"),
     ],
 )
-def test_an_optimiser_or_schedule_that_cannot_be_built_is_named(configs, override, build, words):
-    experiment = build_experiment(f"{configs['mask_rcnn']}.py", [override], with_data=False)
+def test_an_optimiser_or_schedule_that_cannot_be_built_is_named(override, build, words):
+    experiment = build_experiment(f"{CONFIGS['mask_rcnn']}.py", [override], with_data=False)
     arguments = [experiment.build_model()] if build == "build_optimizer" else []
     with pytest.raises(UserError, match=words):
         getattr(experiment, build)(*arguments)

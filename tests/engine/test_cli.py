@@ -14,6 +14,8 @@ from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog
 from detectron2.solver.build import get_default_optimizer_params
 
+from tests.engine.helpers import CONFIGS
+
 
 def run_main(*argv):
     """Exit status of `main`."""
@@ -75,13 +77,13 @@ def test_overrides_may_stand_before_and_after_options():
     ],
 )
 def test_mistake_ends_in_one_line_that_names_it(
-    configs, shapes_few, capsys, tmp_path, monkeypatch, argv, words
+    shapes_few, capsys, tmp_path, monkeypatch, argv, words
 ):
     from torch import cuda
 
     monkeypatch.setattr(cuda, "is_available", lambda: False)
     monkeypatch.setattr(cuda, "device_count", lambda: 0)
-    files = {kind: f"{configs['mask_rcnn']}.{kind}" for kind in ("yaml", "py")}
+    files = {kind: f"{CONFIGS['mask_rcnn']}.{kind}" for kind in ("yaml", "py")}
     argv = [a.format(**files) for a in argv]
     defaults = [f"train.output_dir={tmp_path / 'out'}"]
     defaults += [f"DATASETS.TRAIN={shapes_few}", f"DATASETS.TEST={shapes_few}"]
@@ -102,9 +104,9 @@ def test_traceback_is_shown_on_request(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["yaml", "py"])
-def test_registered_data_decide_the_classes_of_the_model(configs, coco_file, kind):
+def test_registered_data_decide_the_classes_of_the_model(coco_file, kind):
     experiment = build_experiment(
-        f"{configs['htc']}.{kind}",
+        f"{CONFIGS['htc']}.{kind}",
         [
             "DATASETS.TRAIN=pets",
             "DATASETS.TEST=pets",
@@ -126,32 +128,32 @@ def test_registered_data_decide_the_classes_of_the_model(configs, coco_file, kin
 @pytest.mark.parametrize(
     "kind, key", [("yaml", "MODEL.ROI_HEADS.NUM_CLASSES"), ("py", "model.roi_heads.num_classes")]
 )
-def test_class_count_that_contradicts_the_data_names_both_numbers(configs, coco_file, kind, key):
+def test_class_count_that_contradicts_the_data_names_both_numbers(coco_file, kind, key):
     overrides = ["DATASETS.TRAIN=pets", "DATASETS.TEST=pets"]
     with pytest.raises(UserError, match="is 5.*2 classes"):
-        build_experiment(f"{configs['mask_rcnn']}.{kind}", [*overrides, f"{key}=5"], [coco_file])
-    build_experiment(f"{configs['mask_rcnn']}.{kind}", [*overrides, f"{key}=2"], [coco_file])
+        build_experiment(f"{CONFIGS['mask_rcnn']}.{kind}", [*overrides, f"{key}=5"], [coco_file])
+    build_experiment(f"{CONFIGS['mask_rcnn']}.{kind}", [*overrides, f"{key}=2"], [coco_file])
 
 
 @pytest.mark.parametrize(
     "kind, key", [("yaml", "DATASETS.TEST"), ("py", "dataloader.test.dataset")]
 )
-def test_a_test_set_that_was_forgotten_is_named_by_its_key(configs, coco_file, kind, key):
+def test_a_test_set_that_was_forgotten_is_named_by_its_key(coco_file, kind, key):
     with pytest.raises(UserError, match=f"'pets' and 'shapes_val' have .*; set {key} to the test"):
-        build_experiment(f"{configs['mask_rcnn']}.{kind}", ["DATASETS.TRAIN=pets"], [coco_file])
+        build_experiment(f"{CONFIGS['mask_rcnn']}.{kind}", ["DATASETS.TRAIN=pets"], [coco_file])
 
 
 @pytest.mark.parametrize("kind", ["yaml", "py"])
-def test_no_data_set_at_all_is_named_by_the_key(configs, kind):
+def test_no_data_set_at_all_is_named_by_the_key(kind):
     overrides = ["DATASETS.TRAIN=[]", "DATASETS.TEST=[]"]
     with pytest.raises(UserError, match="(DATASETS.TRAIN|dataloader.train.dataset) is empty"):
-        build_experiment(f"{configs['mask_rcnn']}.{kind}", overrides)
+        build_experiment(f"{CONFIGS['mask_rcnn']}.{kind}", overrides)
 
 
 @pytest.mark.parametrize("kind", ["yaml", "py"])
-def test_no_training_set_is_named_by_the_key(configs, shapes_few, kind):
+def test_no_training_set_is_named_by_the_key(shapes_few, kind):
     overrides = ["DATASETS.TRAIN=[]", f"DATASETS.TEST={shapes_few}"]
-    experiment = build_experiment(f"{configs['mask_rcnn']}.{kind}", overrides)
+    experiment = build_experiment(f"{CONFIGS['mask_rcnn']}.{kind}", overrides)
     with pytest.raises(UserError, match="(DATASETS.TRAIN|dataloader.train.dataset) is empty"):
         check_runnable(experiment, torch.nn.Identity())
 
@@ -223,14 +225,14 @@ def test_detectron2s_own_kind_of_optimiser_node_works(short_run):
 
 
 @pytest.mark.parametrize("config", ["MNC/configs/mnc_tiny.py", "FCIS/configs/fcis_tiny.py"])
-def test_limit_of_voting_counts_for_the_scores(configs, shapes_few, config):
-    path = configs["htc"].parents[2] / config
+def test_limit_of_voting_counts_for_the_scores(shapes_few, config):
+    path = CONFIGS["htc"].parents[2] / config
     experiment = build_experiment(str(path), with_data=False)
     assert experiment.build_evaluator(shapes_few).max_detections == 50
 
 
-def test_registered_data_are_part_of_the_saved_config(configs, coco_file):
+def test_registered_data_are_part_of_the_saved_config(coco_file):
     overrides = ["DATASETS.TRAIN=pets", "DATASETS.TEST=pets"]
-    yaml = build_experiment(f"{configs['mask_rcnn']}.yaml", overrides, [coco_file])
-    lazy = build_experiment(f"{configs['mask_rcnn']}.py", overrides, [coco_file])
+    yaml = build_experiment(f"{CONFIGS['mask_rcnn']}.yaml", overrides, [coco_file])
+    lazy = build_experiment(f"{CONFIGS['mask_rcnn']}.py", overrides, [coco_file])
     assert list(yaml.cfg.DATASETS.REGISTER) == list(lazy.cfg.dataloader.register) == [coco_file]

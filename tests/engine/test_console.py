@@ -10,20 +10,20 @@ from d2ext.engine.console import begin_brief, end_brief, log_file_only
 
 from detectron2.utils.logger import setup_logger
 
-from tests.engine.conftest import short_overrides
+from tests.engine.helpers import CONFIGS, short_overrides
 
 MOST_LINES = 15
 
 
 @pytest.mark.parametrize("kind", ["yaml", "py"])
 def test_a_run_shows_few_lines_before_its_first_iteration(
-    configs, register_argument, tmp_path, capsys, kind
+    register_argument, tmp_path, capsys, kind
 ):
     overrides = [
         *short_overrides("mask_rcnn", kind, tmp_path / "run", "few"),
         *("train.max_iter=1", "train.checkpointer.period=100"),
     ]
-    config = f"{configs['mask_rcnn']}.{kind}"
+    config = f"{CONFIGS['mask_rcnn']}.{kind}"
     with pytest.raises(SystemExit) as end:
         main(["--config-file", config, "--register", register_argument, *overrides])
     assert not end.value.code

@@ -13,7 +13,7 @@ from d2ext.engine.folder import has_run, move_run_aside, numbered_checkpoints, t
 from d2ext.engine.hooks import KeepLastCheckpoints
 from d2ext.errors import UserError
 
-from tests.engine.conftest import short_overrides
+from tests.engine.helpers import short_overrides
 from tests.engine.test_cli import run_main
 
 ROOT = Path(__file__).resolve().parents[2]

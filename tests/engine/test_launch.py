@@ -10,6 +10,8 @@ from torch.multiprocessing import ProcessRaisedException
 from d2ext.engine import launch
 from d2ext.errors import UserError
 
+from tests.engine.helpers import CONFIGS
+
 
 def arguments(**given):
     names = {"num_gpus": None, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
@@ -60,11 +62,11 @@ def test_processes_of_torchrun_talk_by_what_the_device_of_the_config_needs(
     assert used == ([backend] if device == "cpu" else [0, backend])
 
 
-def test_a_mistake_under_torchrun_is_printed_once(configs, run_python, tmp_path):
-    script = configs["mask_rcnn"].parents[1] / "tools/train_net.py"
+def test_a_mistake_under_torchrun_is_printed_once(run_python, tmp_path):
+    script = CONFIGS["mask_rcnn"].parents[1] / "tools/train_net.py"
     process = run_python(
         *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script),
-        *("--config-file", f"{configs['mask_rcnn']}.yaml", "SOLVER.MAX_ITR=3"),
+        *("--config-file", f"{CONFIGS['mask_rcnn']}.yaml", "SOLVER.MAX_ITR=3"),
         CUDA_VISIBLE_DEVICES="",
     )
     assert process.returncode == 1

@@ -7,6 +7,8 @@ from d2ext.engine import build_experiment
 from d2ext.engine.limits import check_device, check_limits
 from d2ext.errors import UserError
 
+from tests.engine.helpers import CONFIGS
+
 # What is wrong: overrides of the yaml and of the lazy config, and the words of the message.
 _SHORT_EDGE = "dataloader.train.mapper.augmentations.0.short_edge_length"
 _ANCHORS = "model.proposal_generator.anchor_generator"
@@ -78,11 +80,11 @@ CASES = {
 
 @pytest.mark.parametrize("kind", ["yaml", "py"])
 @pytest.mark.parametrize("case", CASES)
-def test_a_value_out_of_range_is_named_with_its_key(configs, kind, case):
+def test_a_value_out_of_range_is_named_with_its_key(kind, case):
     overrides, words = CASES[case]
     override = overrides[kind == "py"]
     with pytest.raises(UserError) as error:
-        build_experiment(f"{configs['mask_rcnn']}.{kind}", [override], with_data=False)
+        build_experiment(f"{CONFIGS['mask_rcnn']}.{kind}", [override], with_data=False)
     text = str(error.value)
     assert text.startswith(override.lstrip("+").split("=")[0]) and words in text
     assert "\n" not in text
@@ -96,16 +98,14 @@ def test_a_value_out_of_range_is_named_with_its_key(configs, kind, case):
         ("INPUT.MIN_SIZE_TRAIN_SAMPLING=foo", "one of choice, range"),
     ],
 )
-def test_a_name_that_there_is_not_in_a_yaml_config_is_named_with_the_valid_ones(
-    configs, override, words
-):
+def test_a_name_that_there_is_not_in_a_yaml_config_is_named_with_the_valid_ones(override, words):
     with pytest.raises(UserError, match=words):
-        build_experiment(f"{configs['mask_rcnn']}.yaml", [override], with_data=False)
+        build_experiment(f"{CONFIGS['mask_rcnn']}.yaml", [override], with_data=False)
 
 
 @pytest.mark.parametrize("kind", ["yaml", "py"])
-def test_a_value_of_the_wrong_kind_in_a_loaded_config_is_named(configs, kind):
-    experiment = build_experiment(f"{configs['mask_rcnn']}.{kind}", with_data=False)
+def test_a_value_of_the_wrong_kind_in_a_loaded_config_is_named(kind):
+    experiment = build_experiment(f"{CONFIGS['mask_rcnn']}.{kind}", with_data=False)
     if kind == "yaml":
         experiment.cfg.SOLVER.IMS_PER_BATCH = "two"
     else:
@@ -127,10 +127,10 @@ def test_a_value_of_the_wrong_kind_in_a_loaded_config_is_named(configs, kind):
         ("meta", 0, "device 'meta' cannot be used here"),
     ],
 )
-def test_a_device_that_is_not_there_is_named(configs, monkeypatch, kind, device, gpus, words):
+def test_a_device_that_is_not_there_is_named(monkeypatch, kind, device, gpus, words):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    experiment = build_experiment(f"{configs['mask_rcnn']}.{kind}", with_data=False)
+    experiment = build_experiment(f"{CONFIGS['mask_rcnn']}.{kind}", with_data=False)
     experiment.set_device(device)
     with pytest.raises(UserError, match=words):
         check_device(experiment)

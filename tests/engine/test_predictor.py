@@ -14,6 +14,8 @@ from d2ext.errors import UserError
 
 from detectron2.engine import DefaultPredictor
 
+from tests.engine.helpers import CONFIGS
+
 
 @pytest.fixture(scope="module")
 def photograph():
@@ -34,9 +36,9 @@ def trained(short_run, tmp_path):
     return make
 
 
-def test_predictor_takes_paths_pil_images_and_lists(trained, configs, photograph, tmp_path):
+def test_predictor_takes_paths_pil_images_and_lists(trained, photograph, tmp_path):
     _, weights = trained("mask_rcnn", "py")
-    predictor = Predictor(f"{configs['mask_rcnn']}.py", weights, ["model.backbone.norm=GN"])
+    predictor = Predictor(f"{CONFIGS['mask_rcnn']}.py", weights, ["model.backbone.norm=GN"])
     path = tmp_path / "a.png"
     cv2.imwrite(str(path), photograph)
     expected = predictor(photograph)["instances"]
@@ -80,14 +82,14 @@ def assert_same_instances(a, b):
 
 
 @pytest.mark.parametrize("name", ["mask_rcnn", "htc"])
-def test_predictor_equals_detectron2s_for_yaml_configs(trained, configs, photograph, name):
+def test_predictor_equals_detectron2s_for_yaml_configs(trained, photograph, name):
     _, weights = trained(name, "yaml")
     overrides = [
         "MODEL.RESNETS.NORM=GN",
         "MODEL.DEVICE=cpu",
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST=0.0",
     ]
-    path = f"{configs[name]}.yaml"
+    path = f"{CONFIGS[name]}.yaml"
     ours = Predictor(path, weights, overrides)(photograph)["instances"]
     theirs = DefaultPredictor(load_config(path, [*overrides, f"MODEL.WEIGHTS={weights}"]))(
         photograph
@@ -96,10 +98,10 @@ def test_predictor_equals_detectron2s_for_yaml_configs(trained, configs, photogr
     assert_same_instances(ours, theirs["instances"])
 
 
-def test_lazy_predictor_equals_the_yaml_one_on_the_same_weights(trained, configs, photograph):
+def test_lazy_predictor_equals_the_yaml_one_on_the_same_weights(trained, photograph):
     _, weights = trained("htc", "py")
-    lazy = Predictor(f"{configs['htc']}.py", weights, ["model.backbone.norm=GN"])(photograph)
-    yaml = Predictor(f"{configs['htc']}.yaml", weights, ["MODEL.RESNETS.NORM=GN"])(photograph)
+    lazy = Predictor(f"{CONFIGS['htc']}.py", weights, ["model.backbone.norm=GN"])(photograph)
+    yaml = Predictor(f"{CONFIGS['htc']}.yaml", weights, ["MODEL.RESNETS.NORM=GN"])(photograph)
     assert_same_instances(lazy["instances"], yaml["instances"])
 
 
@@ -114,7 +116,7 @@ def test_saved_config_and_checkpoint_of_a_run_are_enough(trained, photograph, tm
     assert predictor(photograph)["instances"].image_size == (90, 131)
 
 
-def test_class_names_and_their_number_come_from_the_checkpoint(short_run, configs, tmp_path):
+def test_class_names_and_their_number_come_from_the_checkpoint(short_run, tmp_path):
     experiment = short_run("mask_rcnn", "yaml", "three")
     experiment.set_num_classes(3)
     weights = experiment.build_model().state_dict()
@@ -122,13 +124,13 @@ def test_class_names_and_their_number_come_from_the_checkpoint(short_run, config
     path = str(tmp_path / "three.pth")
     torch.save({"model": weights, "metadata": {"thing_classes": names}}, path)
     overrides = ["MODEL.RESNETS.NORM=GN", "DATASETS.TRAIN=gone", "DATASETS.TEST=gone"]
-    predictor = Predictor(f"{configs['mask_rcnn']}.yaml", path, overrides)
+    predictor = Predictor(f"{CONFIGS['mask_rcnn']}.yaml", path, overrides)
     assert predictor.class_names == names
     assert predictor.model.roi_heads.num_classes == 3
 
 
 @pytest.mark.parametrize("kind", ["yaml", "py"])
-def test_number_of_classes_that_the_user_sets_wins_over_names(short_run, configs, tmp_path, kind):
+def test_number_of_classes_that_the_user_sets_wins_over_names(short_run, tmp_path, kind):
     experiment = short_run("mask_rcnn", kind, "three")
     experiment.set_num_classes(3)
     weights = experiment.build_model().state_dict()
@@ -138,10 +140,10 @@ def test_number_of_classes_that_the_user_sets_wins_over_names(short_run, configs
     for metadata in ({}, {"thing_classes": [str(i) for i in range(80)]}):
         path = str(tmp_path / "three.pth")
         torch.save({"model": weights, "metadata": metadata}, path)
-        predictor = Predictor(f"{configs['mask_rcnn']}.{kind}", path, [norm, key])
+        predictor = Predictor(f"{CONFIGS['mask_rcnn']}.{kind}", path, [norm, key])
         assert predictor.class_names == ["0", "1", "2"]
         assert predictor.model.roi_heads.num_classes == 3
-    cfg = load_config(f"{configs['mask_rcnn']}.{kind}", [norm, key])
+    cfg = load_config(f"{CONFIGS['mask_rcnn']}.{kind}", [norm, key])
     torch.save({"model": weights}, path)
     assert Predictor(cfg, path).class_names == ["0", "1", "2"]
 
@@ -202,18 +204,18 @@ def test_data_sets_of_a_config_need_not_be_there_to_predict(short_run, tmp_path,
         assert len(predictor.class_names) == 8
 
 
-def test_checkpoint_of_a_part_of_the_model_is_refused(configs):
+def test_checkpoint_of_a_part_of_the_model_is_refused():
     with pytest.raises(UserError, match="lacks .* of the model's parameters, e.g. 'roi_heads|rpn"):
-        Predictor(f"{configs['mask_rcnn']}.yaml")  # the shipped backbone alone
+        Predictor(f"{CONFIGS['mask_rcnn']}.yaml")  # the shipped backbone alone
 
 
-def test_missing_weights_and_wrong_images_are_named(trained, configs, photograph):
+def test_missing_weights_and_wrong_images_are_named(trained, photograph):
     with pytest.raises(UserError, match="gone.pth"):
-        Predictor(f"{configs['mask_rcnn']}.py", "gone.pth", ["model.backbone.norm=GN"])
+        Predictor(f"{CONFIGS['mask_rcnn']}.py", "gone.pth", ["model.backbone.norm=GN"])
     with pytest.raises(UserError, match="no weights"):
-        Predictor(f"{configs['mask_rcnn']}.py", overrides=["train.init_checkpoint=''"])
+        Predictor(f"{CONFIGS['mask_rcnn']}.py", overrides=["train.init_checkpoint=''"])
     _, weights = trained("mask_rcnn", "py")
-    predictor = Predictor(f"{configs['mask_rcnn']}.py", weights, ["model.backbone.norm=GN"])
+    predictor = Predictor(f"{CONFIGS['mask_rcnn']}.py", weights, ["model.backbone.norm=GN"])
     with pytest.raises(UserError, match="BGR image"):
         predictor(None)
     with pytest.raises(UserError, match="BGR image"):

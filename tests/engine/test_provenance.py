@@ -17,6 +17,8 @@ from d2ext.engine.provenance import (
 )
 from d2ext.errors import UserError
 
+from tests.engine.helpers import CONFIGS
+
 ANCHORS = {
     "yaml": "MODEL.ANCHOR_GENERATOR.SIZES=[[12],[24],[48],[96],[192]]",
     "py": "model.proposal_generator.anchor_generator.sizes=[[12],[24],[48],[96],[192]]",
@@ -166,11 +168,11 @@ def test_difference_of_classes_in_words(theirs, ours, words):
 
 
 @pytest.mark.parametrize("kind", ["yaml", "py"])
-def test_paths_in_a_saved_config_are_absolute(configs, register_few, tmp_path, monkeypatch, kind):
+def test_paths_in_a_saved_config_are_absolute(register_few, tmp_path, monkeypatch, kind):
     name, _, paths = register_few.partition("=")
     images = os.path.dirname(paths.split(",")[0])
     monkeypatch.chdir(images)
-    path = f"{configs['mask_rcnn']}.{kind}"
+    path = f"{CONFIGS['mask_rcnn']}.{kind}"
     overrides = ["DATASETS.TRAIN=rel_few", "DATASETS.TEST=rel_few", "OUTPUT_DIR=out"]
     overrides += ["MODEL.WEIGHTS=w.pth", "MODEL.DEVICE=cpu"]
     experiment = build_experiment(path, overrides, ["rel_few=few.json,images"])

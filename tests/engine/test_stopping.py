@@ -13,8 +13,7 @@ import torch
 from d2ext.engine import loop, train
 from d2ext.engine.stopping import StopRequested
 
-from tests.engine.conftest import short_overrides
-from tests.engine.helpers import calling, losses
+from tests.engine.helpers import calling, losses, short_overrides
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -70,14 +70,19 @@ def test_such_batches_are_left_out_and_counted_on_request(short_run, tmp_path, k
     assert all(x.isfinite().all() for x in last["model"].values())
 
 
+FAR = 1e30
+
+
 class Small(torch.nn.Module):
-    """Two losses of numbers."""
+    """Two losses of numbers; as an RPN, it gives none if the numbers are beyond all measure."""
 
     def __init__(self):
         super().__init__()
         self.norm, self.line = torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 1)
 
     def forward(self, batch):
+        if any(x["image"].max() == FAR for x in batch):
+            raise FloatingPointError("Predicted boxes contain Inf or NaN.")
         numbers = self.line(self.norm(torch.stack([x["image"] for x in batch])))
         return {"loss_a": numbers.square().mean(), "loss_b": numbers.mean() * 0 + 1}
 
@@ -96,7 +101,7 @@ def small_trainer(tmp_path, values, **options):
     return CheckedTrainer(model, batches, optimizer, output_dir=str(tmp_path), **options)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), FAR])
 def test_a_left_out_batch_changes_no_weight_and_no_statistics(tmp_path, value):
     trainer = small_trainer(tmp_path, [0.0, value, 1.0], skip=True)
     plain = small_trainer(tmp_path, [0.0, 1.0])
@@ -120,3 +125,13 @@ def test_too_many_left_out_batches_in_a_row_end_the_training(tmp_path):
         with pytest.raises(UserError, match="the cause is not the data") as caught:
             trainer.run_step()
     assert "images 0 (0.jpg), 1 (1.jpg), 2 (2.jpg)" in str(caught.value)
+
+
+def test_a_network_that_gives_no_loss_is_one_line_with_the_images(tmp_path):
+    trainer = small_trainer(tmp_path, [FAR])
+    trainer.iter = 0
+    with EventStorage(), pytest.raises(UserError) as caught:
+        trainer.run_step()
+    assert "iteration 0: Predicted boxes contain Inf or NaN, images 0 (0.jpg)" in str(caught.value)
+    assert "learning rate 0.1" in str(caught.value) and "\n" not in str(caught.value)
+    assert len(torch.load(tmp_path / "nonfinite_0000000.pth")["batch"]) == 3

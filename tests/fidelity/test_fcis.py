@@ -18,6 +18,8 @@ from fcis import FCIS  # noqa: F401  registers the models
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 
+from tests.fidelity import reference as ref
+
 BLOCKS = (3, 4, 6, 3)
 SUFFIXES = ("abc", "abcd", "abcdef", "abc")
 K, PARTS, CELLS, WIDTH = 3, 7, 21, 16
@@ -87,7 +89,7 @@ class Reference:
         weight, bias = self.w[f"arg:{name}_weight"], self.w[f"arg:{name}_bias"]
         return F.conv2d(x, weight, bias, padding=padding)
 
-    def features(self, ref, image):
+    def features(self, image):
         def layer(conv, norm):
             names = ("arg:{}_gamma", "arg:{}_beta", "aux:{}_moving_mean", "aux:{}_moving_var")
             return self.w[f"arg:{conv}_weight"], tuple(self.w[x.format(norm)] for x in names)
@@ -104,7 +106,7 @@ class Reference:
             layers, x, BLOCKS, stride_in_1x1=True, dilated_res5=True, caffe_pool=True
         )[2:]
 
-    def proposals(self, ref, res4):
+    def proposals(self, res4):
         x = self.conv("rpn_conv_3x3", res4, 1).relu()
         score = self.conv("rpn_cls_score", x)[0].numpy()
         delta = self.conv("rpn_bbox_pred", x)[0].numpy()
@@ -120,7 +122,7 @@ class Reference:
         large = ((boxes[:, 2:] - boxes[:, :2] + 1) >= 2).all(1)
         boxes, scores = boxes[large], scores[large]
         best = np.argsort(-scores, kind="stable")[:PRE_NMS]
-        kept = ref.nms(boxes[best], scores[best], 0.7, 1.0)[:POST_NMS]
+        kept = ref.greedy_nms(boxes[best], scores[best], 0.7, 1.0)[:POST_NMS]
         return boxes[best][kept], scores[best][kept]
 
     def score_maps(self, res5):
@@ -194,16 +196,16 @@ def assemble(maps, roi):
     return out
 
 
-def vote(ref, boxes, probabilities, masks, size):
+def vote(boxes, probabilities, masks, size):
     """(class from 0, score, tight box, pasted mask) of every detection of an image."""
     height, width = size
     seeds = []
     for c in range(1, K + 1):
-        kept = ref.nms(boxes, probabilities[:, c], 0.3, 1.0)[:100]
+        kept = ref.greedy_nms(boxes, probabilities[:, c], 0.3, 1.0)[:100]
         seeds += [(c, i) for i in kept]
     ranked = sorted((probabilities[i, c] for c, i in seeds), reverse=True)
     least = max(ranked[min(len(ranked), 100) - 1], 1e-3)
-    iou, results = ref.iou(boxes, boxes, 1.0), []
+    iou, results = ref.iou_matrix(boxes, boxes, 1.0), []
     rounded = np.round(boxes).astype(int)
     for c, i in seeds:
         if probabilities[i, c] < least:
@@ -213,7 +215,7 @@ def vote(ref, boxes, probabilities, masks, size):
         weight = sum(probabilities[j, c] for j in voters)
         for j in voters:
             x1, y1, x2, y2 = rounded[j]
-            drawn = ref.resize(masks[j], y2 - y1 + 1, x2 - x1 + 1) >= 0.4
+            drawn = ref.resize_half_pixel(masks[j], y2 - y1 + 1, x2 - x1 + 1) >= 0.4
             total[y1 : y2 + 1, x1 : x2 + 1] += probabilities[j, c] / weight * drawn
         ys, xs = np.nonzero(total >= 0.4 - 1e-9)
         if not len(ys):
@@ -229,7 +231,9 @@ def vote(ref, boxes, probabilities, masks, size):
                 u = x1 + (b + 0.5) * (x2 - x1 + 1) / CELLS - 0.5
                 small[a, b] = sample(total, v, u)
         mask = np.zeros(size, bool)
-        mask[y1 : y2 + 1, x1 : x2 + 1] = ref.resize(small, y2 - y1 + 1, x2 - x1 + 1) >= 0.4
+        mask[y1 : y2 + 1, x1 : x2 + 1] = (
+            ref.resize_half_pixel(small, y2 - y1 + 1, x2 - x1 + 1) >= 0.4
+        )
         results.append((c - 1, probabilities[i, c], (x1, y1, x2 + 1, y2 + 1), mask))
     return results
 
@@ -297,11 +301,11 @@ def inputs(model, image):
 
 
 @pytest.fixture(scope="module")
-def expected(weights, image, ref):
+def expected(weights, image):
     """All outputs of the reference."""
     reference, out = Reference(weights), {}
-    out["res4"], out["res5"] = reference.features(ref, image)
-    out["boxes"], out["objectness"] = reference.proposals(ref, out["res4"])
+    out["res4"], out["res5"] = reference.features(image)
+    out["boxes"], out["objectness"] = reference.proposals(out["res4"])
     out["maps"] = reference.score_maps(out["res5"])
     out["first"] = reference.heads(out["maps"], out["boxes"])
     out["refined"] = clip(decode(out["boxes"], out["first"][2]), SIZE)
@@ -312,7 +316,7 @@ def expected(weights, image, ref):
     boxes, pool = boxes[large], [x[large] for x in pool]
     out["pool"] = (boxes, *pool)
     in_image = clip(boxes * 2, OUTPUT)
-    out["detections"] = vote(ref, in_image, *pool, OUTPUT)
+    out["detections"] = vote(in_image, *pool, OUTPUT)
     return out
 
 
@@ -322,22 +326,22 @@ def features_of(model, inputs):
     return images, model.backbone(images.tensor)
 
 
-def test_the_features_are_equal(model, inputs, expected, ref):
+def test_the_features_are_equal(model, inputs, expected):
     _, features = features_of(model, inputs)
-    ref.near(features["res4"], expected["res4"])
-    ref.near(features["res5"], expected["res5"])
+    ref.assert_near(features["res4"], expected["res4"])
+    ref.assert_near(features["res5"], expected["res5"])
 
 
-def test_the_proposals_are_equal(model, inputs, expected, ref):
+def test_the_proposals_are_equal(model, inputs, expected):
     images, features = features_of(model, inputs)
     with torch.no_grad():
         found = model.proposal_generator(images, features, None)[0][0]
     assert len(found) == len(expected["boxes"]) > 10
-    ref.near(found.proposal_boxes.tensor - torch.tensor([0.0, 0, 1, 1]), expected["boxes"])
-    ref.near(found.objectness_logits.sigmoid(), expected["objectness"])
+    ref.assert_near(found.proposal_boxes.tensor - torch.tensor([0.0, 0, 1, 1]), expected["boxes"])
+    ref.assert_near(found.objectness_logits.sigmoid(), expected["objectness"])
 
 
-def test_the_heads_are_equal_in_both_passes(model, inputs, expected, ref):
+def test_the_heads_are_equal_in_both_passes(model, inputs, expected):
     heads = model.roi_heads
     _, features = features_of(model, inputs)
     maps = heads.score_maps(features)
@@ -347,23 +351,23 @@ def test_the_heads_are_equal_in_both_passes(model, inputs, expected, ref):
             scores = heads.score_regions(maps, [continuous])
         probabilities, masks, deltas = expected[name]
         ours = scores.logits.softmax(1)
-        ref.near(ours[:, :K], probabilities[:, 1:])
-        ref.near(ours[:, K], probabilities[:, 0])
-        ref.near(scores.seg.softmax(1)[:, 1], masks)
+        ref.assert_near(ours[:, :K], probabilities[:, 1:])
+        ref.assert_near(ours[:, K], probabilities[:, 0])
+        ref.assert_near(scores.seg.softmax(1)[:, 1], masks)
         weights = torch.tensor(heads.box2box_transform.weights)
-        ref.near(scores.deltas / weights, deltas)
+        ref.assert_near(scores.deltas / weights, deltas)
 
 
-def test_the_candidates_of_both_passes_are_equal(model, inputs, expected, ref):
+def test_the_candidates_of_both_passes_are_equal(model, inputs, expected):
     with torch.no_grad():
         pool = model.candidates(inputs)[0]
     boxes, probabilities, masks = expected["pool"]
-    ref.near(pool.pred_boxes.tensor - torch.tensor([0.0, 0, 1, 1]), boxes)
-    ref.near(pool.class_probs, probabilities[:, 1:])
-    ref.near(pool.pred_masks[:, 0], masks)
+    ref.assert_near(pool.pred_boxes.tensor - torch.tensor([0.0, 0, 1, 1]), boxes)
+    ref.assert_near(pool.class_probs, probabilities[:, 1:])
+    ref.assert_near(pool.pred_masks[:, 0], masks)
 
 
-def test_the_detections_and_their_masks_are_equal(model, inputs, expected, ref):
+def test_the_detections_and_their_masks_are_equal(model, inputs, expected):
     with torch.no_grad():
         found = model(inputs)[0]["instances"]
     detections = expected["detections"]
@@ -372,7 +376,7 @@ def test_the_detections_and_their_masks_are_equal(model, inputs, expected, ref):
     classes, scores, boxes, masks = zip(*(detections[i] for i in order))
     own = np.lexsort([-found.scores.numpy(), found.pred_classes.numpy()])
     assert found.pred_classes[own].tolist() == list(classes)
-    ref.near(found.scores[own], scores)
+    ref.assert_near(found.scores[own], scores)
     assert found.pred_boxes.tensor[own].tolist() == [list(map(float, b)) for b in boxes]
     different = (found.pred_masks[own].numpy() != np.array(masks)).mean()
     assert different < 1e-4 and 0.01 < np.mean(masks) < 0.9

@@ -15,6 +15,8 @@ from htc import add_htc_config
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 
+from tests.fidelity import reference as ref
+
 BLOCKS = (3, 4, 6, 3)
 K, C, LABELS = 3, 8, 7
 SIZES = ((96, 128), (120, 76))
@@ -92,8 +94,7 @@ def make_weights():
 class Reference:
     """The forward pass on one batch; every step reads the weights by MMDetection's names."""
 
-    def __init__(self, weights, ref):
-        self.ref = ref
+    def __init__(self, weights):
         self.w = {k: v.double() for k, v in weights.items()}
 
     def conv(self, name, x, **options):
@@ -128,7 +129,7 @@ class Reference:
                 if j == 0:
                     weight = self.w[f"{name}.downsample.0.weight"]
                     layers[stage, j, "shortcut"] = (weight, self.bn(f"{name}.downsample.1"))
-        stages = self.ref.resnet(layers, x, BLOCKS, stride_in_1x1=False)
+        stages = ref.resnet(layers, x, BLOCKS, stride_in_1x1=False)
         sums, above = [None] * 4, None
         for n in (3, 2, 1, 0):
             sums[n] = self.conv(f"neck.lateral_convs.{n}.conv", stages[n])
@@ -163,7 +164,7 @@ class Reference:
                 size = decoded[:, 2:] - decoded[:, :2]
                 valid = (size > 0).all(1).nonzero()[:, 0]
                 score = torch.stack([rows[r][1] for r in order])[valid]
-                kept = self.ref.nms(decoded[valid].numpy(), score.numpy(), 0.7)
+                kept = ref.greedy_nms(decoded[valid].numpy(), score.numpy(), 0.7)
                 boxes.append(decoded[valid][kept])
                 scores.append(score[kept])
             best = torch.cat(scores).argsort(descending=True)[:POST_NMS]
@@ -175,7 +176,7 @@ class Reference:
         total = 0
         for n, level in enumerate(levels):
             if n != 1:
-                level = self.ref.resize_corners(level, *levels[1].shape[2:])
+                level = ref.resize_corners(level, *levels[1].shape[2:])
             total = total + self.conv(f"{name}.lateral_convs.{n}.conv", level).relu()
         for n in range(4):
             total = self.conv(f"{name}.convs.{n}.conv", total, padding=1).relu()
@@ -188,8 +189,8 @@ class Reference:
         for box in boxes:
             side = math.sqrt(max(float((box[2] - box[0]) * (box[3] - box[1])), 0))
             level = min(max(math.floor(math.log2(side / 56 + 1e-6)), 0), 3)
-            found.append(self.ref.roi_align(levels[level], box, size, 1 / (4 * 2**level)))
-        extra = [self.ref.roi_align(embedding, box, 14, 1 / 8) for box in boxes]
+            found.append(ref.roi_align(levels[level], box, size, 1 / (4 * 2**level)))
+        extra = [ref.roi_align(embedding, box, 14, 1 / 8) for box in boxes]
         return torch.stack(found), torch.stack(extra)
 
     def box_stage(self, t, levels, embedding, boxes, size):
@@ -276,9 +277,9 @@ def model(weights, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stages(weights, inputs, ref):
+def stages(weights, inputs):
     """All outputs of the reference."""
-    reference, out = Reference(weights, ref), {}
+    reference, out = Reference(weights), {}
     out["levels"] = reference.pyramid(reference.batch([x["image"] for x in inputs]))
     out["proposals"] = reference.proposals(out["levels"], SIZES)
     out["semantic"] = reference.semantic(out["levels"])
@@ -295,7 +296,7 @@ def stages(weights, inputs, ref):
         found = []
         for k in range(K):
             rows = (scores[:, k] > 0.001).nonzero()[:, 0]
-            kept = ref.nms(boxes[rows].numpy(), scores[rows, k].numpy(), 0.5)
+            kept = ref.greedy_nms(boxes[rows].numpy(), scores[rows, k].numpy(), 0.5)
             found += [(scores[rows[i], k].item(), k, rows[i].item()) for i in kept]
         found = sorted(found, key=lambda x: -x[0])[:DETECTIONS]
         rows, classes = (torch.tensor([x[i] for x in found]) for i in (2, 1))
@@ -310,32 +311,32 @@ def features_of(model, inputs):
     return images, model.backbone(images.tensor)
 
 
-def test_the_pyramid_is_equal(model, inputs, stages, ref):
+def test_the_pyramid_is_equal(model, inputs, stages):
     _, features = features_of(model, inputs)
     for name, expected in zip(("p2", "p3", "p4", "p5", "p6"), stages["levels"]):
-        ref.near(features[name], expected)
+        ref.assert_near(features[name], expected)
 
 
-def test_the_proposals_are_equal(model, inputs, stages, ref):
+def test_the_proposals_are_equal(model, inputs, stages):
     images, features = features_of(model, inputs)
     with torch.no_grad():
         proposals, _ = model.proposal_generator(images, features, None)
     for found, (boxes, logits) in zip(proposals, stages["proposals"]):
-        ref.near(found.proposal_boxes.tensor, boxes)
-        ref.near(found.objectness_logits, logits)
+        ref.assert_near(found.proposal_boxes.tensor, boxes)
+        ref.assert_near(found.objectness_logits, logits)
 
 
-def test_the_semantic_branch_is_equal(model, inputs, stages, ref):
+def test_the_semantic_branch_is_equal(model, inputs, stages):
     _, features = features_of(model, inputs)
     head = model.roi_heads.semantic_head
     with torch.no_grad():
         shared, embedding = head(features)
-        ref.near(head.logits(shared), stages["semantic"][0])
-    ref.near(embedding, stages["semantic"][1])
+        ref.assert_near(head.logits(shared), stages["semantic"][0])
+    ref.assert_near(embedding, stages["semantic"][1])
 
 
 @pytest.mark.parametrize("stage", range(3))
-def test_every_box_stage_is_equal(model, inputs, stages, ref, stage):
+def test_every_box_stage_is_equal(model, inputs, stages, stage):
     _, features = features_of(model, inputs)
     heads = model.roi_heads
     before = [
@@ -347,21 +348,21 @@ def test_every_box_stage_is_equal(model, inputs, stages, ref, stage):
         features = heads.region_features(features)
         logits, deltas = heads.run_stage(features, boxes, stage)
         refined = heads.refine(boxes, (logits, deltas), list(SIZES), stage)
-    ref.near(logits, torch.cat([runs[stage][0] for runs in stages["stages"]]))
-    ref.near(deltas, torch.cat([runs[stage][1] for runs in stages["stages"]]))
+    ref.assert_near(logits, torch.cat([runs[stage][0] for runs in stages["stages"]]))
+    ref.assert_near(deltas, torch.cat([runs[stage][1] for runs in stages["stages"]]))
     for found, runs in zip(refined, stages["stages"]):
-        ref.near(found.tensor, runs[stage][2])
+        ref.assert_near(found.tensor, runs[stage][2])
 
 
-def test_detections_and_their_masks_are_equal(model, inputs, stages, ref):
+def test_detections_and_their_masks_are_equal(model, inputs, stages):
     with torch.no_grad():
         results = model.inference(inputs, do_postprocess=False)
     for found, (boxes, scores, classes, masks) in zip(results, stages["results"]):
         assert len(found) == DETECTIONS
         assert found.pred_classes.tolist() == classes.tolist()
-        ref.near(found.scores, scores)
-        ref.near(found.pred_boxes.tensor, boxes)
-        ref.near(found.pred_masks[:, 0], masks)
+        ref.assert_near(found.scores, scores)
+        ref.assert_near(found.pred_boxes.tensor, boxes)
+        ref.assert_near(found.pred_masks[:, 0], masks)
         assert 0.1 < (masks > 0.5).double().mean() < 0.9  # masks with something in them
 
 

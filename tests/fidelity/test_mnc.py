@@ -17,6 +17,8 @@ from mnc import MultitaskNetworkCascade  # noqa: F401  registers the models
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 
+from tests.fidelity import reference as ref
+
 LAYERS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 K, M, HIDDEN, MASK_HIDDEN = 3, 21, 16, 8
 SCALES, PRE_NMS, POST_NMS = (2, 4, 8), 200, 30
@@ -150,7 +152,7 @@ class Reference:
                 x = self.conv(f"conv{i}_{j}", x, 1).clamp(min=0)
         return x
 
-    def proposals(self, ref, feature):
+    def proposals(self, feature):
         x = self.conv("rpn_conv_3x3", feature, 1).clamp(min=0)
         score = self.conv("rpn_cls_score", x)[0].numpy()
         delta = self.conv("rpn_bbox_pred", x)[0].numpy()
@@ -172,7 +174,7 @@ class Reference:
         large = ((boxes[:, 2:] - boxes[:, :2] + 1) >= smallest).all(1)
         boxes, scores = boxes[large], scores[large]
         best = np.argsort(-scores, kind="stable")[:PRE_NMS]
-        kept = ref.nms(boxes[best], scores[best], 0.7, 1.0)[:POST_NMS]
+        kept = ref.greedy_nms(boxes[best], scores[best], 0.7, 1.0)[:POST_NMS]
         return boxes[best][kept], scores[best][kept]
 
     def two_stages(self, feature, boxes):
@@ -218,14 +220,14 @@ def corner_sample(image, v, u):
     return top * (1 - a) + (image[i + 1, j] * (1 - b) + image[i + 1, j + 1] * b) * a
 
 
-def vote(ref, boxes, masks, probabilities):
+def vote(boxes, masks, probabilities):
     """(class from 0, score, box with its last pixel excluded, mask) of every instance."""
     seeds = []
     for c in range(1, K + 1):
-        seeds += [(c, i) for i in ref.nms(boxes, probabilities[:, c], 0.3, 1.0)[:100]]
+        seeds += [(c, i) for i in ref.greedy_nms(boxes, probabilities[:, c], 0.3, 1.0)[:100]]
     ranked = sorted((probabilities[i, c] for c, i in seeds), reverse=True)
     least = ranked[min(len(ranked), 100) - 1]
-    iou, results, drawn = ref.iou(boxes, boxes, 1.0), [], {}
+    iou, results, drawn = ref.iou_matrix(boxes, boxes, 1.0), [], {}
     for c, i in seeds:
         if probabilities[i, c] < least:
             continue
@@ -247,19 +249,19 @@ def vote(ref, boxes, masks, probabilities):
         ]
         mask = np.zeros(OUTPUT, bool)
         binary = (np.array(small) >= 0.4).astype(float)
-        mask[y1 : y2 + 1, x1 : x2 + 1] = ref.resize(binary, h, w) >= 0.4
+        mask[y1 : y2 + 1, x1 : x2 + 1] = ref.resize_half_pixel(binary, h, w) >= 0.4
         results.append((c - 1, probabilities[i, c], (x1, y1, x2 + 1, y2 + 1), mask))
     return results
 
 
 @pytest.fixture(scope="module")
-def start(inputs, ref):
+def start(inputs):
     """Weights, feature map, proposals and their scores. The bias of the mask-level classifier is
     set such that every class, the background included, is the best one somewhere."""
     weights = make_weights()
     reference = Reference(weights)
     feature = reference.features(inputs[0]["image"])
-    boxes, objectness = reference.proposals(ref, feature)
+    boxes, objectness = reference.proposals(feature)
     common = np.log(reference.two_stages(feature[0].numpy(), boxes)[2]).mean(axis=0)
     weight, bias = weights["seg_cls_score"]
     weights["seg_cls_score"] = (weight, (bias - common).astype(np.float32))
@@ -300,7 +302,7 @@ def inputs():
 
 
 @pytest.fixture(scope="module")
-def expected(start, ref):
+def expected(start):
     """All outputs of the reference."""
     weights, feature, boxes, objectness = start
     reference = Reference(weights)
@@ -312,7 +314,7 @@ def expected(start, ref):
     boxes = clip(np.concatenate([out["boxes"], out["refined"]]) * 2, OUTPUT)
     masks = np.concatenate([out["first"][0], out["second"][0]])
     probabilities = np.concatenate([out["first"][2], out["second"][2]])
-    out["instances"] = vote(ref, boxes, masks, probabilities)
+    out["instances"] = vote(boxes, masks, probabilities)
     return out
 
 
@@ -331,22 +333,22 @@ def inclusive(boxes):
     return boxes.tensor - torch.tensor([0.0, 0, 1, 1])
 
 
-def test_the_features_are_equal(features, expected, ref):
-    ref.near(features[1]["conv5_3"], expected["conv5_3"])
+def test_the_features_are_equal(features, expected):
+    ref.assert_near(features[1]["conv5_3"], expected["conv5_3"])
 
 
-def test_the_proposals_are_equal(model, features, expected, ref):
+def test_the_proposals_are_equal(model, features, expected):
     images, maps = features
     rpn = model.proposal_generator
     with torch.no_grad():
         (found,) = rpn.propose(rpn.predict_anchors(maps), images.image_sizes, [SIZE[0] / OUTPUT[0]])
     assert len(found) == len(expected["boxes"]) > 10
-    ref.near(inclusive(found.proposal_boxes), expected["boxes"])
-    ref.near(found.objectness_logits, expected["objectness"])
+    ref.assert_near(inclusive(found.proposal_boxes), expected["boxes"])
+    ref.assert_near(found.objectness_logits, expected["objectness"])
 
 
 @pytest.mark.parametrize("boxes, name", [("boxes", "first"), ("refined", "second")])
-def test_two_stages_are_equal_in_both_passes(model, features, expected, ref, boxes, name):
+def test_two_stages_are_equal_in_both_passes(model, features, expected, boxes, name):
     heads = model.roi_heads
     with torch.no_grad():
         x, logits = heads.run_mask_stage(
@@ -355,14 +357,14 @@ def test_two_stages_are_equal_in_both_passes(model, features, expected, ref, box
         masks = logits.sigmoid()
         category = heads.category_head(x, masks)
     wanted = expected[name]
-    ref.near(masks[:, 0], wanted[0])
+    ref.assert_near(masks[:, 0], wanted[0])
     for ours, theirs in ((category.cls_logits, wanted[1]), (category.seg_logits, wanted[2])):
-        ref.near(ours.softmax(1).roll(1, dims=1), theirs)
+        ref.assert_near(ours.softmax(1).roll(1, dims=1), theirs)
     weights = torch.tensor(heads.box_transform.weights).repeat(K)
-    ref.near(category.deltas / weights, wanted[3][:, 4:])
+    ref.assert_near(category.deltas / weights, wanted[3][:, 4:])
 
 
-def test_the_bridge_is_equal_also_where_background_wins(model, features, expected, ref):
+def test_the_bridge_is_equal_also_where_background_wins(model, features, expected):
     best = expected["first"][2].argmax(axis=1)
     assert (best == 0).any() and (best > 0).any()
     heads, boxes = model.roi_heads, [continuous(expected["boxes"])]
@@ -370,20 +372,22 @@ def test_the_bridge_is_equal_also_where_background_wins(model, features, expecte
         x, logits = heads.run_mask_stage(features[1], boxes)
         category = heads.category_head(x, logits.sigmoid())
         refined = heads.bridge(boxes, category, [SIZE])
-    ref.near(inclusive(Boxes(refined[0])), expected["refined"])
+    ref.assert_near(inclusive(Boxes(refined[0])), expected["refined"])
 
 
-def test_the_candidates_are_equal(model, inputs, expected, ref):
+def test_the_candidates_are_equal(model, inputs, expected):
     with torch.no_grad():
         found = model.inference(inputs, do_postprocess=False)[0]
     boxes = np.concatenate([expected["boxes"], expected["refined"]])
-    ref.near(inclusive(found.pred_boxes), boxes)
-    ref.near(found.pred_masks[:, 0], np.concatenate([expected[x][0] for x in ("first", "second")]))
+    ref.assert_near(inclusive(found.pred_boxes), boxes)
+    ref.assert_near(
+        found.pred_masks[:, 0], np.concatenate([expected[x][0] for x in ("first", "second")])
+    )
     scores = np.concatenate([expected[x][2] for x in ("first", "second")])
-    ref.near(found.class_scores, scores[:, 1:])
+    ref.assert_near(found.class_scores, scores[:, 1:])
 
 
-def test_the_instances_and_their_masks_are_equal(model, inputs, expected, ref):
+def test_the_instances_and_their_masks_are_equal(model, inputs, expected):
     with torch.no_grad():
         found = model(inputs)[0]["instances"]
     assert len(found) == len(expected["instances"]) > 5
@@ -391,7 +395,7 @@ def test_the_instances_and_their_masks_are_equal(model, inputs, expected, ref):
     classes, scores, boxes, masks = zip(*wanted)
     own = np.lexsort([-found.scores.numpy(), found.pred_classes.numpy()])
     assert found.pred_classes[own].tolist() == list(classes)
-    ref.near(found.scores[own], scores)
+    ref.assert_near(found.scores[own], scores)
     assert found.pred_boxes.tensor[own].tolist() == [list(map(float, b)) for b in boxes]
     different = (found.pred_masks[own].numpy() != np.array(masks)).mean()
     assert different < 1e-4 and 0.01 < np.mean(masks) < 0.9

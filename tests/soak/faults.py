@@ -84,8 +84,9 @@ def swap_box(entry):
 
 
 def fractions(entry):
-    if isinstance(entry["segmentation"], list):
-        entry["segmentation"] = [[v / 200 for v in p] for p in entry["segmentation"]]
+    x, y, w, h = entry["bbox"]
+    corners = [x, y, x + w, y, x + w, y + h, x, y + h]
+    entry["segmentation"] = [[v / 200 for v in corners]]
 
 
 def twice(content, images):
@@ -227,7 +228,7 @@ def failed_command(scene):
 
 def nan_loss(scene):
     def poison(batch):
-        batch[0]["instances"].gt_boxes.tensor.fill_(float("nan"))
+        batch[0]["image"] = batch[0]["image"].float() * float("nan")
 
     experiment = scene.experiment()
     build = experiment.build_train_loader
@@ -398,7 +399,7 @@ FAULTS = {
         ),
         ("the output folder is a file", REFUSED, "OUTPUT_DIR", folder_not_writable),
         ("a command that fails in a used folder", "its config stays", "as before", failed_command),
-        ("NaN in a box", "images, losses, rate, advice", "total_loss|loss.*nan", nan_loss),
+        ("NaN in a batch", "images, losses, rate, advice", "images .*learning rate", nan_loss),
         (
             "resuming with other classes",
             "refused, naming both",

@@ -13,7 +13,7 @@ from d2ext.errors import UserError
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from tests.engine.conftest import short_overrides
+from tests.engine.helpers import short_overrides
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/mask_rcnn_tiny"

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from tests.engine.conftest import short_overrides
+from tests.engine.helpers import short_overrides
 from tests.soak.conftest import FULL
 from tests.soak.runs import ROOT, Run
 

@@ -13,8 +13,7 @@ from typing import Any, BinaryIO
 import torch
 
 from d2ext.checkpoint.formats.common import FormatError
-from d2ext.checkpoint.formats.pickles import Unpickler
-from d2ext.checkpoint.formats.stand_ins import FUNCTIONS, Opaque, stand_in
+from d2ext.checkpoint.formats.pickles import Opaque, Unpickler
 
 LEGACY_MAGIC = b"\x8a\x0a" + (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 
@@ -59,13 +58,11 @@ def _look_through(stream: BinaryIO, size: int) -> Unpickler:
 
 
 def _load(path: str, scans: list[Unpickler], **options: Any) -> Any:
-    kinds = [stand_in(name) for name in FUNCTIONS]  # not all of them are known to torch 2.4
-    kinds += [kind for scan in scans for kind in scan.classes.values()]
+    kinds = [kind for scan in scans for kind in scan.stand_ins.values()]
+    made: list[Any] = []
     for kind in kinds:
-        if issubclass(kind, Opaque):
-            kind.made_as = kind.items
-            if kind.items is not None and kind.hides:
-                raise FormatError(f"it changes the methods of {kind.source[:60]}")
+        if isinstance(kind, type) and issubclass(kind, Opaque):
+            kind.made = made
     safe = torch.serialization
     before = list(safe.get_safe_globals())
     safe.clear_safe_globals()
@@ -73,7 +70,7 @@ def _load(path: str, scans: list[Unpickler], **options: Any) -> Any:
         safe.add_safe_globals(kinds)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about storages and protocols
-            return torch.load(path, map_location="cpu", weights_only=True, **options)
+            content = torch.load(path, map_location="cpu", weights_only=True, **options)
     except pickle.UnpicklingError as error:  # its reason is between advice to unpickle all the same
         parts = re.split(r"WeightsUnpickler error:|\n\n", str(error))
         reasons = [x for x in parts if x.strip() and "documentation" not in x]
@@ -81,3 +78,6 @@ def _load(path: str, scans: list[Unpickler], **options: Any) -> Any:
     finally:
         safe.clear_safe_globals()
         safe.add_safe_globals(before)
+    for value in made:  # attributes that torch set may hide methods
+        vars(value).clear() if isinstance(value, dict) else None
+    return content

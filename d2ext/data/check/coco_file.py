@@ -21,6 +21,7 @@ from d2ext.data.check.cache import fingerprint
 from d2ext.data.check.masks import check_masks
 from d2ext.data.check.problems import Finding, Problem
 from d2ext.data.check.repeats import area_findings, copies, file_repeats
+from d2ext.data.convert.guess import conversion_hint
 from d2ext.errors import UserError
 
 _REQUIRED_KEYS = {
@@ -30,14 +31,18 @@ _REQUIRED_KEYS = {
 }
 
 
-def read_coco_file(json_file: str) -> dict:
+def read_coco_file(json_file: str, unique_names: bool = True) -> dict:
     """Read a COCO instances file; its sections are lists of objects with the keys they need.
+
+    Args:
+        unique_names: whether two categories of one name are an error.
 
     Raises:
         UserError: file missing, no JSON, or another structure; no category or no image.
     """
     if not os.path.isfile(json_file):
-        raise UserError(f"annotation file {json_file} does not exist")
+        what = "is a folder, no COCO file" if os.path.isdir(json_file) else "does not exist"
+        raise UserError(f"annotation file {json_file} {what}{_hint(json_file)}")
     collecting = gc.isenabled()
     gc.disable()  # halves the time: nothing of the many small objects is garbage
     try:
@@ -46,6 +51,7 @@ def read_coco_file(json_file: str) -> dict:
     except json.JSONDecodeError as e:
         raise UserError(
             f"{json_file} is not valid JSON: {e.msg} at line {e.lineno} column {e.colno}"
+            + _hint(json_file)
         ) from None
     except UnicodeDecodeError as e:
         raise UserError(f"{json_file} is not UTF-8 text: {e.reason} at byte {e.start}") from None
@@ -54,16 +60,22 @@ def read_coco_file(json_file: str) -> dict:
     finally:
         if collecting:
             gc.enable()
-    _check_structure(json_file, data)
+    _check_structure(json_file, data, unique_names)
     return data
 
 
-def _check_structure(json_file, data):
+def _hint(path):
+    command = conversion_hint(path)
+    return f"; convert it: {command}" if command else ""
+
+
+def _check_structure(json_file, data, unique_names):
     if not isinstance(data, dict):
         raise UserError(f"{json_file} is not a COCO instances file: its top level is no object")
     for section, keys in _REQUIRED_KEYS.items():
         if not isinstance(data.get(section), list):
-            raise UserError(f"{json_file} has no list {section!r}; a COCO instances file needs it")
+            hint = _hint(json_file) or "; a COCO instances file needs it"
+            raise UserError(f"{json_file} has no list {section!r}{hint}")
         for index, entry in enumerate(data[section]):
             if not isinstance(entry, dict):
                 raise UserError(f"{json_file}: {section}[{index}] is no object")
@@ -79,7 +91,7 @@ def _check_structure(json_file, data):
             if type(value) is not kind:
                 word = "a whole number" if kind is int else "text"
                 raise UserError(f"{json_file}: category {key} {value!r} is not {word}")
-            if value in seen:
+            if value in seen and (unique_names or key == "id"):
                 raise UserError(f"{json_file}: categories has {key} {value!r} twice")
             seen.add(value)
 

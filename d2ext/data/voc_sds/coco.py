@@ -11,12 +11,12 @@ import logging
 import os
 import re
 import sys
-import tempfile
 
 import numpy as np
 import pycocotools.mask as mask_util
 from tqdm import tqdm
 
+from d2ext.data.json_files import write_json
 from d2ext.data.voc_sds.files import (
     CLASSES,
     SPLITS,
@@ -26,7 +26,6 @@ from d2ext.data.voc_sds.files import (
     read_instances,
     read_list,
 )
-from d2ext.errors import UserError
 
 from detectron2.utils import comm
 
@@ -112,23 +111,6 @@ def cache_key(folder: str, split: str, root: str) -> str:
         states = [_state(path) for path in [*files, image_file(folder, name)]]
         digest.update(f"{name} {' '.join(states)}\n".encode())
     return digest.hexdigest()
-
-
-def write_json(data: dict, path: str) -> None:
-    """Write a file that is either complete or not there, also with several writers."""
-    try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(os.path.abspath(path)))
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as f:
-                json.dump(data, f)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as e:
-        raise UserError(f"cannot write {path}: {e.strerror or e}") from e
 
 
 def _cached_key(path: str) -> str | None:

@@ -7,6 +7,8 @@ import torch
 from d2ext.checkpoint.formats import read_file
 from d2ext.errors import UserError
 
+from tests.checkpoint.formats.helpers import caffe_messages
+
 
 def read(tmp_path, message):
     path = tmp_path / "net.caffemodel"
@@ -18,7 +20,8 @@ def values(*shape):
     return torch.arange(float(np.prod(shape))).reshape(shape)
 
 
-def test_layers_of_both_generations_are_read(tmp_path, caffe):
+def test_layers_of_both_generations_are_read(tmp_path):
+    caffe = caffe_messages()
     for field, kind in (("layer", "Convolution"), ("layers", 4)):
         net = caffe["NetParameter"](name="net")
         layer = getattr(net, field).add(name="conv1_1", type=kind)
@@ -32,7 +35,8 @@ def test_layers_of_both_generations_are_read(tmp_path, caffe):
         assert found["conv1_1.1"].equal(values(2))
 
 
-def test_four_dimensional_blobs_of_old_files_get_their_present_shapes(tmp_path, caffe):
+def test_four_dimensional_blobs_of_old_files_get_their_present_shapes(tmp_path):
+    caffe = caffe_messages()
     net = caffe["NetParameter"]()
     shapes = {"fc6": (1, 1, 4, 6), "bias": (1, 1, 1, 4), "conv": (4, 2, 1, 1), "one": (1, 1, 1, 1)}
     for name, (num, channels, height, width) in shapes.items():
@@ -47,7 +51,8 @@ def test_four_dimensional_blobs_of_old_files_get_their_present_shapes(tmp_path, 
     assert found == {"fc6.0": (4, 6), "bias.0": (4,), "conv.0": (4, 2, 1, 1), "one.0": (1,)}
 
 
-def test_gradients_are_skipped_and_doubles_read(tmp_path, caffe):
+def test_gradients_are_skipped_and_doubles_read(tmp_path):
+    caffe = caffe_messages()
     net = caffe["NetParameter"]()
     blob = net.layer.add(name="a").blobs.add(data=[1, 2], diff=[3, 4])
     blob.shape.dim.append(2)
@@ -66,7 +71,8 @@ def test_numbers_that_are_not_packed_are_read(tmp_path):
     assert read(tmp_path, b"\xa2\x06" + bytes([len(layer)]) + layer)["a.0"].tolist() == [1.5, -2.0]
 
 
-def test_wrong_sizes_and_names_are_named(tmp_path, caffe):
+def test_wrong_sizes_and_names_are_named(tmp_path):
+    caffe = caffe_messages()
     net = caffe["NetParameter"]()
     net.layer.add(name="a").blobs.add(data=[1, 2, 3]).shape.dim.extend([2, 2])
     with pytest.raises(UserError, match=r"an array of shape \(2, 2\) has 3 values"):

@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from d2ext.checkpoint.formats import FormatError, read_file
-from d2ext.checkpoint.formats.pickles import read_pickle
-from d2ext.checkpoint.formats.stand_ins import Opaque
+from d2ext.checkpoint.formats.pickles import Opaque, read_pickle
 from d2ext.errors import UserError
 
 PROTOCOLS = pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -137,6 +136,12 @@ def test_copying_the_same_values_again_and_again_is_refused():
     copies += b"h\x00h\x01\x85R0" * 5000 + b"N."
     with pytest.raises(FormatError, match="again and again"):
         load(copies)
+    state = b"\x80\x02}q\x01(" + b"".join(
+        b"J" + i.to_bytes(4, "little") + b"N" for i in range(5000)
+    )
+    state += b"uccollections\nOrderedDict\n)R" + b"h\x01b" * 5000 + b"."
+    with pytest.raises(FormatError, match="again and again"):
+        load(state)
 
 
 def doubled(levels):

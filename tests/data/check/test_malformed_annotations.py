@@ -165,7 +165,7 @@ def test_a_file_without_structure_is_refused_in_one_line(small_dataset, text, wo
 
 def test_a_folder_or_binary_file_is_refused(small_dataset, tmp_path):
     roots = small_dataset.roots()[1:]
-    with pytest.raises(UserError, match="annotation file .*images does not exist"):
+    with pytest.raises(UserError, match="annotation file .*images is a folder, no COCO file"):
         check_files("x", str(tmp_path / "images"), *roots)
     (tmp_path / "x.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="x.json is not UTF-8"):

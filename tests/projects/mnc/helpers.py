@@ -6,6 +6,7 @@ from d2ext.utils.testing import tiny_config
 from mnc import add_mnc_config
 
 from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances
 
 MASK_SIZE = 7
 
@@ -47,3 +48,17 @@ def make_model(*overrides, seed=0):
         elif "cls_score" in name or "mask_head" in name or "objectness" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     return model
+
+
+def ground_truth(boxes, classes, size=(40, 60)):
+    """Instances with filled boxes as masks."""
+    boxes = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
+    masks = torch.zeros((len(boxes), *size), dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist()):
+        mask[y1:y2, x1:x2] = True
+    return Instances(
+        size,
+        gt_boxes=Boxes(boxes),
+        gt_classes=torch.tensor(classes, dtype=torch.int64),
+        gt_masks=BitMasks(masks),
+    )

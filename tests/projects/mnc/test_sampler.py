@@ -5,6 +5,8 @@ from mnc import MNCSampler
 
 from detectron2.structures import Boxes, Instances
 
+from tests.projects.mnc.helpers import ground_truth
+
 
 def proposals_at(boxes, size=(40, 60)):
     boxes = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
@@ -13,7 +15,7 @@ def proposals_at(boxes, size=(40, 60)):
     return result
 
 
-def test_samples_are_labelled_and_know_their_anchor(ground_truth):
+def test_samples_are_labelled_and_know_their_anchor():
     target = ground_truth([[0, 0, 20, 20], [30, 10, 50, 30]], [2, 0])
     # IoU 0.9 with the first, 0.5 with the second, 0.25 and 0 with either.
     proposals = proposals_at([[0, 0, 20, 18], [30, 10, 50, 20], [0, 0, 10, 10], [21, 31, 29, 39]])
@@ -44,7 +46,7 @@ def test_samples_are_labelled_and_know_their_anchor(ground_truth):
     assert sample.gt_boxes.tensor.equal(expected)
 
 
-def test_sampling_depends_on_the_seed_of_the_image_only(ground_truth):
+def test_sampling_depends_on_the_seed_of_the_image_only():
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(200, 2, generator=generator) * 30
     boxes = torch.cat([corners, corners + 10], dim=1).tolist()
@@ -61,7 +63,7 @@ def test_sampling_depends_on_the_seed_of_the_image_only(ground_truth):
     assert draw(2, 1) == [second, first]
 
 
-def test_every_box_of_the_second_pass_is_kept_with_the_ground_truth(ground_truth):
+def test_every_box_of_the_second_pass_is_kept_with_the_ground_truth():
     target = ground_truth([[0, 0, 20, 20]], [2])
     boxes = torch.tensor([[30.0, 30, 40, 40], [0, 0, 20, 19]], requires_grad=True)
     (sample,) = MNCSampler(num_classes=3, batch_size_per_image=1).label_all([boxes], [target])
@@ -75,7 +77,7 @@ def test_every_box_of_the_second_pass_is_kept_with_the_ground_truth(ground_truth
     assert boxes.grad.tolist() == [[1.0] * 4] * 2
 
 
-def test_images_without_objects_give_background_only(ground_truth):
+def test_images_without_objects_give_background_only():
     target = ground_truth([], [])
     sampler = MNCSampler(num_classes=3, batch_size_per_image=64)
     (sample,) = sampler([proposals_at([[0, 0, 9, 9]] * 30)], [target], "stage2")

@@ -1,33 +1,29 @@
 """Full-size models without values, and tensors whose values tell where they come from."""
 
-import pytest
+from pathlib import Path
+
 import torch
 
 from d2ext.config import load_config
 from d2ext.engine.lazy_experiment import LazyExperiment
 from d2ext.engine.yacs_experiment import YacsExperiment
 
+ROOT = Path(__file__).resolve().parents[2]
 _MODELS = {}
 
 
-def build(path, *overrides):
-    """The model of a config on the device "meta": names and shapes, but no memory. Kept."""
+def meta_model(path, *overrides):
+    """The model of a config, given below the repository, on the device "meta": names and shapes,
+    but no memory. Kept."""
     key = (path, *overrides)
     if key not in _MODELS:
-        cfg = load_config(path, list(overrides))
+        cfg = load_config(str(ROOT / path), list(overrides))
         kind = LazyExperiment if path.endswith(".py") else YacsExperiment
         experiment = kind(cfg)
         experiment.set_device("meta")
         with torch.device("meta"):
             _MODELS[key] = experiment.build_model()
     return _MODELS[key]
-
-
-@pytest.fixture
-def meta_model(request):
-    """`meta_model(path below the repository, *overrides)`."""
-    root = request.config.rootpath
-    return lambda path, *overrides: build(str(root / path), *overrides)
 
 
 class Coded(dict):
@@ -43,22 +39,10 @@ class Coded(dict):
             self[name] = rows[0]
 
 
-@pytest.fixture
-def coded():
-    return Coded()
-
-
-@pytest.fixture
-def first_column():
+def first_column(x):
     """The value of each row of a tensor from `Coded`, rows being constant."""
-
-    def rows(x):
-        flat = (
-            x.reshape(x.shape[0], -1) if x.numel() < 1 << 22 else x[(...,) + (0,) * (x.dim() - 1)]
-        )
-        if flat.dim() == 1:
-            return flat
-        assert (flat == flat[:, :1]).all()
-        return flat[:, 0]
-
-    return rows
+    flat = x.reshape(x.shape[0], -1) if x.numel() < 1 << 22 else x[(...,) + (0,) * (x.dim() - 1)]
+    if flat.dim() == 1:
+        return flat
+    assert (flat == flat[:, :1]).all()
+    return flat[:, 0]

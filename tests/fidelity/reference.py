@@ -2,10 +2,8 @@
 to nothing from torchvision or detectron2."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import torch
 from torch.nn import functional as F
 
@@ -136,17 +134,3 @@ def assert_near(actual, expected, limit=1e-4):
     actual, expected = actual.detach().double(), expected.detach().double()
     error = (actual - expected).abs().max() / expected.abs().max().clamp(min=1e-12)
     assert error < limit, float(error)
-
-
-@pytest.fixture(scope="session")
-def ref():
-    """The functions of this file."""
-    return SimpleNamespace(
-        resnet=resnet,
-        iou=iou_matrix,
-        nms=greedy_nms,
-        resize=resize_half_pixel,
-        resize_corners=resize_corners,
-        roi_align=roi_align,
-        near=assert_near,
-    )

@@ -1,0 +1,1 @@
+"""Annotations of other programs as COCO instances files, and a split of such files."""
