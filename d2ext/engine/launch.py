@@ -1,9 +1,11 @@
 """Start one or several processes: plainly, by detectron2's `launch`, or under `torchrun`."""
 
+import ctypes
 import datetime
 import gc
 import hashlib
 import os
+import signal
 from collections.abc import Callable
 
 import torch
@@ -15,6 +17,8 @@ from d2ext.errors import UserError
 from detectron2.engine import launch as detectron2_launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
+
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def started_by_torchrun() -> bool:
@@ -85,7 +89,19 @@ def _check_processes(args, device: str) -> None:
         )
 
 
+def _end_with_launcher() -> None:
+    """Let the system send SIGTERM when `torchrun` is gone, e.g. killed for want of memory.
+
+    Without it the process would wait for the others for half an hour, or train on and keep the
+    output folder to itself. Linux only.
+    """
+    set_signal = getattr(ctypes.CDLL(None), "prctl", None)
+    if set_signal is not None:
+        set_signal(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+
+
 def _run_torchrun_worker(function: Callable, args, device: str) -> None:
+    _end_with_launcher()
     local_rank = int(os.environ["LOCAL_RANK"])
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     use_gpu = torch.cuda.is_available() and device.startswith("cuda")

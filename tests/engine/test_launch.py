@@ -91,3 +91,26 @@ def test_a_mistake_in_one_of_several_gpu_processes_is_one_line(monkeypatch, last
 def test_without_torchrun_every_process_says_its_own(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     assert launch.is_first_to_say("x") and launch.is_first_to_say("x")
+
+
+_TORCHRUN = """
+import subprocess, sys
+child = "import time; from d2ext.engine.launch import _end_with_launcher as end; end();"
+child += "print('ready', flush=True); time.sleep(60)"
+subprocess.run([sys.executable, "-W", "ignore", "-c", child])
+"""
+_KILLING = """
+import subprocess, sys, time
+torchrun = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE)
+torchrun.stdout.readline()
+torchrun.kill()
+start = time.monotonic()
+torchrun.stdout.read()  # ends with the last process that could write there
+print("ended" if time.monotonic() - start < 30 else "stayed")
+"""
+
+
+def test_a_process_of_torchrun_ends_when_that_is_killed(run_python):
+    """By SIGTERM, at which a training saves a checkpoint."""
+    process = run_python("-c", _KILLING, _TORCHRUN)
+    assert process.stdout == "ended\n", process.stderr

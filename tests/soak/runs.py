@@ -25,6 +25,23 @@ def _command_line(argv, output):
     main(argv)
 
 
+def _children(pid):
+    """Numbers of the processes that a process has started."""
+    try:
+        return set(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    except OSError:
+        return set()
+
+
+def _runs(pid):
+    """Whether a process is there and has not ended."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
 class Run:
     """A training that was started, leader of a process group, which `with` ends for sure.
 
@@ -38,7 +55,7 @@ class Run:
     """
 
     def __init__(self, argv, output, processes=1):
-        self.output = Path(output)
+        self.output, self._children = Path(output), set()
         if processes == 1:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(_PRELOADED)
@@ -63,6 +80,10 @@ class Run:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)  # also what a killed leader left behind
         self.wait(60)
+        end = time.monotonic() + 60
+        while alive := [pid for pid in self._children if _runs(pid)]:  # sessions of their own
+            assert time.monotonic() < end, f"processes {alive} outlive their torchrun"
+            time.sleep(0.05)
 
     @property
     def code(self):
@@ -83,6 +104,8 @@ class Run:
         end = time.monotonic() + seconds
         while self.code is None and not condition():
             assert time.monotonic() < end, self.output.read_text(errors="replace")[-2000:]
+            if isinstance(self._process, subprocess.Popen):
+                self._children |= _children(self._process.pid)
             time.sleep(0.0005)
 
     def signal(self, number, group):

@@ -16,7 +16,7 @@ from tests.soak.runs import ROOT, Run
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 # Kills of runs with one and two processes.
-KILLS = {1: 160, 2: 40} if FULL else {1: 5, 2: 2}
+KILLS = {1: 160, 2: 40} if FULL else {1: 5}
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def interrupt(run, folder, seconds, rng):
     return number, "group" if group else "process", when
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", KILLS)
 def test_killed_runs_end_with_the_weights_of_an_uninterrupted_one(
     argv, tmp_path, counted, processes
 ):
