@@ -306,7 +306,7 @@ def hostile_pickle(path):
 
 def program_in_archive(path):
     with zipfile.ZipFile(path, "w") as archive:
-        program = b"cos\nsystem\nX\x10\0\0\0touch /tmp/hacked\x85R."
+        program = b"cos\nsystem\nX\x11\0\0\0touch /tmp/hacked\x85R."
         archive.writestr("x/data.pkl", b"\x80\x02}X\x05\0\0\0model" + program[:-1] + b"s.")
         archive.writestr("x/version", "3")
 
