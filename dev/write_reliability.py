@@ -36,7 +36,7 @@ def cell(text: str) -> str:
 
 def page(records: list[dict]) -> str:
     """Markdown of what the tests have counted."""
-    faults = [r for r in records if "observed" in r]
+    faults = sorted((r for r in records if "observed" in r), key=lambda r: r["number"])
     rows = []
     for record in sorted((r for r in records if "observed" not in r), key=lambda r: r["test"]):
         test = record.pop("test").partition("[")[0].replace("_", " ")
@@ -52,7 +52,7 @@ def page(records: list[dict]) -> str:
 
 
 def main(folder: str) -> None:
-    files = sorted(Path(folder).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    files = list(Path(folder).glob("*.json"))
     if not files:
         sys.exit(f"error: {folder} has no counts; run make soak")
     PAGE.write_text(page([json.loads(path.read_text()) for path in files]))

@@ -15,7 +15,7 @@ def test_counts_and_faults_are_listed(script, tmp_path, monkeypatch, capsys):
         "kills": {"test": "killed_runs[1]", "kills": 3, "runs": 2},
         "fault_a": {"test": "fault[a]", "area": "Runs", "what": "a | b", "expected": "goes on"},
     }
-    records["fault_a"]["observed"] = "exit 0 <none>"
+    records["fault_a"] |= {"number": 0, "observed": "exit 0 <none>"}
     for name, record in records.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(record))
     monkeypatch.setattr(script, "PAGE", tmp_path / "page.md")

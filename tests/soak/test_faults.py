@@ -18,7 +18,8 @@ def test_fault(case, few_images, mask_rcnn_weights, tmp_path, monkeypatch, count
     assert re.search(words, observed, re.IGNORECASE), f"{what}: {observed}"
     if expected.startswith("refused"):
         assert not observed.startswith("exit 0") and "Traceback" not in observed
-    counted({"area": area, "what": what, "expected": expected, "observed": observed})
+    record = {"area": area, "what": what, "expected": expected, "observed": observed}
+    counted({"number": CASES.index(case), **record})
 
 
 def test_the_table_has_at_least_sixty_faults_and_each_once():
