@@ -26,7 +26,7 @@ class LargeScaleJitter(T.Augmentation):
     """Scale the image by a random factor, then crop it or pad it to one size.
 
     detectron2's `ResizeScale` and `FixedSizeCrop` do nearly the same; but these draw one position
-    for both axes, pad maps of instances with a label in its main branch, and need shapely.
+    for both axes, and cut polygons with shapely, which fills their holes.
     """
 
     def __init__(

@@ -78,11 +78,6 @@ class InstanceSegMapper(DatasetMapper):
             use_instance_mask=True,
             instance_mask_format=mask_format,
         )
-        if any(getattr(a, "seg_pad_value", 0) for a in augmentations):
-            raise UserError(
-                "an augmentation pads masks with seg_pad_value, which would become part of the "
-                "objects; give it seg_pad_value=0, what is padded has the label 255 in any case"
-            )
         if min_area < 0:
             raise UserError(
                 f"the least area of objects (INPUT.MIN_MASK_AREA) is {min_area}; 0 keeps all"
@@ -153,7 +148,8 @@ class InstanceSegMapper(DatasetMapper):
 
     def _transform_annotations(self, dataset_dict, transforms, image_shape):
         crowd = [a for a in dataset_dict["annotations"] if a.get("iscrowd", 0)]
-        super()._transform_annotations(dataset_dict, transforms, image_shape)
+        mask_transforms = _MaskTransforms(transforms)
+        super()._transform_annotations(dataset_dict, mask_transforms, image_shape)
         instances = dataset_dict["instances"]
         if not instances.has("gt_masks"):
             empty = torch.zeros((0, *image_shape), dtype=torch.bool)
@@ -171,7 +167,7 @@ class InstanceSegMapper(DatasetMapper):
             return
         if "sem_seg" not in dataset_dict:
             dataset_dict["sem_seg"] = self._derive_semantic(
-                instances, crowd, transforms, image_shape
+                instances, crowd, mask_transforms, image_shape
             )
         self._ignore_padding(dataset_dict, transforms)
         self._check_labels(dataset_dict)
@@ -235,6 +231,18 @@ class InstanceSegMapper(DatasetMapper):
                     f"{_name(record, index)} is an RLE mask; "
                     "set mask_format (INPUT.MASK_FORMAT) bitmask"
                 )
+
+
+class _MaskTransforms:
+    """Transforms whose padding belongs to no object: detectron2's main branch pads masks with the
+    ignored label of semantic maps."""
+
+    def __init__(self, transforms):
+        self._transforms = transforms
+        self.apply_box, self.apply_polygons = transforms.apply_box, transforms.apply_polygons
+
+    def apply_segmentation(self, mask):
+        return (self._transforms.apply_segmentation(mask) == 1).astype(np.uint8)
 
 
 def _name(record, index):

@@ -359,11 +359,15 @@ def test_settings_out_of_range_are_named(build, match):
     assert "\n" not in str(info.value)
 
 
-def test_padding_of_masks_by_detectron2s_crop_is_refused(record):
-    crop = T.FixedSizeCrop((64, 64))
-    crop.seg_pad_value = 255  # as in detectron2's main branch
-    with pytest.raises(UserError, match="give it seg_pad_value=0"):
-        map_record(record, [crop])
+def test_padding_with_the_ignored_label_is_no_part_of_objects(record):
+    """As by FixedSizeCrop of detectron2's main branch."""
+    padding = T.PadTransform(0, 0, 10, 20, WIDTH, HEIGHT, 128.0, 255)
+    out = map_record(record, [padding], semantic="instances")
+    masks, labels = out["instances"].gt_masks.tensor[0], out["sem_seg"]
+    expected = mask_util.decode(record["annotations"][0]["segmentation"])
+    np.testing.assert_array_equal(masks[:HEIGHT, :WIDTH].numpy(), expected)
+    assert not masks[HEIGHT:].any() and not masks[:, WIDTH:].any()
+    assert (labels[HEIGHT:] == 255).all() and (labels[:HEIGHT, :WIDTH] != 255).all()
 
 
 def test_records_are_not_modified(shapes_few):

@@ -13,7 +13,8 @@ from detectron2.utils.events import EventStorage
 
 _OPTIONS = [
     "INPUT.LSJ.ENABLED=True", "INPUT.LSJ.SIZE=96", "INPUT.LSJ.MIN_SCALE=0.5", "MODEL.WEIGHTS=",
-    "INPUT.ROTATE_90=True", "INPUT.COLOR_JITTER.HUE=0.1", "MODEL.DEVICE=cpu", "INPUT.MIN_MASK_AREA=4",
+    "INPUT.ROTATE_90=True", "INPUT.COLOR_JITTER.HUE=0.1", "MODEL.DEVICE=cpu",
+    "INPUT.MIN_MASK_AREA=4",
 ]  # fmt: skip
 
 
