@@ -1,24 +1,34 @@
 #!/usr/bin/env python
-"""Draw the ground truth of a data set: image, instances and the semantic map if there is one."""
+"""Draw a data set: image, instances and the semantic map if there is one; as annotated or, with
+--augmented, as the training loader of a config gives it to the network."""
 
 import argparse
+import itertools
 import os
 import random
 import sys
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 
-from d2ext import compat
 from d2ext.data import get_dataset_records, parse_register, register_all, register_coco_dataset
+from d2ext.engine import build_experiment
 from d2ext.engine.cli import run_guarded
 from d2ext.errors import UserError
+from d2ext.visualization import (
+    display_scale,
+    draw_ground_truth,
+    draw_semantic,
+    draw_training_input,
+    resized,
+    training_image,
+)
 
 from detectron2.data import MetadataCatalog
-from detectron2.data.catalog import Metadata
-from detectron2.data.detection_utils import annotations_to_instances, read_image
-from detectron2.utils.colormap import random_color
-from detectron2.utils.visualizer import Visualizer
+from detectron2.data.detection_utils import read_image
+
+_LARGEST = 1200  # pixels along the longer side of a panel
 
 
 def argument_parser():
@@ -30,6 +40,12 @@ def argument_parser():
         help="COCO-format data set; drawn itself when there is no --dataset",
     )
     parser.add_argument(
+        "--augmented",
+        metavar="CONFIG",
+        help="draw what a training with this config shows the network, in its order; of the "
+        "config's training sets unless there is a --dataset or --register",
+    )
+    parser.add_argument(
         "--output-dir", default="output/ground_truth", help="(default: %(default)s)"
     )
     parser.add_argument(
@@ -38,7 +54,14 @@ def argument_parser():
     parser.add_argument(
         "--shuffle", type=int, metavar="SEED", help="draw a random choice instead of the first ones"
     )
-    parser.add_argument("--scale", type=float, default=2.0, help="(default: %(default)s)")
+    parser.add_argument(
+        "--scale",
+        type=float,
+        help=f"enlargement (default: what suits the image, at most {_LARGEST} pixels)",
+    )
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY=VALUE", help="overrides of the config of --augmented"
+    )
     return parser
 
 
@@ -49,81 +72,139 @@ def _read(path, mode):
         raise UserError(f"cannot read {path}: {e}") from e
 
 
-def draw_instances(image, annotations, metadata, scale=1.0):
-    """Boxes, names and masks of the annotations, drawn over a copy of the image.
-
-    `Visualizer.draw_dataset_dict` would fill the holes of the masks.
-    """
-    visualizer = Visualizer(image, metadata, scale)
-    if not annotations:
-        return visualizer.get_output().get_image()
-    instances = annotations_to_instances(annotations, image.shape[:2], mask_format="bitmask")
-    crowd = ["|crowd" if a.get("iscrowd", 0) else "" for a in annotations]
-    names = [metadata.thing_classes[c] for c in instances.gt_classes.tolist()]
-    colors = [random_color(rgb=True, maximum=1) for _ in annotations]
-    visualizer.overlay_instances(
-        boxes=instances.gt_boxes,
-        labels=[name + mark for name, mark in zip(names, crowd)],
-        assigned_colors=colors,
-    )
-    masks = instances.gt_masks.tensor.numpy() if instances.has("gt_masks") else []
-    for mask, color in zip(masks, colors):
-        visualizer.draw_binary_mask(mask.astype(np.uint8), color, alpha=0.5, area_threshold=0)
-    return visualizer.get_output().get_image()
+def panel_scale(height: int, width: int) -> float:
+    """Small images are enlarged so that text can be read on them, large ones made smaller."""
+    return min(display_scale(height, width), _LARGEST / max(height, width))
 
 
-def draw_record(record, metadata, scale=1.0):
+def _side_by_side(rgb, instances, semantic, scale):
+    """Panels of one size in a row: image, instances and, unless None, the semantic map."""
+    panels = [resized(rgb, scale), instances]
+    panels += [draw_semantic(rgb, *semantic, scale)] if semantic else []
+    return np.concatenate(panels, axis=1)
+
+
+def draw_record(record: dict, metadata, scale: float | None = None) -> np.ndarray:
     """Panels side by side: image, instances, semantic map (the latter only when there is one).
 
     Args:
         record: detectron2 record.
-        metadata (Metadata): of its data set.
-        scale: panel size relative to the image.
+        metadata: of its data set.
+        scale: panel size relative to the image; default: `panel_scale`.
 
     Returns:
-        uint8 RGB (H * scale, panels * W * scale, 3).
+        uint8 RGB (H * scale, panels * W * scale, 3), rounded.
     """
-    image = _read(record["file_name"], "RGB")
-    size = (int(image.shape[1] * scale), int(image.shape[0] * scale))
-    panels = [np.asarray(Image.fromarray(image).resize(size))]
-    panels.append(draw_instances(image, record.get("annotations", []), metadata, scale))
+    rgb = _read(record["file_name"], "RGB")
+    scale = scale or panel_scale(*rgb.shape[:2])
+    semantic = None
     if "sem_seg_file_name" in record:
         labels = _read(record["sem_seg_file_name"], "L")[:, :, 0]
-        if not metadata.get("stuff_classes"):
-            metadata = Metadata(stuff_classes=[str(i) for i in range(255)])
-        visualizer = Visualizer(image, metadata, scale)
-        panels.append(visualizer.draw_sem_seg(labels, area_threshold=0, alpha=0.7).get_image())
-    height, width = (min(p.shape[axis] for p in panels) for axis in (0, 1))
-    return np.concatenate([p[:height, :width] for p in panels], axis=1)
+        semantic = labels, semantic_names(metadata)
+    return _side_by_side(rgb, draw_ground_truth(record, metadata, rgb, scale), semantic, scale)
 
 
-def visualize(args):
-    """Draw as many images as the arguments say and print where they are."""
-    if not (args.dataset or args.register):
-        raise UserError("nothing to draw; give --dataset NAME or --register NAME=ANN.json,IMAGES")
-    if args.scale <= 0 or args.num_images < 0:
-        raise UserError("--scale must be positive and --num-images not negative")
-    compat.patch_visualization()
-    register_all()
-    name = args.dataset
-    if args.register:
-        spec = parse_register(args.register)
-        register_coco_dataset(*spec)
-        name = name or spec.name
+def semantic_names(metadata, derived: bool = False) -> list[str]:
+    """Names of semantic labels.
+
+    Args:
+        metadata: of a data set.
+        derived: whether the labels are made of the instances, see `semantic_from_instances`.
+    """
+    if derived:
+        return [*metadata.thing_classes, "background"]
+    return list(metadata.get("stuff_classes") or map(str, range(255)))
+
+
+def file_names(paths: Sequence[str]) -> list[str]:
+    """A name for the picture of each image: its stem, numbered where several have the same."""
+    taken: set[str] = set()
+    names = []
+    for path in paths:
+        stem = name = os.path.splitext(os.path.basename(path))[0]
+        for number in itertools.count(2):
+            if name.lower() not in taken:  # for file systems that ignore case
+                break
+            name = f"{stem}_{number}"
+        taken.add(name.lower())
+        names.append(f"{name}.png")
+    return names
+
+
+def annotated_pictures(name: str, args: argparse.Namespace) -> Iterator[tuple[str, np.ndarray]]:
+    """File name and picture of each image of a data set."""
     records = get_dataset_records(name)
     if args.shuffle is not None:
         random.Random(args.shuffle).shuffle(records)
     records = records[: args.num_images or None]
+    names = file_names([record["file_name"] for record in records])
+    for record, file in zip(records, names):
+        yield file, draw_record(record, MetadataCatalog.get(name), args.scale)
+
+
+def augmented_pictures(
+    name: str | None, args: argparse.Namespace
+) -> Iterator[tuple[str, np.ndarray]]:
+    """File name and picture of each image of a training, numbered in its order.
+
+    Args:
+        name: of the data set, or None for those of the config.
+        args: of the command line.
+    """
+    if args.shuffle is not None or not args.num_images:
+        raise UserError(
+            "--augmented shows a training from its start, which has no end and an order of its "
+            "own: leave out --shuffle (SEED=1 is another order) and --num-images 0"
+        )
+    data = [f"DATASETS.TRAIN={name}", f"DATASETS.TEST={name}"] if name else []
+    register = [args.register] if args.register else []
+    experiment = build_experiment(args.augmented, [*data, *args.opts], register)
+    if not experiment.train_sets():
+        raise UserError(f"{args.augmented} has no training set; name one by --dataset")
+    metadata = MetadataCatalog.get(experiment.train_sets()[0])
+    mode = experiment.semantic_mode()
+    derived = mode == "instances" or (mode == "auto" and not metadata.get("sem_seg_root"))
+    loader = experiment.build_train_loader()
+    samples = itertools.chain.from_iterable(loader)
+    for number, sample in enumerate(itertools.islice(samples, args.num_images), start=1):
+        rgb = training_image(sample, experiment.image_format)
+        scale = args.scale or panel_scale(*rgb.shape[:2])
+        drawn = draw_training_input(sample, metadata, experiment.image_format, scale)
+        semantic = None
+        if "sem_seg" in sample:
+            semantic = sample["sem_seg"].numpy(), semantic_names(metadata, derived)
+        stem = os.path.splitext(os.path.basename(sample["file_name"]))[0]
+        yield f"{number:04d}_{stem}.png", _side_by_side(rgb, drawn, semantic, scale)
+
+
+def visualize(args):
+    """Draw as many images as the arguments say and print where they are."""
+    if not (args.dataset or args.register or args.augmented):
+        raise UserError("nothing to draw; give --dataset NAME or --register NAME=ANN.json,IMAGES")
+    if (args.scale is not None and args.scale <= 0) or args.num_images < 0:
+        raise UserError("--scale must be positive and --num-images not negative")
+    if args.opts and not args.augmented:
+        raise UserError(f"{args.opts[0]} is for a config, which --augmented names")
+    name = args.dataset
+    if args.register:
+        name = name or parse_register(args.register).name
+    if args.augmented:
+        pictures = augmented_pictures(name, args)
+    else:
+        register_all()
+        if args.register:
+            register_coco_dataset(*parse_register(args.register))
+        pictures = annotated_pictures(name, args)
     os.makedirs(args.output_dir, exist_ok=True)
-    for record in records:
-        picture = draw_record(record, MetadataCatalog.get(name), args.scale)
-        stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
-        Image.fromarray(picture).save(os.path.join(args.output_dir, f"{stem}.png"))
-    print(f"{len(records)} pictures of {name} in {args.output_dir}")
+    count = 0
+    for file, picture in pictures:
+        Image.fromarray(picture).save(os.path.join(args.output_dir, file))
+        count += 1
+    print(f"{count} pictures of {name or args.augmented} in {args.output_dir}")
 
 
 def main(argv=None):
-    args = argument_parser().parse_args(argv)
+    args = argument_parser().parse_intermixed_args(argv)
     return run_guarded(lambda: visualize(args))
 
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from d2ext.config.augmentation import add_augmentation_config
 from d2ext.config.modeling import add_modeling_config
 from d2ext.config.projects import config_functions
 
@@ -22,6 +23,7 @@ def add_d2ext_config(cfg: CfgNode) -> None:
     # Semantic ground truth: "none", "dataset" (maps on disk), "instances" (derived from the masks)
     # or "auto" (the former where there are maps, else the latter).
     cfg.INPUT.SEMANTIC = "none"
+    add_augmentation_config(cfg)
     # Measured in addition to what a data set's evaluator_type asks for: "coco", "boundary" (COCO's
     # AP with boundary IoU), "voc_sds" (mAP^r).
     cfg.TEST.METRICS = []

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from d2ext.data.catalog import check_registered, describe_records
+from d2ext.data.copy_paste import CopyPaste
 from d2ext.data.loader import Adapted, Loader, MappedRecords
 from d2ext.errors import UserError
 
@@ -177,6 +178,7 @@ def build_train_loader(
     filter_empty: bool = True,
     start_iter: int = 0,
     max_unreadable: int = 10,
+    copy_paste: CopyPaste | None = None,
 ) -> torch.utils.data.DataLoader:
     """Endless training loader over a global, seeded stream of batches.
 
@@ -194,6 +196,7 @@ def build_train_loader(
         start_iter: first iteration.
         max_unreadable: images whose files are damaged in the middle of a training are named and
             replaced by others, up to so many in each process.
+        copy_paste: pastes objects of one image into another one after the mapper.
 
     Returns:
         yields list[dict] of length total_batch_size / number of processes.
@@ -212,7 +215,7 @@ def build_train_loader(
         start_iter=start_iter,
     )
     return Loader(
-        MappedRecords(records, mapper, groups),
+        MappedRecords(records, mapper, groups, copy_paste),
         max_unreadable=max_unreadable,
         batch_sampler=sampler,
         num_workers=num_workers,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from d2ext.data.copy_paste import CopyPaste
 from d2ext.errors import UserError
 
 from detectron2.data import DatasetFromList
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 _UNREADABLE = "unreadable_images"  # key by which a loading process tells what it replaced
 _ATTEMPTS = 10
+_PASTING = 1  # sets what copy-paste draws apart from the other numbers of a `sample_seed`
 
 
 class UnreadableImageError(UserError):
@@ -27,18 +29,26 @@ class MappedRecords(torch.utils.data.Dataset):
     """Records with their `sample_seed`, mapped; indexed by the pairs of `GlobalBatchSampler`.
 
     In the place of an image that cannot be read comes another one of its group, which the
-    `sample_seed` chooses.
+    `sample_seed` chooses; as it does the image whose objects are pasted, and which of them.
     """
 
     def __init__(
-        self, records: Sequence[dict], mapper: Callable[[dict], dict], groups: Sequence[int]
+        self,
+        records: Sequence[dict],
+        mapper: Callable[[dict], dict],
+        groups: Sequence[int],
+        copy_paste: CopyPaste | None = None,
     ):
         """
         Args:
             records: detectron2's.
             mapper: makes a model input of one.
             groups: group number of each record.
+            copy_paste: pastes objects of one mapped record into another one.
         """
+        self._copy_paste = copy_paste if copy_paste is not None and copy_paste.prob else None
+        sources = [_has_objects(r) for r in records] if self._copy_paste is not None else []
+        self._sources = np.flatnonzero(sources)
         self._records = DatasetFromList(records, copy=False)  # serialised: every access is a copy
         self._mapper = mapper
         self._groups = np.asarray(groups)
@@ -48,17 +58,35 @@ class MappedRecords(torch.utils.data.Dataset):
 
     def __getitem__(self, key):
         index, sample_seed = key
-        generator = np.random.default_rng(sample_seed)
         failures: list[str] = []
+        others = np.flatnonzero(self._groups == self._groups[index])
+        out = self._map(index, sample_seed, others, failures)
+        if self._copy_paste is not None and len(self._sources):
+            generator = np.random.default_rng((sample_seed, _PASTING))
+            if generator.random() < self._copy_paste.prob:
+                source_seed = int(generator.integers(2**63))
+                index = int(generator.choice(self._sources))
+                source = self._map(index, source_seed, self._sources, failures)
+                out = self._copy_paste(out, source, generator)
+        return {**out, _UNREADABLE: failures} if failures else out
+
+    def _map(self, index, sample_seed, others, failures):
+        """A record, or one of `others` in its place; what cannot be read is added to `failures`."""
+        generator = np.random.default_rng(sample_seed)
+        tried = 0
         while True:
             try:
-                out = self._mapper({**self._records[index], "sample_seed": sample_seed})
-                return {**out, _UNREADABLE: failures} if failures else out
+                return self._mapper({**self._records[index], "sample_seed": sample_seed})
             except UnreadableImageError as e:
                 failures.append(str(e))
-                if len(failures) >= _ATTEMPTS:
+                tried += 1
+                if tried == _ATTEMPTS:
                     raise UserError(f"{e}; nor can {_ATTEMPTS - 1} others be") from e
-            index = int(generator.choice(np.flatnonzero(self._groups == self._groups[index])))
+            index = int(generator.choice(others))
+
+
+def _has_objects(record):
+    return any(not a.get("iscrowd", 0) for a in record.get("annotations", ()))
 
 
 class Adapted(torch.utils.data.Dataset):

@@ -7,9 +7,11 @@ import warnings
 import numpy as np
 import torch
 
+from d2ext.data.augment import LargeScaleJitter, add_augmentations
 from d2ext.data.check.images import DECODE_ERRORS, map_finding, read_header, unsupported
 from d2ext.data.check.masks import check_masks
 from d2ext.data.loader import UnreadableImageError
+from d2ext.data.masks import bitmaps
 from d2ext.data.random_state import seeded_generators
 from d2ext.data.semantic import IGNORE_LABEL, check_semantic_mode, semantic_from_instances
 from d2ext.errors import UserError
@@ -18,7 +20,7 @@ from detectron2.config import configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, PolygonMasks, polygons_to_bitmask
+from detectron2.structures import BitMasks, PolygonMasks
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class InstanceSegMapper(DatasetMapper):
         num_classes: int | None = None,
         num_semantic_labels: int | None = None,
         recompute_boxes: bool | None = None,
+        min_area: int = 0,
     ):
         """
         Args:
@@ -59,7 +62,9 @@ class InstanceSegMapper(DatasetMapper):
             num_classes: K, needed to derive `sem_seg`.
             num_semantic_labels: S; when given, labels of S or more (other than 255) are an error.
             recompute_boxes: replace the boxes by the tight boxes of the augmented masks. Default:
-                yes for bitmasks, where it is exact, and no for polygons.
+                yes for bitmasks, where it is exact, and after `LargeScaleJitter`, which cuts
+                objects; no for other polygons.
+            min_area: objects with fewer pixels after the augmentation are left out.
         """
         check_semantic_mode(semantic)
         if mask_format not in ("bitmask", "polygon"):
@@ -73,8 +78,17 @@ class InstanceSegMapper(DatasetMapper):
             use_instance_mask=True,
             instance_mask_format=mask_format,
         )
+        if min_area < 0:
+            raise UserError(
+                f"the least area of objects (INPUT.MIN_MASK_AREA) is {min_area}; 0 keeps all"
+            )
+        # Its polygons reach beyond the image; their bitmaps do not.
+        self.cut_polygons = any(isinstance(a, LargeScaleJitter) for a in augmentations)
+        if recompute_boxes is None:
+            recompute_boxes = mask_format == "bitmask" or self.cut_polygons
         # The parent cannot recompute the boxes of an image without objects.
-        self.tight_boxes = mask_format == "bitmask" if recompute_boxes is None else recompute_boxes
+        self.tight_boxes = recompute_boxes
+        self.min_area = min_area
         self.semantic = semantic
         self.num_classes = num_classes
         self.num_semantic_labels = num_semantic_labels
@@ -85,9 +99,12 @@ class InstanceSegMapper(DatasetMapper):
         # INPUT.SEMANTIC is a key of d2ext.config; a plain detectron2 config lacks it, and its
         # number of labels is then a mere default.
         own_config = "SEMANTIC" in cfg.INPUT
+        augmentations = base["augmentations"]
+        if is_train and own_config:
+            augmentations = add_augmentations(cfg, augmentations)
         return {
             "is_train": is_train,
-            "augmentations": base["augmentations"],
+            "augmentations": augmentations,
             "image_format": base["image_format"],
             "mask_format": base["instance_mask_format"],
             "semantic": cfg.INPUT.SEMANTIC if own_config else "auto",
@@ -95,6 +112,7 @@ class InstanceSegMapper(DatasetMapper):
             "num_semantic_labels": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES if own_config else None,
             # Cropping cuts objects, so the annotated boxes are no longer tight.
             "recompute_boxes": base["recompute_boxes"] or None,
+            "min_area": cfg.INPUT.MIN_MASK_AREA if own_config else 0,
         }
 
     def __call__(self, dataset_dict):
@@ -130,19 +148,26 @@ class InstanceSegMapper(DatasetMapper):
 
     def _transform_annotations(self, dataset_dict, transforms, image_shape):
         crowd = [a for a in dataset_dict["annotations"] if a.get("iscrowd", 0)]
-        super()._transform_annotations(dataset_dict, transforms, image_shape)
+        mask_transforms = _MaskTransforms(transforms)
+        super()._transform_annotations(dataset_dict, mask_transforms, image_shape)
         instances = dataset_dict["instances"]
         if not instances.has("gt_masks"):
             empty = torch.zeros((0, *image_shape), dtype=torch.bool)
             bitmask = self.instance_mask_format == "bitmask"
             instances.gt_masks = BitMasks(empty) if bitmask else PolygonMasks([])
         if self.tight_boxes:
-            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+            masks = instances.gt_masks
+            if self.cut_polygons:
+                masks = BitMasks(bitmaps(masks, image_shape))
+            instances.gt_boxes = masks.get_bounding_boxes()
+        if self.cut_polygons or self.min_area:
+            areas = bitmaps(instances.gt_masks, image_shape).flatten(1).sum(1)
+            instances = dataset_dict["instances"] = instances[areas >= max(self.min_area, 1)]
         if self.semantic == "none":
             return
         if "sem_seg" not in dataset_dict:
             dataset_dict["sem_seg"] = self._derive_semantic(
-                instances, crowd, transforms, image_shape
+                instances, crowd, mask_transforms, image_shape
             )
         self._ignore_padding(dataset_dict, transforms)
         self._check_labels(dataset_dict)
@@ -150,7 +175,7 @@ class InstanceSegMapper(DatasetMapper):
     def _derive_semantic(self, instances, crowd, transforms, image_shape):
         if self.semantic == "auto":
             _log_derivation()
-        masks, ignore = _bitmap(instances.gt_masks, image_shape), None
+        masks, ignore = bitmaps(instances.gt_masks, image_shape), None
         if crowd:
             crowd = [
                 utils.transform_instance_annotations(a, transforms, image_shape) for a in crowd
@@ -208,6 +233,18 @@ class InstanceSegMapper(DatasetMapper):
                 )
 
 
+class _MaskTransforms:
+    """Transforms whose padding belongs to no object: detectron2's main branch pads masks with the
+    ignored label of semantic maps."""
+
+    def __init__(self, transforms):
+        self._transforms = transforms
+        self.apply_box, self.apply_polygons = transforms.apply_box, transforms.apply_polygons
+
+    def apply_segmentation(self, mask):
+        return (self._transforms.apply_segmentation(mask) == 1).astype(np.uint8)
+
+
 def _name(record, index):
     own = record["annotations"][index].get("id", f"#{index}")
     return f"annotation {own} of {record['file_name']}"
@@ -245,14 +282,6 @@ def _unreadable(record, error):
 def _log_derivation():
     """One line per process."""
     logger.info("No semantic maps in the data set: semantic labels are made of its instances")
-
-
-def _bitmap(masks, image_shape):
-    """bool (N, H, W) of either mask structure."""
-    if isinstance(masks, BitMasks):
-        return masks.tensor
-    bitmaps = [torch.from_numpy(polygons_to_bitmask(p, *image_shape)) for p in masks.polygons]
-    return torch.stack(bitmaps) if bitmaps else torch.zeros((0, *image_shape), dtype=torch.bool)
 
 
 def _check_semantic_map(record):

@@ -8,7 +8,7 @@ from torch.nn import Module
 
 from d2ext.config import check_registered_names
 from d2ext.config.overrides import yaml_keys
-from d2ext.data import InstanceSegMapper, build_test_loader, build_train_loader
+from d2ext.data import CopyPaste, InstanceSegMapper, build_test_loader, build_train_loader
 from d2ext.engine.building import building
 from d2ext.engine.experiment import Experiment
 from d2ext.evaluation import build_evaluator
@@ -75,6 +75,7 @@ class YacsExperiment(Experiment):
         cfg = self.cfg
         with building("the input of the training", self._settings):
             mapper = InstanceSegMapper(cfg, is_train=True)
+            copy_paste = CopyPaste(cfg)
         return build_train_loader(
             self.train_sets(),
             mapper=mapper,
@@ -84,6 +85,7 @@ class YacsExperiment(Experiment):
             aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             start_iter=start_iter,
+            copy_paste=copy_paste,
         )
 
     def build_test_loader(self, dataset_name: str):

@@ -4,14 +4,25 @@ from d2ext import compat
 
 compat.patch_visualization()
 
-from d2ext.visualization.instances import draw_ground_truth, draw_predictions, draw_stages
-from d2ext.visualization.overlay import display_scale
+from d2ext.visualization.instances import (
+    draw_ground_truth,
+    draw_predictions,
+    draw_semantic,
+    draw_stages,
+    draw_training_input,
+    training_image,
+)
+from d2ext.visualization.overlay import display_scale, resized
 from d2ext.visualization.panels import side_by_side
 
 __all__ = [
     "display_scale",
     "draw_ground_truth",
     "draw_predictions",
+    "draw_semantic",
     "draw_stages",
+    "draw_training_input",
+    "resized",
     "side_by_side",
+    "training_image",
 ]

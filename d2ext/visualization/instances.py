@@ -1,16 +1,20 @@
-"""What is drawn: predictions, ground truth, and the stages of a cascade."""
+"""What is drawn: predictions, ground truth, training images, and the stages of a cascade."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 
 from d2ext.errors import UserError
-from d2ext.visualization.overlay import class_labels, instance_colors, overlay
+from d2ext.modeling.regions.targets import gt_bitmaps
+from d2ext.visualization.overlay import class_labels, instance_colors, overlay, resized
 from d2ext.visualization.panels import side_by_side
 
+from detectron2.data import Metadata
 from detectron2.data.detection_utils import annotations_to_instances, read_image
 from detectron2.structures import BoxMode, Instances
+from detectron2.utils.visualizer import Visualizer
 
 
 def draw_predictions(
@@ -96,6 +100,62 @@ def draw_ground_truth(
         instance_colors(classes, _thing_colors(metadata)),
         scale,
     )
+
+
+def draw_training_input(
+    sample: dict[str, Any], metadata, image_format: str = "BGR", scale: float | None = None
+) -> np.ndarray:
+    """Masks, boxes and class names over an image as a training loader gives it.
+
+    Args:
+        sample: `image`, uint8 (3, H, W), and `instances` with `gt_boxes`, `gt_classes` and,
+            optionally, `gt_masks` of either kind, on the CPU.
+        metadata: as for `draw_predictions`.
+        image_format: order of the channels, "BGR" or "RGB".
+        scale: as for `draw_predictions`.
+
+    Returns:
+        uint8 RGB, `scale` times as large.
+    """
+    instances = sample["instances"]
+    classes = instances.gt_classes.tolist()
+    return overlay(
+        training_image(sample, image_format),
+        instances.gt_boxes.tensor.numpy(),
+        gt_bitmaps(instances).numpy() if instances.has("gt_masks") else None,
+        class_labels(classes, metadata),
+        instance_colors(classes, _thing_colors(metadata)),
+        scale,
+    )
+
+
+def training_image(sample: dict[str, Any], image_format: str = "BGR") -> np.ndarray:
+    """The image of a training loader as uint8 RGB (H, W, 3); arguments as above."""
+    pixels = sample["image"].numpy().transpose(1, 2, 0)
+    return np.ascontiguousarray(pixels[:, :, ::-1] if image_format == "BGR" else pixels)
+
+
+def draw_semantic(
+    rgb: np.ndarray, labels: np.ndarray, names: Sequence[str], scale: float | None = None
+) -> np.ndarray:
+    """A semantic map over an image, each label in the colour that a class of its number has.
+
+    Args:
+        rgb: uint8 (H, W, 3).
+        labels: int (H, W); those without a name, such as 255, are not drawn.
+        names: of labels 0, 1, ...
+        scale: as for `draw_predictions`.
+
+    Returns:
+        uint8 RGB, `scale` times as large.
+    """
+    canvas = resized(rgb, scale)
+    height, width = canvas.shape[:2]
+    labels = cv2.resize(labels.astype(np.int32), (width, height), interpolation=cv2.INTER_NEAREST)
+    colors = [[round(255 * x) for x in instance_colors([i])[0]] for i in range(len(names))]
+    metadata = Metadata(stuff_classes=list(names), stuff_colors=colors)
+    visualizer = Visualizer(canvas, metadata)
+    return visualizer.draw_sem_seg(labels, area_threshold=0, alpha=0.7).get_image()
 
 
 def draw_stages(

@@ -72,6 +72,18 @@ def class_labels(
     return [f"{names[c]} {100 * score:.0f}%" for c, score in zip(classes, scores)]
 
 
+def resized(rgb: np.ndarray, scale: float | None = None) -> np.ndarray:
+    """A copy of an image, uint8 (scale * H, scale * W, 3), rounded; default: `display_scale`."""
+    height, width = rgb.shape[:2]
+    scale = display_scale(height, width) if scale is None else float(scale)
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    canvas = np.ascontiguousarray(rgb, dtype=np.uint8)
+    if size == (width, height):
+        return canvas.copy()
+    enlarging = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+    return cv2.resize(canvas, size, interpolation=enlarging)
+
+
 def overlay(
     rgb: np.ndarray,
     boxes: np.ndarray,
@@ -94,15 +106,8 @@ def overlay(
     Returns:
         uint8 (scale * H, scale * W, 3), rounded.
     """
-    height, width = rgb.shape[:2]
-    scale = display_scale(height, width) if scale is None else float(scale)
-    size = (max(round(width * scale), 1), max(round(height * scale), 1))
-    canvas = np.ascontiguousarray(rgb, dtype=np.uint8)
-    if size != (width, height):
-        enlarging = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
-        canvas = cv2.resize(canvas, size, interpolation=enlarging)
-    else:
-        canvas = canvas.copy()
+    scale = display_scale(*rgb.shape[:2]) if scale is None else float(scale)
+    canvas = resized(rgb, scale)
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale
     order = np.argsort(-(boxes[:, 2:] - boxes[:, :2]).prod(axis=1), kind="stable").tolist()
     for i in order if masks is not None else ():

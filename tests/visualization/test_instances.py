@@ -11,12 +11,15 @@ from d2ext.visualization import (
     display_scale,
     draw_ground_truth,
     draw_predictions,
+    draw_semantic,
     draw_stages,
+    draw_training_input,
     overlay,
+    training_image,
 )
 
 from detectron2.data import Metadata
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
 
 METADATA = Metadata(thing_classes=["disk", "ring"])
 GREY = np.full((40, 60, 3), 128, np.uint8)
@@ -208,3 +211,40 @@ def test_mask_without_pixels_is_drawn_as_its_box():
     np.testing.assert_array_equal(
         draw_predictions(GREY, empty, METADATA), draw_predictions(GREY, boxes_only, METADATA)
     )
+
+
+def make_sample(mask_format="bitmask"):
+    """What a training loader gives of a grey image with one disk, boxes in whole pixels."""
+    instances = Instances((40, 60))
+    instances.gt_boxes = Boxes(torch.tensor([[10.0, 20, 30, 36]]))
+    instances.gt_classes = torch.tensor([0])
+    if mask_format == "bitmask":
+        instances.gt_masks = BitMasks(ONE.pred_masks)
+    else:
+        instances.gt_masks = PolygonMasks([[np.array([10.0, 20, 30, 20, 30, 36, 10, 36])]])
+    return {"image": torch.full((3, 40, 60), 128, dtype=torch.uint8), "instances": instances}
+
+
+@pytest.mark.parametrize("mask_format", ["bitmask", "polygon"])
+def test_training_input_has_the_colours_of_predictions(mask_format):
+    drawn = draw_training_input(make_sample(mask_format), METADATA, scale=4)
+    predicted = draw_predictions(GREY, ONE, METADATA, scale=4)
+    inside = np.s_[22 * 4 : 34 * 4, 12 * 4 : 28 * 4]
+    np.testing.assert_array_equal(drawn[inside], predicted[inside])
+
+
+def test_channels_of_a_training_image_are_put_in_order():
+    sample = make_sample()
+    sample["image"][0] = 7
+    assert (training_image(sample, "BGR") == [128, 128, 7]).all()
+    assert (training_image(sample, "RGB") == [7, 128, 128]).all()
+
+
+def test_semantic_labels_have_the_hue_of_their_class_and_ignored_pixels_none():
+    labels = np.full((40, 60), 255)
+    labels[:, :30] = 1
+    touched = draw_semantic(GREY, labels, ["disk", "ring"], scale=8).astype(int)
+    assert (touched[:, 32 * 8 :] == 128).all()
+    tint = touched[38 * 8, 4 * 8] - 128 * 0.3
+    expected = 0.7 * 255 * np.array(overlay.instance_colors([1])[0])
+    assert np.abs(tint - expected).max() < 12

@@ -1,6 +1,6 @@
 """COCO 2017 instance segmentation, 16 images per iteration."""
 
-from d2ext.data import InstanceSegMapper, build_test_loader, build_train_loader
+from d2ext.data import CopyPaste, InstanceSegMapper, build_test_loader, build_train_loader
 
 from detectron2.config import LazyCall as L
 from detectron2.data import transforms as T
@@ -24,6 +24,15 @@ dataloader = dict(
             mask_format="polygon",
             semantic="none",
             num_classes="${model.roi_heads.num_classes}",
+            # Objects with fewer pixels after the augmentation are left out.
+            min_area=0,
+        ),
+        # Objects of one image pasted into a share `prob` of the others.
+        copy_paste=L(CopyPaste)(
+            prob=0.0,
+            max_objects=100,
+            min_visible=0.05,
+            min_area="${dataloader.train.mapper.min_area}",
         ),
         total_batch_size=16,
         num_workers=4,

@@ -1,0 +1,17 @@
+"""Ground-truth masks of one image as bitmaps."""
+
+import torch
+
+from detectron2.structures import BitMasks, PolygonMasks
+
+
+def bitmaps(masks: BitMasks | PolygonMasks, image_size: tuple[int, int]) -> torch.Tensor:
+    """Either mask structure as a bool tensor (N, H, W).
+
+    Args:
+        masks: N masks.
+        image_size: H, W; parts of polygons outside are cut off.
+    """
+    if isinstance(masks, PolygonMasks):
+        masks = BitMasks.from_polygon_masks(masks, *image_size)
+    return masks.tensor
