@@ -164,7 +164,7 @@ class CheckedTrainer(SimpleTrainer):
         ]
 
     def _end_or_leave_out(self, reason: str) -> None:
-        """The other processes, which have a loss, wait for the gradients; they have to end as well."""
+        """The other processes, which have a loss, wait for the gradients: they have to end too."""
         images = f"{reason.rstrip('.')}, images {self._images()}"
         if self._skip and self._in_a_row < MAX_SKIPPED_IN_A_ROW and comm.get_world_size() == 1:
             self.optimizer.zero_grad(set_to_none=True)
