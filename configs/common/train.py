@@ -7,8 +7,14 @@ train = dict(
     # Weights to start from: a local file, an http(s) or detectron2:// address; "": random weights.
     init_checkpoint="",
     max_iter=90000,
-    # Mixed precision, GPU only.
-    amp=dict(enabled=False),
+    # Mixed precision: "float16", on a GPU, or "bfloat16", also on a CPU.
+    amp=dict(enabled=False, dtype="float16"),
+    # Parts into which the batch of a step is cut, one after the other in memory.
+    accumulation_steps=1,
+    # Evaluate and keep an exponential moving average of the weights, e.g. 0.999; 0: the weights.
+    ema_decay=0.0,
+    # Parameters that stay as they are, by patterns of their names: ["backbone.*"].
+    freeze=[],
     # Extra arguments of DistributedDataParallel, with several processes.
     ddp=dict(),
     # Iterations between checkpoints, and how many of them to keep (0: all).
@@ -31,6 +37,8 @@ train = dict(
     ),
     # Iterations between two lines on the console, in metrics.json and in TensorBoard.
     log_period=20,
+    # Where metrics go as well: "wandb", "mlflow".
+    log_writers=[],
     device="cuda" if torch.cuda.is_available() else "cpu",
     # Negative: a different one in each run.
     seed=42,

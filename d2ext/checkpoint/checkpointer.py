@@ -36,6 +36,7 @@ class Checkpointer(DetectionCheckpointer):
         save_dir: output folder.
         metadata: plain values stored beside the weights; `thing_classes` (list of names) is what
             the predictor reads back.
+        weights: gives the state dict to save as `model`; default: that of the module.
         checkpointables: as in detectron2; the trainer is passed as `trainer=`.
 
     `save` is collective: every process calls it, because each contributes its RNG state.
@@ -48,10 +49,12 @@ class Checkpointer(DetectionCheckpointer):
         *,
         metadata: dict[str, Any] | None = None,
         save_to_disk: bool | None = None,
+        weights: Callable[[], dict[str, torch.Tensor]] | None = None,
         **checkpointables: Any,
     ):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.metadata = dict(metadata or {})
+        self._weights = weights or (lambda: self.model.state_dict())
         self._source = ""
         self._file: CheckpointFile | None = None
         self._complete = False
@@ -74,7 +77,7 @@ class Checkpointer(DetectionCheckpointer):
                 checkpointable.gather()
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict(), METADATA_KEY: self.metadata}
+        data = {"model": self._weights(), METADATA_KEY: self.metadata}
         data.update({key: item.state_dict() for key, item in self.checkpointables.items()})
         data.update(kwargs)
         self._write(name, data)
@@ -84,7 +87,7 @@ class Checkpointer(DetectionCheckpointer):
         """Write the model and its metadata without the state of the training, and leave the tag of
         the last checkpoint. Not collective; raises as `save`."""
         if self.save_dir and self.save_to_disk:
-            data = {"model": self.model.state_dict(), METADATA_KEY: self.metadata}
+            data = {"model": self._weights(), METADATA_KEY: self.metadata}
             self._write(name, {**data, **kwargs})
 
     def _write(self, name: str, data: dict[str, Any]) -> None:

@@ -38,9 +38,20 @@ def add_d2ext_config(cfg: CfgNode) -> None:
     cfg.TEST.EARLY_STOPPING = 0
     # Leave out and count batches whose loss is NaN or infinite, instead of ending the training.
     cfg.SOLVER.SKIP_NONFINITE = False
+    # Mixed precision (SOLVER.AMP.ENABLED): "float16", on a GPU, or "bfloat16", also on a CPU.
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # Parts into which the batch of a step is cut, one after the other in memory.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # Evaluate and keep an exponential moving average of the weights, e.g. 0.999; 0: the weights.
+    cfg.SOLVER.EMA_DECAY = 0.0
+    # Parameters that stay as they are, by patterns of their names: ["backbone.*"].
+    cfg.SOLVER.FREEZE = []
+    # Where metrics go as well: "wandb", "mlflow".
+    cfg.LOG_WRITERS = []
     # "SGD" or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
-    # Learning rate factors by parameter name prefix: [["roi_heads.conv_new", 3.0], ...].
+    # Learning rate factors by prefix or pattern of parameter names: [["roi_heads.conv_new", 3.0],
+    # ["*.box_head.*", 0.5]]; the longest one that fits is taken.
     cfg.SOLVER.LR_MULTIPLIERS = []
     # Learning rate at the end of WarmupCosineLR, as a fraction of the base rate.
     cfg.SOLVER.COSINE_END = 0.0

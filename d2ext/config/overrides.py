@@ -26,7 +26,12 @@ YAML_TO_LAZY = {
     "SOLVER.CHECKPOINT_PERIOD": "train.checkpointer.period",
     "SOLVER.CHECKPOINT_KEEP": "train.checkpointer.max_to_keep",
     "SOLVER.AMP.ENABLED": "train.amp.enabled",
+    "SOLVER.AMP.DTYPE": "train.amp.dtype",
     "SOLVER.SKIP_NONFINITE": "train.skip_nonfinite",
+    "SOLVER.ACCUMULATION_STEPS": "train.accumulation_steps",
+    "SOLVER.EMA_DECAY": "train.ema_decay",
+    "SOLVER.FREEZE": "train.freeze",
+    "SOLVER.LR_MULTIPLIERS": "optimizer.lr_multipliers",
     "SOLVER.BASE_LR": "optimizer.lr",
     "MODEL.WEIGHTS": "train.init_checkpoint",
     "MODEL.DEVICE": "train.device",
@@ -50,6 +55,7 @@ YAML_TO_LAZY = {
     "INPUT.MIN_MASK_AREA": "dataloader.train.mapper.min_area",
     "OUTPUT_DIR": "train.output_dir",
     "LOG_PERIOD": "train.log_period",
+    "LOG_WRITERS": "train.log_writers",
     "SEED": "train.seed",
 }
 LAZY_TO_YAML = {lazy: yaml for yaml, lazy in YAML_TO_LAZY.items()}

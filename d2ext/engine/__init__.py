@@ -8,8 +8,18 @@ compat.patch_evaluation()
 
 from d2ext.engine.cli import main
 from d2ext.engine.experiment import Experiment
+from d2ext.engine.fitting import Fitted, fit
 from d2ext.engine.loop import evaluate, train
 from d2ext.engine.predictor import Predictor
 from d2ext.engine.setup import build_experiment
 
-__all__ = ["Experiment", "Predictor", "build_experiment", "evaluate", "main", "train"]
+__all__ = [
+    "Experiment",
+    "Fitted",
+    "Predictor",
+    "build_experiment",
+    "evaluate",
+    "fit",
+    "main",
+    "train",
+]

@@ -36,6 +36,10 @@ class Experiment(abc.ABC):
     seed: int
     max_iter: int
     amp: bool
+    amp_dtype: str
+    accumulation_steps: int
+    ema_decay: float
+    freeze: list[str]
     checkpoint_period: int
     checkpoint_keep: int
     eval_period: int
@@ -43,6 +47,7 @@ class Experiment(abc.ABC):
     early_stopping: int
     skip_nonfinite: bool
     log_period: int
+    log_writers: list[str]
     ddp: dict[str, Any]
     image_format: str
     # Test-time augmentation of --eval-only: enabled, and its min_sizes, max_size, flip.

@@ -37,6 +37,8 @@ _LIMITS = (
     _twin("SOLVER.IMS_PER_BATCH", 1),
     _twin("SOLVER.CHECKPOINT_PERIOD", 1, mend="a number above MAX_ITER for the last one only"),
     _twin("SOLVER.CHECKPOINT_KEEP", 0, mend="0 keeps all"),
+    _twin("SOLVER.ACCUMULATION_STEPS", 1, mend="1 takes the batch in one piece"),
+    _twin("SOLVER.EMA_DECAY", 0, 1 - 1e-9, mend="0 keeps no average")._replace(whole=False),
     _twin("LOG_PERIOD", 1),
     _twin("TEST.EVAL_PERIOD", 0, mend="0 evaluates after the training only"),
     _twin("TEST.EARLY_STOPPING", 0, mend="0 never ends the training early"),
@@ -67,6 +69,7 @@ _LIMITS = (
 )  # fmt: skip
 
 _CHOICES = (
+    ("SOLVER.AMP.DTYPE", "train.amp.dtype", ("float16", "bfloat16")),
     ("INPUT.FORMAT", "dataloader.train.mapper.image_format", ("BGR", "RGB")),
     ("INPUT.MIN_SIZE_TRAIN_SAMPLING", f"{_FIRST}sample_style", ("choice", "range")),
     ("INPUT.RANDOM_FLIP", "", ("horizontal", "vertical", "none")),

@@ -9,7 +9,7 @@ import logging
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,11 +17,15 @@ from fvcore.nn.precise_bn import get_bn_modules
 
 from d2ext.checkpoint import Checkpointer, RNGState, preserve_rng, read_metadata
 from d2ext.checkpoint.settings import SETTINGS_KEY, settings_to_config
+from d2ext.engine.averaging import KEY as AVERAGE_KEY
+from d2ext.engine.averaging import AverageState, WeightAverage, resume_average
 from d2ext.engine.best import BestCheckpoint, EndEarly, EndedEarly
 from d2ext.engine.console import end_brief
 from d2ext.engine.experiment import Experiment
 from d2ext.engine.folder import training_folder
 from d2ext.engine.hooks import KeepLastCheckpoints, PatientWriter, SaveCheckpoints
+from d2ext.engine.log_writers import RemoteWriter, remote_writers
+from d2ext.engine.progress import progress_bar
 from d2ext.engine.provenance import (
     CONFIG_KEY,
     check_classes,
@@ -39,11 +43,13 @@ from d2ext.engine.summary import (
     log_schedule,
     log_test_data,
 )
-from d2ext.engine.trainer import CheckedAMPTrainer, CheckedTrainer
+from d2ext.engine.trainer import CheckedTrainer
+from d2ext.engine.user_hooks import Hook, as_hooks
 from d2ext.engine.yacs_experiment import YacsExperiment
 from d2ext.errors import UserError
 from d2ext.evaluation import run_inference
 from d2ext.modeling.test_time_augmentation import with_test_time_augmentation
+from d2ext.solver import freeze_parameters
 from d2ext.solver.schedule import make_lr_scheduler
 
 from detectron2.engine import create_ddp_model, hooks
@@ -55,7 +61,12 @@ from detectron2.utils.events import CommonMetricPrinter, JSONWriter, Tensorboard
 logger = logging.getLogger(__name__)
 
 
-def train(experiment: Experiment, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+def train(
+    experiment: Experiment,
+    resume: bool = False,
+    overwrite: bool = False,
+    hooks: Sequence[Hook] = (),
+) -> dict[str, Any]:
     """Train to `experiment.max_iter`, with checkpoints and evaluations on the way and at the end.
 
     Args:
@@ -64,6 +75,10 @@ def train(experiment: Experiment, resume: bool = False, overwrite: bool = False)
             iterations that follow are those of an uninterrupted run: parameters, optimiser,
             schedule, AMP scaler, generators and order of the data are restored.
         overwrite: move a run that is in the output folder aside.
+        hooks: detectron2 `HookBase` objects, or functions that are called with the trainer after
+            every step. They run, in their order, after the schedule and the average of the weights
+            and before checkpoints, evaluations and writers. The states of those that have
+            `state_dict` and `load_state_dict` are in the checkpoints.
 
     Returns:
         The results of the last evaluation, `{metric: value}`; `{}` without test sets.
@@ -74,12 +89,14 @@ def train(experiment: Experiment, resume: bool = False, overwrite: bool = False)
     """
     make_output_folder(experiment.output_dir)
     with training_folder(experiment.output_dir, resume, overwrite):
-        return _train(experiment, resume)
+        return _train(experiment, resume, as_hooks(hooks))
 
 
-def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
+def _train(experiment: Experiment, resume: bool, user_hooks: list) -> dict[str, Any]:
     seed_all_rng(experiment.seed + comm.get_rank() if experiment.seed >= 0 else None)
+    remote = remote_writers(experiment.log_writers, experiment.output_dir)
     model = experiment.build_model()
+    freeze_parameters(model, experiment.freeze)
     check_runnable(experiment, model)
     logger.info("Model:\n%s", model)
     log_model(experiment, model)
@@ -92,14 +109,17 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
             "no checkpoint in %s: training starts from the beginning", experiment.output_dir
         )
     loader = experiment.build_train_loader(start_iter)
+    average = WeightAverage(model, experiment.ema_decay) if experiment.ema_decay else None
+    evaluated = average.averaged if average else model
     model = create_ddp_model(model, **_ddp_options(experiment))
-    trainer_class = CheckedAMPTrainer if experiment.amp else CheckedTrainer
-    trainer = trainer_class(
+    trainer = CheckedTrainer(
         model,
         loader,
         optimizer,
         output_dir=experiment.output_dir,
         skip=experiment.skip_nonfinite,
+        parts=experiment.accumulation_steps,
+        precision=getattr(torch, experiment.amp_dtype) if experiment.amp else None,
     )
 
     rng = RNGState()
@@ -107,8 +127,10 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
         model,
         experiment.output_dir,
         metadata=experiment.metadata(),
+        weights=average.weights if average else None,
         trainer=weakref.proxy(trainer),
         rng=rng,
+        **({AVERAGE_KEY: AverageState(average)} if average else {}),
     )
     last_results: dict[str, Any] = {}
 
@@ -119,14 +141,18 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
         rng.gather()
         with preserve_rng(), stop.evaluation():
             last_results.clear()
-            last_results.update(evaluate(experiment, model))
+            last_results.update(evaluate(experiment, evaluated))
             best.update(last_results, min(trainer.iter, experiment.max_iter - 1))
         return last_results
 
+    bar = progress_bar() if comm.is_main_process() else None
     trainer.register_hooks(
         [
+            bar,  # the first that ends: lines about the end come after it
             hooks.IterationTimer(),
             hooks.LRScheduler(optimizer, scheduler),
+            average,
+            *user_hooks,
             SaveCheckpoints(checkpointer, experiment.checkpoint_period),
             KeepLastCheckpoints(checkpointer, experiment.checkpoint_keep),
             stop,
@@ -134,7 +160,7 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
             if experiment.test_sets()
             else None,
             EndEarly(best, checkpointer),
-            hooks.PeriodicWriter(_writers(experiment), period=experiment.log_period)
+            hooks.PeriodicWriter(_writers(experiment, remote), period=experiment.log_period)
             if comm.is_main_process()
             else None,
         ]
@@ -146,11 +172,14 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
         note_settings(experiment, stored, experiment.init_checkpoint)
         checkpointer.load(experiment.init_checkpoint, checkpointables=[])
         _warn_about_norms(model)
+        if average:
+            average.begin()
     else:
         stored = read_metadata(start_path)
         check_classes(experiment, stored, start_path)
         check_stored_settings(experiment, stored, start_path)
-        checkpointer.continue_from(start_path)
+        rest = checkpointer.continue_from(start_path)
+        resume_average(average, model, rest, start_path)
     left = settings_to_config(experiment.cfg, checkpointer.metadata.get(SETTINGS_KEY, {}))
     if left:
         logger.info("only in the checkpoints, which d2ext's Predictor reads: %s", ", ".join(left))
@@ -160,6 +189,8 @@ def _train(experiment: Experiment, resume: bool) -> dict[str, Any]:
         complete_final_checkpoint(checkpointer, start_iter - 1)
     log_schedule(experiment, optimizer, start_iter, _num_images(loader))
     save_config(experiment, experiment.output_dir)  # now: a command that failed has left no trace
+    for writer in remote if comm.is_main_process() else ():
+        writer.open()
     end_brief()
     with stop.handling_signals(), _closing(loader), contextlib.suppress(EndedEarly):
         trainer.train(start_iter, experiment.max_iter)
@@ -240,14 +271,15 @@ def _closing(loader: Any) -> Iterator[None]:
         getattr(loader, "close", lambda: None)()
 
 
-def _writers(experiment: Experiment) -> list:
-    """Console with ETA, metrics.json with the unsmoothed values, TensorBoard."""
+def _writers(experiment: Experiment, remote: Sequence[RemoteWriter]) -> list:
+    """Console with ETA, metrics.json with the unsmoothed values, TensorBoard, and others."""
     return [
         CommonMetricPrinter(experiment.max_iter),
         PatientWriter(
             JSONWriter(os.path.join(experiment.output_dir, "metrics.json"), window_size=1)
         ),
         PatientWriter(TensorboardXWriter(experiment.output_dir)),
+        *map(PatientWriter, remote),
     ]
 
 

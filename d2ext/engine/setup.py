@@ -146,13 +146,25 @@ def check_runnable(experiment: Experiment, model: Module) -> None:
     """Refuse settings that are known to fail later, before anything long starts.
 
     Raises:
-        UserError: AMP without a GPU; frozen batch norm on random weights; a test set without an
-            evaluator.
+        UserError: float16 without a GPU; a batch that has no equal parts; frozen batch norm on
+            random weights; a test set without an evaluator.
     """
-    if experiment.amp and not experiment.device.startswith("cuda"):
+    on_gpu = experiment.device.startswith("cuda")
+    if experiment.amp and experiment.amp_dtype == "float16" and not on_gpu:
         raise UserError(
-            "mixed precision needs a GPU, but the device is 'cpu'; "
-            "set SOLVER.AMP.ENABLED=false (yaml) or train.amp.enabled=false (lazy)"
+            f"float16 mixed precision needs a GPU, but the device is '{experiment.device}'; set "
+            "SOLVER.AMP.DTYPE=bfloat16 (yaml) or train.amp.dtype=bfloat16 (lazy), or "
+            "SOLVER.AMP.ENABLED=false (yaml) or train.amp.enabled=false (lazy)"
+        )
+    size = experiment.setting("SOLVER.IMS_PER_BATCH", "dataloader.train.total_batch_size")
+    parts = experiment.accumulation_steps * comm.get_world_size()
+    if experiment.accumulation_steps > 1 and isinstance(size, int) and size % parts:
+        raise UserError(
+            f"SOLVER.ACCUMULATION_STEPS / train.accumulation_steps is "
+            f"{experiment.accumulation_steps}, but a batch of {size} images in "
+            f"{comm.get_world_size()} processes has no so many equal parts; make the batch "
+            "(SOLVER.IMS_PER_BATCH / dataloader.train.total_batch_size) a multiple of "
+            f"{parts}"
         )
     if not experiment.train_sets():
         raise UserError(

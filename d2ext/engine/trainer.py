@@ -1,20 +1,26 @@
-"""detectron2's trainers, which say what a batch with a NaN or infinite loss was."""
+"""detectron2's trainer, with mixed precision on any device and batches in parts, which says what a
+batch with a NaN or infinite loss was."""
 
+import contextlib
 import logging
 import math
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
+from d2ext.checkpoint import preserve_rng
 from d2ext.engine.stopping import any_process
 from d2ext.errors import UserError
+from d2ext.modeling.parts import BatchInParts
 
-from detectron2.engine import AMPTrainer, SimpleTrainer
+from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage
+from detectron2.utils.events import EventStorage, get_event_storage
 
 # So many skipped batches in a row are no accident of the data.
 MAX_SKIPPED_IN_A_ROW = 20
@@ -51,27 +57,111 @@ class CheckedTrainer(SimpleTrainer):
         output_dir: gets a file to reproduce the failure, `nonfinite_0000012.pth`: the batch, the
             losses and the weights.
         skip: leave out such a batch and count it as `skipped_iterations` in metrics.json.
+        parts: a batch is computed in so many parts of equal length, whose gradients add up to one
+            step: gradient accumulation. Losses that divide by counts of the whole batch (see
+            `d2ext.modeling.parts`) cost one more forward pass, which measures these.
+        precision: dtype of mixed precision; None: none. With float16, losses are scaled.
     """
 
-    def __init__(self, model, data_loader, optimizer, *, output_dir: str, skip: bool = False):
+    def __init__(
+        self,
+        model,
+        data_loader,
+        optimizer,
+        *,
+        output_dir: str,
+        skip: bool = False,
+        parts: int = 1,
+        precision: torch.dtype | None = None,
+    ):
         self._remembering = _Remembering(data_loader)
         super().__init__(model, self._remembering, optimizer)
-        self._output_dir, self._skip = output_dir, skip
+        self._output_dir, self._skip, self._parts = output_dir, skip, parts
         self._skipped = self._in_a_row = 0
         self._statistics: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._device = next((p.device.type for p in model.parameters()), "cpu")
+        self._precision = precision
+        half = precision == torch.float16
+        self.grad_scaler = torch.amp.GradScaler(self._device) if half else None
+        self._has_counts = True  # until a batch shows that the losses have none
 
     def run_step(self):
+        """One step of the optimiser; the order of things is that of detectron2's trainers."""
+        assert self.model.training, "the model was changed to eval mode"
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
         if self._skip:  # the forward pass changes them, with NaN for good
-            self._statistics = [
-                (buffer, buffer.clone())
-                for module in self.model.modules()
-                if isinstance(module, _BatchNorm)
-                for buffer in module.buffers(recurse=False)
-            ]
+            self._statistics = self._batch_norm_statistics()
         try:
-            super().run_step()
+            losses = self._losses_in_parts(batch) if self._parts > 1 else self._losses(batch)
         except FloatingPointError as error:  # before there is a loss
             self._end_or_leave_out(str(error))
+            return
+        getattr(self, "after_backward", lambda: None)()  # hooks of detectron2's main branch
+        self._write_metrics(losses, data_time)
+        if self.grad_scaler is None:
+            self.optimizer.step()
+        else:
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+
+    def _losses(self, batch: list[dict], first: bool = True, share: float = 1) -> dict:
+        """Losses of a batch, or of a part, whose gradients are added to those of the first."""
+        with self._autocast():
+            losses = self.model(batch)
+            losses = {"total_loss": losses} if isinstance(losses, torch.Tensor) else losses
+            total = sum(losses.values())
+        if first:
+            self.optimizer.zero_grad()
+        total = total if share == 1 else total * share
+        (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
+        return losses
+
+    def _losses_in_parts(self, batch: list[dict]) -> dict:
+        """As `_losses`, means over the parts; processes exchange gradients with the last one."""
+        if len(batch) % self._parts:
+            raise UserError(
+                f"a batch of {len(batch)} images cannot be cut into {self._parts} equal parts; "
+                "change SOLVER.ACCUMULATION_STEPS / train.accumulation_steps or the batch size"
+            )
+        whole = BatchInParts(batch, self._parts)
+        if self._has_counts:
+            self._measure(whole)
+            self._has_counts = whole.has_counts
+        several = isinstance(self.model, DistributedDataParallel)
+        means: dict[str, torch.Tensor] = {}
+        for number, part in enumerate(whole.parts):
+            waits = several and number + 1 < self._parts
+            with self.model.no_sync() if waits else contextlib.nullcontext(), whole.computing():
+                losses = self._losses(part, first=number == 0, share=1 / self._parts)
+            for name, value in losses.items():
+                means[name] = means.get(name, 0) + value.detach() / self._parts
+        return means
+
+    def _measure(self, whole: BatchInParts) -> None:
+        """A forward pass that leaves no trace but the counts of the parts."""
+        statistics = self._batch_norm_statistics()
+        model = getattr(self.model, "module", self.model)
+        with preserve_rng(), torch.no_grad(), EventStorage(self.iter):
+            for part in whole.parts:
+                with whole.measuring(), self._autocast():
+                    model(part)
+        for buffer, before in statistics:
+            buffer.copy_(before)
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        if self._precision is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self._device, dtype=self._precision)
+
+    def _batch_norm_statistics(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [
+            (buffer, buffer.clone())
+            for module in self.model.modules()
+            if isinstance(module, _BatchNorm)
+            for buffer in module.buffers(recurse=False)
+        ]
 
     def _end_or_leave_out(self, reason: str) -> None:
         """Of several processes, the others have a loss and wait for gradients: all have to end."""
@@ -94,8 +184,7 @@ class CheckedTrainer(SimpleTrainer):
             raise UserError(self._message(self._describe(losses), self._save(losses)))
 
     def _leave_out(self, losses: dict[str, float]) -> None:
-        scaler = getattr(self, "grad_scaler", None)
-        if scaler is None:
+        if self.grad_scaler is None:
             self.optimizer.zero_grad(set_to_none=True)  # no step for any parameter
         else:  # which wants gradients, and skips the step if they are not finite
             for group in self.optimizer.param_groups:
@@ -149,15 +238,14 @@ class CheckedTrainer(SimpleTrainer):
         return f"the batch and the weights are in '{path}'"
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "skipped_iterations": self._skipped}
+        scaler = {"grad_scaler": self.grad_scaler.state_dict()} if self.grad_scaler else {}
+        return {**super().state_dict(), "skipped_iterations": self._skipped, **scaler}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._skipped = state_dict.get("skipped_iterations", 0)
         super().load_state_dict(state_dict)
-
-
-class CheckedAMPTrainer(CheckedTrainer, AMPTrainer):
-    """The same with mixed precision."""
+        if self.grad_scaler and "grad_scaler" in state_dict:
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
 
 def _listed(losses: dict[str, float]) -> str:

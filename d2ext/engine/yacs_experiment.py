@@ -33,6 +33,10 @@ class YacsExperiment(Experiment):
         self.seed = cfg.SEED
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.amp = cfg.SOLVER.AMP.ENABLED
+        self.amp_dtype = cfg.SOLVER.AMP.DTYPE
+        self.accumulation_steps = cfg.SOLVER.ACCUMULATION_STEPS
+        self.ema_decay = float(cfg.SOLVER.EMA_DECAY)
+        self.freeze = list(cfg.SOLVER.FREEZE)
         self.checkpoint_period = cfg.SOLVER.CHECKPOINT_PERIOD
         self.checkpoint_keep = cfg.SOLVER.CHECKPOINT_KEEP
         self.eval_period = cfg.TEST.EVAL_PERIOD
@@ -40,6 +44,7 @@ class YacsExperiment(Experiment):
         self.early_stopping = cfg.TEST.EARLY_STOPPING
         self.skip_nonfinite = cfg.SOLVER.SKIP_NONFINITE
         self.log_period = cfg.LOG_PERIOD
+        self.log_writers = list(cfg.LOG_WRITERS)
         self.ddp = {}
         self.image_format = cfg.INPUT.FORMAT
         self.test_aug = {

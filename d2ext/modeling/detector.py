@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from d2ext.modeling.parts import padded_size
 from d2ext.modeling.regions.sampling import image_seeds
 
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY, GeneralizedRCNN
@@ -24,15 +25,21 @@ class ReproducibleRCNN(GeneralizedRCNN):
     """
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
-        """As in GeneralizedRCNN; in training all processes pad to one size, that of the largest
-        image among them, so that a result does not depend on how a batch is split up."""
+        """As in GeneralizedRCNN; in training all processes, and all parts of a batch, pad to one
+        size, that of the largest image, so that a result does not depend on how a batch is split
+        up."""
         images = super().preprocess_image(batched_inputs)
-        if not self.training or comm.get_world_size() == 1:
+        if not self.training:
             return images
         height, width = images.tensor.shape[-2:]
-        largest = torch.tensor([height, width], device=images.tensor.device)
-        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
-        bottom, right = (largest - largest.new_tensor([height, width])).tolist()
+        size = padded_size(height, width, self.backbone.size_divisibility)
+        if comm.get_world_size() > 1:
+            largest = torch.tensor(size, device=images.tensor.device)
+            torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+            size = tuple(largest.tolist())
+        if size == (height, width):
+            return images
+        bottom, right = size[0] - height, size[1] - width
         return ImageList(F.pad(images.tensor, (0, right, 0, bottom)), images.image_sizes)
 
     def forward(self, batched_inputs: list[dict]):

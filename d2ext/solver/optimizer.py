@@ -7,6 +7,7 @@ another argument), so `get_optimizer_params` adds `lr_multipliers` on top of its
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -37,10 +38,12 @@ def get_optimizer_params(
         weight_decay_norm: for the affine parameters of normalisation layers; `None`: as others.
         weight_decay_bias: for biases; `None`: as the others.
         bias_lr_factor: learning rate factor of biases.
-        lr_multipliers: parameter name prefix -> learning rate factor; the longest prefix wins.
+        lr_multipliers: prefix of parameter names -> learning rate factor; with `*`, `?` or `[` a
+            pattern of whole names, as shells read them (`*.box_head.*`). Of several that match a
+            name, the longest counts.
 
     Raises:
-        UserError: a prefix that matches no parameter, or something else than pairs.
+        UserError: a prefix or pattern that matches no parameter, or something else than pairs.
     """
     try:
         prefixes = {str(prefix): float(factor) for prefix, factor in dict(lr_multipliers).items()}
@@ -49,11 +52,11 @@ def get_optimizer_params(
             f"learning rate multipliers are [[prefix, factor], ...], not {lr_multipliers}"
         ) from error
     names = {parameter: name for name, parameter in model.named_parameters()}
-    unused = set(prefixes) - {p for p in prefixes for n in names.values() if n.startswith(p)}
+    unused = set(prefixes) - {p for p in prefixes for n in names.values() if _matches(n, p)}
     if unused:
-        raise UserError(
-            f"learning rate multiplier for '{sorted(unused)[0]}': no parameter name starts with it"
-        )
+        first = sorted(unused)[0]
+        fault = "fits it" if _is_pattern(first) else "starts with it"
+        raise UserError(f"learning rate multiplier for '{first}': no parameter name {fault}")
     groups: dict[tuple, dict[str, Any]] = {}
     for group in get_default_optimizer_params(
         model,
@@ -65,12 +68,20 @@ def get_optimizer_params(
     ):
         settings = {k: v for k, v in group.items() if k != "params"}
         for parameter in group["params"]:
-            matching = [p for p in prefixes if names[parameter].startswith(p)]
+            matching = [p for p in prefixes if _matches(names[parameter], p)]
             factor = prefixes[max(matching, key=len)] if matching else 1.0
             own = {**settings, "lr": settings["lr"] * factor}
             key = tuple(sorted(own.items()))
             groups.setdefault(key, {**own, "params": []})["params"].append(parameter)
     return list(groups.values())
+
+
+def _is_pattern(prefix: str) -> bool:
+    return any(x in prefix for x in "*?[")
+
+
+def _matches(name: str, prefix: str) -> bool:
+    return fnmatchcase(name, prefix) if _is_pattern(prefix) else name.startswith(prefix)
 
 
 def make_optimizer(

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.soak.conftest import FULL
 
@@ -62,7 +63,7 @@ def empty_processes(processes):
     ]
 
 
-def run(name, processes, batch, register, output):
+def run(name, processes, batch, register, output, *more):
     """The public command line, in one process or under torchrun; losses by iteration."""
     launcher = [sys.executable]
     if processes > 1:
@@ -89,6 +90,7 @@ def run(name, processes, batch, register, output):
         "SOLVER.OPTIMIZER=SGD",
         "SOLVER.BASE_LR=0.002",
         "INPUT.MIN_SIZE_TRAIN=(96,)",
+        *more,
     ]
     environment = {
         **os.environ,
@@ -129,3 +131,24 @@ def test_processes_give_the_losses_of_one_also_with_empty_images(
             "largest difference": f"{largest:.1e}",
         }
     )
+
+
+def test_processes_with_parts_and_an_average_give_the_losses_and_weights_of_one(
+    sparse_data, tmp_path
+):
+    """Two processes with one image in each of two parts, one of them frozen."""
+    more = ["SOLVER.EMA_DECAY=0.5", "SOLVER.FREEZE=['backbone.bottom_up.stem.*']"]
+    one = run("htc", 1, 4, sparse_data, tmp_path / "one", *more)
+    parts = "SOLVER.ACCUMULATION_STEPS=2"
+    several = run("htc", 2, 4, sparse_data, tmp_path / "several", *more, parts)
+    for iteration in range(ITERATIONS):
+        for loss in (name for name in one[0] if "loss" in name):
+            expected = one[iteration][loss]
+            assert several[iteration][loss] == pytest.approx(expected, abs=1e-4), (iteration, loss)
+    first, second = (
+        torch.load(tmp_path / name / "model_final.pth", weights_only=True)
+        for name in ("one", "several")
+    )
+    assert first["ema"]["steps"] == second["ema"]["steps"] == ITERATIONS
+    for kind in (lambda x: x["model"], lambda x: x["ema"]["trained"]):
+        torch.testing.assert_close(kind(second), kind(first), rtol=0, atol=1e-4)

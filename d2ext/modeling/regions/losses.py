@@ -1,5 +1,6 @@
 """Losses of region heads. Every one is a sum divided by a count over *all* processes, so that the
-gradient averaged by DistributedDataParallel equals that of one process with the whole batch.
+gradient averaged by DistributedDataParallel equals that of one process with the whole batch. The
+same holds for the parts of a batch, see `d2ext.modeling.parts`.
 
 Shape shorthand: R sampled regions of all images, Q positive ones, K classes, S mask size."""
 
@@ -11,31 +12,38 @@ from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 from torch.nn import functional as F
 
+from d2ext.modeling.parts import measured_count, note_count, number_of_parts
+
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 
 
 def global_mean_count(n: int | Tensor, device: torch.device) -> Tensor:
-    """Sum of `n` over all processes divided by their number; with one process, just `n`.
+    """Sum of `n` over all processes divided by their number; with one process, just `n`. Where a
+    batch is computed in parts, the mean over these as well.
 
-    A collective operation: every process has to call it, also with n = 0.
+    A collective operation: every process has to call it, also with n = 0; so has every part.
 
     Returns:
         float32 scalar without gradient.
     """
+    measured = measured_count()
+    if measured is not None:
+        return measured
     count = torch.as_tensor(n, dtype=torch.float32, device=device).detach().clone()
     processes = comm.get_world_size()
     if processes > 1:
         dist.all_reduce(count)
         count /= processes
-    return count
+    return note_count(count)
 
 
 def divide_by_count(total: Tensor, n: int | Tensor) -> Tensor:
     """`total / global_mean_count(n)`; 0 (connected to the graph) where the count is 0."""
-    # The smallest positive count is one item on one of the processes.
-    return total / global_mean_count(n, total.device).clamp(min=1.0 / comm.get_world_size())
+    # The smallest positive count is one item on one of the processes, in one of the parts.
+    smallest = 1.0 / (comm.get_world_size() * number_of_parts())
+    return total / global_mean_count(n, total.device).clamp(min=smallest)
 
 
 def connect_features(losses: dict[str, Tensor], features: Iterable[Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,35 @@
+"""Find a shipped config by its name, among the shared ones and those of installed projects."""
+
+import os
+from pathlib import Path
+
+from d2ext.config.load import config_roots
+from d2ext.config.overrides import nearest
+from d2ext.config.projects import load_projects, project_configs
+from d2ext.errors import UserError
+
+_ENDINGS = ("", ".yaml", ".py")
+
+
+def find_config(name: str | os.PathLike) -> str:
+    """Path of a config file: of an existing one itself, else of the shipped one of that name.
+
+    Args:
+        name: a path, or a name such as `htc_tiny.py`; without an ending the yaml config is meant.
+
+    Raises:
+        UserError: there is none; names the nearest.
+    """
+    if os.path.isfile(name):
+        return os.fspath(name)
+    folders = [*config_roots(), *filter(None, map(project_configs, load_projects()))]
+    for ending in _ENDINGS:
+        for folder in folders:
+            if (folder / f"{name}{ending}").is_file():
+                return str(folder / f"{name}{ending}")
+    shipped = {path.stem for folder in folders for path in Path(folder).glob("*.yaml")}
+    known = sorted(x for x in shipped if not x.startswith("Base"))
+    raise UserError(
+        f"config '{os.fspath(name)}' is neither a file nor a shipped config"
+        f"{nearest(str(name), known)}"
+    )
