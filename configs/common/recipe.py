@@ -12,7 +12,7 @@ from detectron2.config import LazyCall as L
 tiny = dict(
     enabled=True,
     epochs=64.0,
-    iterations=[400, 2000],
+    iterations=[300, 2000],
     image_size=0,
     object_size=32.0,
     short_side=[128, 320],

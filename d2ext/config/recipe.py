@@ -13,7 +13,7 @@ def add_recipe_config(cfg: CfgNode) -> None:
     recipe.ENABLED = False
     # Times that every image is seen, within these numbers of iterations at least and at most.
     recipe.EPOCHS = 64.0
-    recipe.ITERATIONS = [400, 2000]
+    recipe.ITERATIONS = [300, 2000]
     # Short side of the images: 0 for that at which a quarter of the objects are smaller than
     # OBJECT_SIZE (pixels, square root of the box's area), within SHORT_SIDE.
     recipe.IMAGE_SIZE = 0

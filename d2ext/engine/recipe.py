@@ -14,7 +14,7 @@ import torch
 
 from d2ext.config.overrides import YAML_TO_LAZY
 from d2ext.config.stored import flat_settings
-from d2ext.data import get_dataset_records, parse_register
+from d2ext.data import parse_register
 from d2ext.engine.experiment import Experiment
 from d2ext.engine.provenance import CONFIG_KEY
 from d2ext.engine.recipe_rules import (
@@ -32,6 +32,8 @@ from d2ext.engine.recipe_rules import (
 from d2ext.errors import UserError
 from d2ext.evaluation import evaluator_kind
 
+from detectron2.data import DatasetCatalog
+from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
 # Options of the command line, and the keys to set in a config that is no recipe.
@@ -171,13 +173,13 @@ def fit_recipe(experiment: Experiment) -> list[Choice]:
         count,
         _of(experiment, "EVALUATIONS"),
         _of(experiment, "PATIENCE"),
-        sum(len(get_dataset_records(name)) for name in tests),
+        sum(len(DatasetCatalog.get(name)) for name in tests),
         _metric(tests),
     ):
         use(choice)
     _finish(experiment, [_override(choice.key, choice.value) for choice in chosen])
     for choice in chosen:
-        logger.info("recipe: %s", choice)
+        logger.info("recipe: %s", choice._replace(key=_name(experiment, choice.key)))
     if not tests:
         logger.warning("recipe: no test set, so nothing says how good the result is")
     return chosen
@@ -224,7 +226,8 @@ def read_statistics(names: Sequence[str]) -> DataStatistics:
     Raises:
         UserError: there are no objects.
     """
-    records = get_dataset_records(names, filter_empty=True)
+    records = [record for name in names for record in DatasetCatalog.get(name)]
+    records = [r for r in records if any(not a.get("iscrowd", 0) for a in r["annotations"])]
     images = np.array([(r["height"], r["width"]) for r in records], dtype=float)
     boxes, owners = [], []
     for index, record in enumerate(records):
@@ -239,8 +242,6 @@ def read_statistics(names: Sequence[str]) -> DataStatistics:
 
 
 def _corners(annotation: dict[str, Any]) -> Sequence[float]:
-    from detectron2.structures import BoxMode
-
     return BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
 
 
