@@ -217,8 +217,11 @@ class Checkpointer(DetectionCheckpointer):
         conversion = import_weights(file, self.model)
         conversion.check(self._source, other_classes=not self._complete)
         self.logger.info("%s", conversion.summary())
-        for entry in conversion.having("conflict"):
-            self.logger.warning("%s stays as it is: %s", entry.target, entry.note)
+        first, *others = conversion.having("conflict") or [None]
+        if first:
+            parts = dict.fromkeys(x.target.rpartition(".")[0] for x in others)
+            more = f"; so do {len(others)} more, of {', '.join(parts)}" if others else ""
+            self.logger.warning("%s stays as it is: %s%s", first.target, first.note, more)
         for line in conversion.notes:
             self.logger.warning("%s", line)
         checkpoint["model"] = conversion.weights

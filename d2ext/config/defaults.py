@@ -5,6 +5,7 @@ import torch
 from d2ext.config.augmentation import add_augmentation_config
 from d2ext.config.modeling import add_modeling_config
 from d2ext.config.projects import config_functions
+from d2ext.config.recipe import add_recipe_config
 
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as _detectron2_cfg
@@ -57,6 +58,7 @@ def add_d2ext_config(cfg: CfgNode) -> None:
     cfg.SOLVER.COSINE_END = 0.0
     # Number of checkpoint files to keep; older ones are deleted.
     cfg.SOLVER.CHECKPOINT_KEEP = 3
+    add_recipe_config(cfg)
 
 
 def get_cfg() -> CfgNode:

@@ -11,6 +11,7 @@ from d2ext.engine.experiment import Experiment
 from d2ext.engine.folder import training_folder
 from d2ext.engine.limits import check_device
 from d2ext.engine.loop import evaluate_checkpoint, train
+from d2ext.engine.recipe import OPTIONS, take_options
 from d2ext.engine.setup import (
     build_experiment,
     check_data,
@@ -70,11 +71,21 @@ def argument_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="train or evaluate without looking for mistakes in the annotations and images first",
     )
+    _add_recipe_options(parser)
     add_rename_option(parser)
     parser.add_argument(
         "opts", nargs="*", metavar="KEY=VALUE", help="config overrides, the same for yaml and lazy"
     )
     return parser
+
+
+def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "recipes (configs *_finetune), instead of what their rules say"
+    )
+    group.add_argument("--epochs", type=float, help="how often every image is seen")
+    group.add_argument("--image-size", type=int, help="short side of the images, in pixels")
+    group.add_argument("--batch-size", type=int, help="images of an iteration")
 
 
 def add_rename_option(parser: argparse.ArgumentParser) -> None:
@@ -137,6 +148,7 @@ def _build(args: argparse.Namespace) -> Experiment:
         args.config_file, args.opts, args.register, eval_only=args.eval_only
     )
     experiment.rename_classes = args.rename_classes
+    take_options(experiment, {name: getattr(args, name) for name in OPTIONS})
     return experiment
 
 

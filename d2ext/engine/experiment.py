@@ -5,7 +5,8 @@
 """
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch.nn import Module
 from d2ext.config.overrides import (
     LAZY_TO_YAML,
     YAML_TO_LAZY,
+    apply_to_lazy,
+    apply_to_yaml,
     parse_overrides,
 )
 from d2ext.data import (
@@ -60,6 +63,8 @@ class Experiment(abc.ABC):
     rename_classes: bool = False
     # `--register` arguments that are looked at only if a checkpoint has no class names.
     unread: Sequence[str] = ()
+    # What the command line asks of a recipe, see `d2ext.engine.recipe`.
+    recipe_options: Mapping[str, Any] = MappingProxyType({})
 
     def note_chosen(self, overrides: Sequence[str]) -> None:
         """Remember which keys the command line sets: what the user says wins over a file."""
@@ -67,6 +72,16 @@ class Experiment(abc.ABC):
         both = [{key, YAML_TO_LAZY.get(key), LAZY_TO_YAML.get(key)} - {None} for key in keys]
         self.chosen = frozenset().union(*both)
         self.weights_chosen = "MODEL.WEIGHTS" in self.chosen
+
+    def change(self, overrides: Sequence[str]) -> None:
+        """Set keys of the config, each under its name in this kind of config or the other."""
+        apply = apply_to_lazy if isinstance(self.cfg, DictConfig) else apply_to_yaml
+        apply(self.cfg, parse_overrides(overrides))
+        self._read()
+
+    @abc.abstractmethod
+    def _read(self) -> None:
+        """Take the attributes from the config."""
 
     @abc.abstractmethod
     def write_config(self, path: str) -> None:

@@ -34,6 +34,7 @@ from d2ext.engine.provenance import (
     note_classes,
     note_settings,
 )
+from d2ext.engine.recipe import fit_recipe, is_recipe, recall_recipe
 from d2ext.engine.resuming import complete_final_checkpoint, find_last_checkpoint
 from d2ext.engine.setup import check_runnable, make_output_folder, save_config
 from d2ext.engine.stopping import GracefulStop
@@ -93,6 +94,7 @@ def train(
 
 
 def _train(experiment: Experiment, resume: bool, user_hooks: list) -> dict[str, Any]:
+    _fit_or_recall(experiment, resume)
     seed_all_rng(experiment.seed + comm.get_rank() if experiment.seed >= 0 else None)
     remote = remote_writers(experiment.log_writers, experiment.output_dir)
     model = experiment.build_model()
@@ -197,6 +199,17 @@ def _train(experiment: Experiment, resume: bool, user_hooks: list) -> dict[str, 
     return dict(last_results)
 
 
+def _fit_or_recall(experiment: Experiment, resume: bool) -> None:
+    """The numbers of a recipe: by its rules, or those that the run was started with."""
+    path = (
+        find_last_checkpoint(experiment.output_dir)[0] if resume and is_recipe(experiment) else ""
+    )
+    if path:
+        recall_recipe(experiment, read_metadata(path), path)
+    else:
+        fit_recipe(experiment)
+
+
 def evaluate(experiment: Experiment, model: torch.nn.Module) -> dict[str, Any]:
     """Results on every test set: `{task: {metric: value}}`, one level deeper for several sets."""
     results = OrderedDict()
@@ -230,6 +243,9 @@ def evaluate_checkpoint(experiment: Experiment, resume: bool = False) -> dict[st
             "set MODEL.WEIGHTS (yaml) or train.init_checkpoint (lazy)"
         )
     stored = read_metadata(path)
+    if is_recipe(experiment):
+        recall_recipe(experiment, stored, path)
+        save_config(experiment, os.path.join(experiment.output_dir, "inference"))
     check_classes(experiment, stored, path)
     check_stored_settings(experiment, stored, path)
     # Those that the weights were trained with: prediction needs no maps.

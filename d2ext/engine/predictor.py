@@ -19,6 +19,7 @@ from d2ext.engine.experiment import Experiment
 from d2ext.engine.lazy_experiment import LazyExperiment
 from d2ext.engine.limits import check_device
 from d2ext.engine.provenance import CONFIG_KEY, check_stored_settings, class_names
+from d2ext.engine.recipe import recall_recipe
 from d2ext.engine.setup import build_experiment
 from d2ext.errors import UserError
 
@@ -94,6 +95,7 @@ class Predictor:
             config.set_device(device)
         check_device(config)
         stored = read_metadata(path)
+        recall_recipe(config, stored, path)
         check_stored_settings(config, stored, path)
         known = class_names(stored)
         self.class_names: list[str] = known or _names_from_data(config)

@@ -25,6 +25,7 @@ from d2ext.engine.experiment import Experiment
 from d2ext.engine.lazy_experiment import LazyExperiment
 from d2ext.engine.limits import check_limits
 from d2ext.engine.provenance import absolute_register, portable_copy
+from d2ext.engine.recipe import take_data
 from d2ext.engine.summary import log_start
 from d2ext.engine.yacs_experiment import YacsExperiment
 from d2ext.errors import UserError
@@ -69,6 +70,8 @@ def build_experiment(
     experiment.note_chosen(overrides)
     check_limits(experiment)
     register_all()
+    if with_data:
+        take_data(experiment, register, eval_only)
     texts = [absolute_register(text) for text in [*experiment.registered(), *register]]
     texts = list(dict.fromkeys(texts))
     if not with_data:

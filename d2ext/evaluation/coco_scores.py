@@ -8,7 +8,7 @@ import importlib.util
 import io
 import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -144,6 +144,24 @@ def evaluate_coco(
         implementation: one of `IMPLEMENTATIONS`, default the fastest that is installed.
         max_detections: score so many of each image and class, COCO's 100 at least; negative: all.
     """
+    evaluation = match_coco(truth, detections, kind, implementation, max_detections)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.accumulate()
+    limits = tuple(evaluation.params.maxDets)
+    return CocoTables(
+        np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"]), limits
+    )
+
+
+def match_coco(
+    truth: GroundTruth,
+    detections: Sequence[ImageDetections | None],
+    kind: str,
+    implementation: str | None = None,
+    max_detections: int = MAX_DETECTIONS[-1],
+) -> Any:
+    """The first half of `evaluate_coco`: the implementation's evaluation with matches in every
+    image, not yet accumulated."""
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; known: {KINDS}")
     with_masks = kind != "bbox"
@@ -166,13 +184,10 @@ def evaluate_coco(
         if kind == "boundary":
             _limit_by_boundary(evaluation, annotations, found, limits[-1])
         evaluation.evaluate()
-        evaluation.accumulate()
-    return CocoTables(
-        np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"]), limits
-    )
+    return evaluation
 
 
-def _percent(values: np.ndarray) -> float:
+def percent(values: np.ndarray) -> float:
     """Mean of the entries that exist, in percent; nan if none does."""
     values = values[values > -1]
     return 100 * float(values.mean()) if values.size else float("nan")
@@ -184,19 +199,19 @@ def coco_metrics(tables: CocoTables, class_names: Sequence[str]) -> dict[str, fl
     `ARs`, `ARm`, `ARl`."""
     precision, recall, limits = tables
     metrics = {
-        "AP": _percent(precision[:, :, :, 0, -1]),
-        "AP50": _percent(precision[0, :, :, 0, -1]),
-        "AP75": _percent(precision[5, :, :, 0, -1]),
+        "AP": percent(precision[:, :, :, 0, -1]),
+        "AP50": percent(precision[0, :, :, 0, -1]),
+        "AP75": percent(precision[5, :, :, 0, -1]),
     }
     for index, suffix in list(enumerate(_AREAS))[1:]:
-        metrics[f"AP{suffix}"] = _percent(precision[:, :, :, index, -1])
+        metrics[f"AP{suffix}"] = percent(precision[:, :, :, index, -1])
     for index, limit in enumerate(limits):
-        metrics[f"AR@{limit}"] = _percent(recall[:, :, 0, index])
+        metrics[f"AR@{limit}"] = percent(recall[:, :, 0, index])
     for index, suffix in list(enumerate(_AREAS))[1:]:
-        metrics[f"AR{suffix}"] = _percent(recall[:, :, index, -1])
+        metrics[f"AR{suffix}"] = percent(recall[:, :, index, -1])
     if len(class_names) > 1:
         for index, name in enumerate(class_names):
-            metrics[f"AP-{name}"] = _percent(precision[:, :, index, 0, -1])
+            metrics[f"AP-{name}"] = percent(precision[:, :, index, 0, -1])
     return metrics
 
 
@@ -207,5 +222,5 @@ def class_rows(tables: CocoTables, class_names: Sequence[str]) -> list[list]:
     for index, name in enumerate(class_names):
         own = precision[:, :, index, :, -1]
         values = [own[:, :, 0], own[0, :, 0], own[5, :, 0], *(own[:, :, i] for i in (1, 2, 3))]
-        rows.append([name, *map(_percent, values), _percent(recall[:, index, 0, -1])])
+        rows.append([name, *map(percent, values), percent(recall[:, index, 0, -1])])
     return rows

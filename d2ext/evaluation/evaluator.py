@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from d2ext.errors import UserError
+from d2ext.evaluation.bootstrap import MOST_IMAGES, bootstrap_interval
 from d2ext.evaluation.coco_scores import (
     class_rows,
     coco_metrics,
@@ -162,6 +163,12 @@ class InstanceEvaluator(DatasetEvaluator):
         rows = class_rows(tables, self.truth.class_names)
         rows.append(["all", *(metrics[name] for name in headers[1:])])
         self._show(kind, headers, rows, f" ({default_implementation()})")
+        if 1 < len(self.truth.images) <= MOST_IMAGES:
+            low, high = bootstrap_interval(self.truth, detections, kind, self.max_detections)
+            logger.info(
+                "%s AP %.1f; with other %d images it would be %.1f to %.1f (95%%, bootstrap)",
+                kind, metrics["AP"], len(self.truth.images), low, high,
+            )  # fmt: skip
         return metrics
 
     def _mapr(self, detections):

@@ -17,7 +17,7 @@ import torch
 from tests.soak.conftest import FULL
 
 ROOT = Path(__file__).resolve().parents[2]
-# Few: rounding is another in each number of processes, and in some iteration it makes another choice,
+# Few: rounding differs with the number of processes, and in some iteration it makes another choice,
 # of one box among two that overlap, which shows in all the following ones.
 ITERATIONS, SEED = 4, 7
 CONFIGS = {

@@ -1,5 +1,6 @@
-"""The built-in shapes data set on disk: `shapes_{train,val,big_train,big_val}`, written on first
-use as PNG images, PNG semantic maps and a COCO instances file.
+"""The built-in shapes data set on disk: `shapes_{train,val,big_train,big_val}`, and
+`shapes_scenes_{train,val}` of large images, written on first use as PNG images, PNG semantic maps
+and a COCO instances file.
 
 Layout of one split, `<root>/shapes/<split>/`: `images/*.png`, `semantic/*.png` (uint8, 0..7 things,
 8..11 stuff, 255 unlabelled), `annotations.json` and `manifest.json`, which is the last file written
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from d2ext.data.catalog import datasets_root
 from d2ext.data.shapes.draw import STUFF_CLASSES, THING_CLASSES
-from d2ext.data.shapes.scene import make_scene
+from d2ext.data.shapes.scene import LARGE, Style, make_scene
 from d2ext.errors import UserError
 
 FORMAT_VERSION = 1
@@ -35,6 +36,7 @@ class Split:
 
     num_images: int
     seed: int
+    style: Style = Style()
 
 
 SPLITS = {
@@ -42,6 +44,8 @@ SPLITS = {
     "val": Split(200, 2),
     "big_train": Split(4000, 3),
     "big_val": Split(500, 4),
+    "scenes_train": Split(24, 5, LARGE),
+    "scenes_val": Split(100, 6, LARGE),
 }
 
 
@@ -107,7 +111,7 @@ def _write_split(folder, split, num_images):
         os.makedirs(os.path.join(folder, name))
     dataset, sizes, content = _empty_dataset(split), {}, _ContentHash()
     for index in tqdm(range(num_images), desc=f"shapes/{split}", unit="image", mininterval=1.0):
-        scene = make_scene((FORMAT_VERSION, SPLITS[split].seed, index))
+        scene = make_scene((FORMAT_VERSION, SPLITS[split].seed, index), SPLITS[split].style)
         image_id, name = index + 1, f"{index + 1:06d}.png"
         height, width = scene.semantic.shape
         objects = [(mask, c, 0) for mask, c in zip(scene.masks, scene.categories)]

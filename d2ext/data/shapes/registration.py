@@ -1,4 +1,5 @@
-"""Registration of the shapes data set: `shapes_{train,val,big_train,big_val}`, or its first images.
+"""Registration of the shapes data set, `shapes_{train,val,big_train,big_val}` and
+`shapes_scenes_{train,val}`, or its first images.
 
 Registering reads and writes nothing; a split is generated when its records are first used.
 """

@@ -23,13 +23,37 @@ from d2ext.data.shapes.draw import (
     value_noise,
 )
 
-IMAGE_SIZES = ((160, 120), (120, 160), (128, 128), (160, 128))  # width, height
-MIN_OBJECTS, MAX_OBJECTS = 3, 12
 MIN_SIZE = 8.0  # pixels, square root of the bounding-box area
 MIN_VISIBLE_PIXELS, MIN_VISIBLE_FRACTION = 20, 0.25
-EMPTY_PROBABILITY, CROWD_PROBABILITY, TRANSPARENT_PROBABILITY = 0.02, 0.065, 0.2
+TRANSPARENT_PROBABILITY = 0.2
 IGNORE_LABEL = 255
 _BAR, _NUM_THINGS = THING_CLASSES.index("bar"), len(THING_CLASSES)
+
+
+@dataclass(frozen=True)
+class Style:
+    """What the scenes of a split have in common; sizes are square roots of box areas in pixels.
+
+    Attributes:
+        image_sizes: (width, height) to choose from.
+        objects: least and largest number of objects.
+        smallest: size of an object.
+        largest: size of an object, as a fraction of the square root of the image's area.
+        usual: sizes that half of the objects have.
+        empty, crowd: probability of an image without objects, and of a crowd region.
+    """
+
+    image_sizes: tuple = ((160, 120), (120, 160), (128, 128), (160, 128))
+    objects: tuple = (3, 12)
+    smallest: float = MIN_SIZE
+    largest: float = 0.5
+    usual: tuple = (14.0, 56.0)
+    empty: float = 0.02
+    crowd: float = 0.065
+
+
+# Like photographs in their size, and in the range of the sizes of their objects, 10 to 400 pixels.
+LARGE = Style(((800, 600), (600, 800)), (4, 14), 10.0, 400 / 480000**0.5, (10.0, 400.0), 0, 0)
 
 
 @dataclass
@@ -66,9 +90,10 @@ class Scene:
     semantic: np.ndarray
 
 
-def _random_size(rng, largest):
-    """Log-uniform in [8, largest] with extra weight on 14..56 pixels."""
-    low, high = (MIN_SIZE, largest) if rng.random() < 0.5 else (14.0, min(56.0, largest))
+def _random_size(rng, style, largest):
+    """Log-uniform in [smallest, largest] with extra weight on the usual sizes."""
+    usual, most = style.usual
+    low, high = (style.smallest, largest) if rng.random() < 0.5 else (usual, min(most, largest))
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
@@ -90,9 +115,10 @@ def _outline(rng, category, size, angle, longest):
     return [(c - middle) * scale for c in contours]
 
 
-def _place(rng, shapes, height, width, largest):
+def _place(rng, shapes, height, width, style):
     """Draw category, size and centre: free, or overlapping an earlier object (a cluster)."""
-    category, size = int(rng.integers(_NUM_THINGS)), _random_size(rng, largest)
+    largest = style.largest * np.sqrt(height * width)
+    category, size = int(rng.integers(_NUM_THINGS)), _random_size(rng, style, largest)
     center = rng.uniform(0.0, 1.0, 2) * (width, height)
     if shapes and rng.random() < 0.5:
         anchor = shapes[int(rng.integers(len(shapes)))]
@@ -115,10 +141,10 @@ def _distinct_color(rng, others):
     return candidates[int(np.argmax(distance > 80) if (distance > 80).any() else distance.argmax())]
 
 
-def _add_object(rng, shapes, hidden, background, largest):
+def _add_object(rng, shapes, hidden, background, style):
     """Try to add one object behind `shapes`; updates `hidden`, the pixels of opaque objects."""
     height, width = hidden.shape
-    category, size, center = _place(rng, shapes, height, width, largest)
+    category, size, center = _place(rng, shapes, height, width, style)
     angle = rng.uniform(0, 2 * np.pi)
     contours = _outline(rng, category, size, angle, 0.75 * max(height, width))
     contours = [c + center for c in contours]
@@ -199,28 +225,28 @@ def _crowd_shapes(rng, background):
     return shapes, cv2.morphologyEx(union, cv2.MORPH_CLOSE, disk).astype(bool)
 
 
-def make_scene(seed):
+def make_scene(seed, style=Style()):
     """Create one image with its ground truth.
 
     Args:
         seed: identifies the image; equal seeds give equal scenes.
+        style: sizes and numbers.
 
     Returns:
         Scene
     """
     rng = np.random.default_rng(seed)
-    width, height = IMAGE_SIZES[int(rng.integers(len(IMAGE_SIZES)))]
+    width, height = style.image_sizes[int(rng.integers(len(style.image_sizes)))]
     canvas, semantic = _background(rng, height, width)
     shapes, tiny, crowd = [], [], None
-    if rng.random() >= EMPTY_PROBABILITY:
+    if rng.random() >= style.empty:
         hidden = np.zeros((height, width), bool)
-        wanted = int(rng.integers(MIN_OBJECTS, MAX_OBJECTS + 1))
-        largest = 0.5 * np.sqrt(height * width)
+        wanted = int(rng.integers(style.objects[0], style.objects[1] + 1))
         attempts = 0
-        while len(shapes) < wanted and (attempts < 60 or len(shapes) < MIN_OBJECTS):
+        while len(shapes) < wanted and (attempts < 60 or len(shapes) < style.objects[0]):
             attempts += 1
-            _add_object(rng, shapes, hidden, canvas, largest)
-        if rng.random() < CROWD_PROBABILITY:
+            _add_object(rng, shapes, hidden, canvas, style)
+        if rng.random() < style.crowd:
             tiny, region = _crowd_shapes(rng, canvas)
             region &= ~hidden
             if region.sum() >= 200:

@@ -1,0 +1,10 @@
+"""Fits a tiny FCIS to your own data, on a CPU, by the rules in docs/configs.md."""
+
+from d2ext.config import get_config
+
+from .fcis_tiny import dataloader, lr_multiplier, model, optimizer, train
+
+recipe = get_config("common/recipe.py").tiny
+recipe.iterations = [900, 3000]
+recipe.short_side = [128, 256]  # its single feature map has stride 4
+train.output_dir = "./output/fcis_tiny_finetune"
