@@ -77,6 +77,7 @@ def test_killed_runs_end_with_the_weights_of_an_uninterrupted_one(
         runs += 1
         name, workers = f"killed{runs}", 2 * (runs % 2)
         printed = tmp_path / f"{name}.txt"
+        printed.touch()
         for _ in range(100):  # far more than it takes
             with Run(argv(name, workers), printed, processes) as run:
                 sent = interrupt(run, tmp_path / name, seconds, rng)
