@@ -48,7 +48,12 @@ def test_four_commands_lead_from_labelme_to_numbers_and_pictures(run_scripts, tm
         ["tools/convert_dataset.py", "split", tmp_path / "my.json", "--images", photos, *shares],
         ["tools/train_net.py", "--config-file", config, *sets, f"OUTPUT_DIR={out}"]
         + ["--epochs", "3", "--image-size", "64"],
-        ["tools/visualize_results.py", "--results", out / "inference/val/coco_instances_results.json", *sets[2:]]
+        [
+            "tools/visualize_results.py",
+            "--results",
+            out / "inference/val/coco_instances_results.json",
+            *sets[2:],
+        ]
         + ["--output-dir", tmp_path / "pictures", "--confidence-threshold", "0"],
     )
     lines = (out / "metrics.json").read_text().splitlines()
