@@ -217,11 +217,17 @@ class Checkpointer(DetectionCheckpointer):
         conversion = import_weights(file, self.model)
         conversion.check(self._source, other_classes=not self._complete)
         self.logger.info("%s", conversion.summary())
-        first, *others = conversion.having("conflict") or [None]
-        if first:
-            parts = dict.fromkeys(x.target.rpartition(".")[0] for x in others)
-            more = f"; so do {len(others)} more, of {', '.join(parts)}" if others else ""
-            self.logger.warning("%s stays as it is: %s%s", first.target, first.note, more)
+        conflicts = conversion.having("conflict")
+        for entry in conflicts:  # in log.txt; the console has one line
+            self.logger.info("%s stays as it is: %s", entry.target, entry.note)
+        if conflicts:
+            self.logger.warning(
+                "%d arrays have another shape in the file, as with other classes, and start anew, "
+                "e.g. %s: %s",
+                len(conflicts),
+                conflicts[0].target,
+                conflicts[0].note,
+            )
         for line in conversion.notes:
             self.logger.warning("%s", line)
         checkpoint["model"] = conversion.weights

@@ -1,5 +1,7 @@
 """Checkpoints of other programs given to the checkpointer directly."""
 
+import logging
+
 import pytest
 import torch
 
@@ -122,10 +124,14 @@ def test_training_may_start_from_other_classes_but_prediction_may_not(mmdet_file
     path, source = mmdet_file
     model = htc(classes=5, seed=1)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    Checkpointer(model).load(path)
+    with caplog.at_level(logging.INFO):
+        Checkpointer(model).load(path)
     name = "roi_heads.box_predictor.2.cls_score.weight"
     assert model.state_dict()[name].equal(before[name])
     assert f"{name} stays as it is: (4, 16) in the file, (6, 16) in the model" in caplog.text
+    warned = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert sum("12 arrays have another shape in the file" in text for text in warned) == 1
+    assert not any("stays as it is" in text for text in warned)
     same = "roi_heads.box_predictor.2.bbox_pred.weight"
     assert model.state_dict()[same].equal(source.state_dict()[same])
     text = message(Checkpointer(htc(classes=5)).load_complete, path)
