@@ -1,7 +1,7 @@
 """Masks, boxes and labels over an image.
 
-Boxes and labels are drawn by detectron2's `Visualizer`. Masks are not: its `overlay_instances`
-fills their holes, and its `draw_binary_mask` leaves out the outline of those that have holes.
+By OpenCV and Pillow, in place. detectron2's `Visualizer` fills the holes of masks, and its figure
+takes 200 bytes for a pixel: 5 GB and 12 seconds for a photograph of 6000x4000.
 """
 
 import colorsys
@@ -11,9 +11,7 @@ import cv2
 import numpy as np
 
 from d2ext.errors import UserError
-from d2ext.visualization.text import place_labels, text_size
-
-from detectron2.utils.visualizer import Visualizer
+from d2ext.visualization.text import draw_label, place_labels, text_size
 
 Color = tuple[float, float, float]  # red, green, blue in [0, 1]
 
@@ -112,11 +110,10 @@ def overlay(
     order = np.argsort(-(boxes[:, 2:] - boxes[:, :2]).prod(axis=1), kind="stable").tolist()
     for i in order if masks is not None else ():
         _blend_mask(canvas, masks[i], colors[i], alpha)
-    visualizer = Visualizer(canvas)
     for i in order:
-        visualizer.draw_box(boxes[i], alpha=0.75, edge_color=colors[i])
-    _draw_labels(visualizer, boxes, labels, colors, order)
-    return np.ascontiguousarray(visualizer.get_output().get_image())
+        _draw_box(canvas, boxes[i], colors[i])
+    _draw_labels(canvas, boxes, labels, colors, order)
+    return canvas
 
 
 def _blend_mask(canvas: np.ndarray, mask: np.ndarray, color: Color, alpha: float) -> None:
@@ -141,19 +138,35 @@ def _blend_mask(canvas: np.ndarray, mask: np.ndarray, color: Color, alpha: float
     )
 
 
-def _draw_labels(visualizer, boxes, labels, colors, order) -> None:
-    height, width = visualizer.output.height, visualizer.output.width
+def _draw_box(canvas: np.ndarray, box: np.ndarray, color: Color, alpha: float = 0.75) -> None:
+    """The frame of a box, in place; its line lies on the border, half inside and half outside."""
+    height, width = canvas.shape[:2]
+    line = max(2, round((height * width) ** 0.5 / 260))
+    x0, y0, x1, y1 = (round(float(v) - line / 2) for v in box)
+    tint = alpha * 255.0 * np.asarray(color)
+    rows, columns = slice(y0 + line, y1), slice(x0, x1 + line)
+    for top, left in (
+        (slice(y0, y0 + line), columns),
+        (slice(max(y1, y0 + line), y1 + line), columns),
+        (rows, slice(x0, x0 + line)),
+        (rows, slice(max(x1, x0 + line), x1 + line)),
+    ):
+        window = canvas[_inside(top), _inside(left)]
+        window[...] = ((1 - alpha) * window + tint).astype(np.uint8)
+
+
+def _inside(part: slice) -> slice:
+    """Without what lies before the beginning, which Python would count from the end."""
+    return slice(max(part.start, 0), max(part.stop, 0))
+
+
+def _draw_labels(canvas, boxes, labels, colors, order) -> None:
+    height, width = canvas.shape[:2]
     pixels = max(14, round(0.0155 * (height * width) ** 0.5))
     sizes = [text_size(label, pixels) for label in labels]
     # The small boxes first: they have fewer places for their label.
     order = order[::-1]
     corners = place_labels(boxes[order], [sizes[i] for i in order], height, width)
-    points = pixels * 72 / visualizer.output.dpi
-    for i, (x, y) in zip(order, corners):
-        visualizer.draw_text(
-            labels[i].replace("$", r"\$"),  # matplotlib would read a formula
-            (x + 0.15 * pixels, y + 0.1 * pixels),
-            font_size=points,
-            color=tuple(0.6 * c + 0.4 for c in colors[i]),  # readable on the dark label
-            horizontal_alignment="left",
-        )
+    for i, corner in zip(order, corners):
+        light = tuple(0.6 * c + 0.4 for c in colors[i])  # readable on the dark label
+        draw_label(canvas, labels[i], corner, pixels, light)

@@ -1,12 +1,12 @@
-"""Measuring and placing of text: matplotlib's own sans-serif font, so that what is measured here is
-what matplotlib draws, and labels that get out of each other's way."""
+"""Measuring, placing and drawing of text in matplotlib's own sans-serif font, with labels that get
+out of each other's way."""
 
 import functools
 from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
-from PIL import ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 Rect = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the picture
 
@@ -21,6 +21,32 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 def text_size(text: str, size: int) -> tuple[float, float]:
     """Width and height in pixels of a line of text with a little room around it."""
     return font(size).getlength(text) + 0.3 * size, 1.25 * size
+
+
+def draw_label(
+    canvas: np.ndarray,
+    text: str,
+    corner: tuple[float, float],
+    size: int,
+    color: tuple[float, float, float],
+) -> None:
+    """Write a line of text on a dark ground, in place; outside of the picture there is nothing.
+
+    Args:
+        canvas: uint8 (H, W, 3), RGB.
+        corner: x, y of the top left pixel.
+        size: height of the font in pixels, see `text_size` for the room that is taken.
+        color: red, green, blue in [0, 1].
+    """
+    width, height = (round(v) for v in text_size(text, size))
+    left, top = (max(round(v), 0) for v in corner)
+    window = canvas[top : top + height, left : left + width]
+    if not window.size:
+        return
+    label = Image.fromarray((0.2 * window).astype(np.uint8))
+    fill = tuple(round(255 * c) for c in color)
+    ImageDraw.Draw(label).text((0.15 * size, 0), text, fill=fill, font=font(size))
+    window[...] = np.asarray(label)
 
 
 def place_labels(

@@ -1,5 +1,7 @@
 """Pictures of instances: what is painted, what is left alone, and what is refused."""
 
+import tracemalloc
+
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
@@ -79,7 +81,7 @@ def test_scores_below_the_threshold_are_not_drawn():
 def test_label_says_class_name_and_score(monkeypatch):
     said = []
     monkeypatch.setattr(
-        overlay.Visualizer, "draw_text", lambda self, text, *args, **kwargs: said.append(text)
+        overlay, "draw_label", lambda canvas, text, *args, **kwargs: said.append(text)
     )
     both = make_instances([[10, 20, 30, 36], [40, 5, 55, 15]], [0, 1], [0.904, 0.6])
     draw_predictions(GREY, both, METADATA)
@@ -166,7 +168,7 @@ def test_polygon_and_run_length_masks_look_the_same(record):
 def test_crowd_region_is_marked_as_such(record, monkeypatch):
     said = []
     monkeypatch.setattr(
-        overlay.Visualizer, "draw_text", lambda self, text, *args, **kwargs: said.append(text)
+        overlay, "draw_label", lambda canvas, text, *args, **kwargs: said.append(text)
     )
     record["annotations"][0]["iscrowd"] = 1
     draw_ground_truth(record, METADATA, GREY)
@@ -248,3 +250,23 @@ def test_semantic_labels_have_the_hue_of_their_class_and_ignored_pixels_none():
     tint = touched[38 * 8, 4 * 8] - 128 * 0.3
     expected = 0.7 * 255 * np.array(overlay.instance_colors([1])[0])
     assert np.abs(tint - expected).max() < 12
+
+
+def test_a_photograph_is_drawn_in_little_more_memory_than_its_copy():
+    photo = np.zeros((1500, 2000, 3), np.uint8)
+    instances = make_instances([[100, 200, 400, 500]], [0], [0.9], photo.shape[:2])
+    tracemalloc.start()
+    try:
+        draw_predictions(photo, instances, METADATA, scale=1)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * photo.nbytes
+
+
+def test_boxes_beyond_the_picture_are_cut_at_its_border():
+    beyond = make_instances([[10, 20, 30, 36]], [0], [0.9])
+    beyond.remove("pred_masks")
+    beyond.pred_boxes = Boxes(torch.tensor([[-30.0, -20.0, 30.0, 80.0]]))
+    touched = changed(draw_predictions(GREY, beyond, METADATA, scale=8), 8)
+    assert touched[160, 30 * 8] and not touched[160, 32 * 8 :].any()
