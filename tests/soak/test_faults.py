@@ -4,13 +4,16 @@ import re
 
 import pytest
 
+from tests.soak.conftest import FULL
 from tests.soak.faults import FAULTS
 from tests.soak.scene import Scene
 
 CASES = [(area, *fault) for area, faults in FAULTS.items() for fault in faults]
+# Those of runs take several trainings each; `tests/engine` has the like of them.
+SHORT = [case for case in CASES if case[0] != "Runs"]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}: {case[1]}")
+@pytest.mark.parametrize("case", CASES if FULL else SHORT, ids=lambda case: f"{case[0]}: {case[1]}")
 def test_fault(case, few_images, mask_rcnn_weights, tmp_path, monkeypatch, counted):
     area, what, expected, words, provoke = case
     monkeypatch.chdir(tmp_path)

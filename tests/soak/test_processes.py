@@ -133,6 +133,7 @@ def test_processes_give_the_losses_of_one_also_with_empty_images(
     )
 
 
+@pytest.mark.skipif(not FULL, reason="a minute; part of make soak")
 def test_processes_with_parts_and_an_average_give_the_losses_and_weights_of_one(
     sparse_data, tmp_path
 ):
