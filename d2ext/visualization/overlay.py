@@ -1,7 +1,7 @@
 """Masks, boxes and labels over an image.
 
-By OpenCV and Pillow, in place. detectron2's `Visualizer` fills the holes of masks, and its figure
-takes 200 bytes for a pixel: 5 GB and 12 seconds for a photograph of 6000x4000.
+By OpenCV and Pillow, in place. detectron2's `Visualizer` fills the holes of masks, and on a
+photograph of 6000x4000 with 13 objects its figure took 5 times the memory and 8 times as long.
 """
 
 import colorsys

@@ -1,7 +1,7 @@
 """Multi-task Network Cascades against a second implementation: both passes and the voting, on
-weights that come from a `.caffemodel` with the names of the authors' release. The reference
-follows the paper and that release: first and last pixels as corners, a decoder without the -1,
-point-sampled RoI warping, and voting on continuous masks."""
+weights from a `.caffemodel` with the names of the authors' release. The reference follows the paper
+and it: first and last pixels as corners, no -1 in the decoder, point-sampled RoI warping, voting on
+continuous masks."""
 
 import math
 
@@ -351,9 +351,8 @@ def test_the_proposals_are_equal(model, features, expected):
 def test_two_stages_are_equal_in_both_passes(model, features, expected, boxes, name):
     heads = model.roi_heads
     with torch.no_grad():
-        x, logits = heads.run_mask_stage(
-            features[1], [continuous(expected[boxes])], name != "first"
-        )
+        proposals = [continuous(expected[boxes])]
+        x, logits = heads.run_mask_stage(features[1], proposals, name != "first")
         masks = logits.sigmoid()
         category = heads.category_head(x, masks)
     wanted = expected[name]

@@ -2,6 +2,9 @@
 
 Our networks average over the regions of all processes. detectron2's Mask R-CNN and Cascade do not:
 they average the means of the processes, so that their losses differ where one has fewer regions.
+
+All in double precision: sums over one image and over four round differently, and where two regions
+are equally good a rounding error of single precision chooses another one.
 """
 
 import json
@@ -17,14 +20,13 @@ import torch
 from tests.soak.conftest import FULL
 
 ROOT = Path(__file__).resolve().parents[2]
-# Few: rounding differs with the number of processes, and in some iteration it makes another choice,
-# of one box among two that overlap, which shows in all the following ones.
-ITERATIONS, SEED = 4, 7
+ITERATIONS, SEED = 5, 15
 CONFIGS = {
     "htc": "projects/HTC/configs/htc_tiny.yaml",
     "fcis": "projects/FCIS/configs/fcis_tiny.yaml",
     "mnc": "projects/MNC/configs/mnc_tiny.yaml",
 }
+LOSSES = {"htc": {"loss_mask_stage2", "loss_semantic_seg"}, "fcis": set(), "mnc": set()}
 
 
 @pytest.fixture
@@ -49,8 +51,8 @@ def sparse_data(shapes_root, tmp_path):
     return f"sparse={tmp_path / 'sparse.json'},{images}"
 
 
-def empty_processes(processes):
-    """For every iteration, whether one of the processes has no object in all its images."""
+def shares_with_objects(processes):
+    """For every iteration, of how many processes the image has objects."""
     from d2ext.data import GlobalBatchSampler
 
     shares = [
@@ -58,8 +60,7 @@ def empty_processes(processes):
         for rank in range(processes)
     ]
     return [
-        any(all(index >= 3 for index, _ in next(share)) for share in shares)
-        for _ in range(ITERATIONS)
+        sum(index < 3 for share in shares for index, _ in next(share)) for _ in range(ITERATIONS)
     ]
 
 
@@ -70,7 +71,7 @@ def run(name, processes, batch, register, output, *more):
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [
         *launcher,
-        str(ROOT / "tools/train_net.py"),
+        str(ROOT / "tests/soak/train_in_double.py"),
         *("--config-file", str(ROOT / CONFIGS[name])),
         *("--register", register),
         f"train.output_dir={output}",
@@ -110,23 +111,21 @@ def test_processes_give_the_losses_of_one_also_with_empty_images(
     sparse_data, tmp_path, counted, name, processes
 ):
     """One image per process, so that an empty one is all that a process has."""
-    assert any(empty_processes(processes)), "choose another SEED"
+    assert {0, 1} <= set(shares_with_objects(processes)), "choose a SEED with empty batches"
     one = run(name, 1, processes, sparse_data, tmp_path / "one")
     several = run(name, processes, processes, sparse_data, tmp_path / "several")
     assert set(one) == set(several) == set(range(ITERATIONS))
     names = [name for name in one[0] if "loss" in name]
-    assert len(names) > 4
+    assert len(names) > 4 and LOSSES[name] <= set(names)
     differences = [max(abs(several[i][n] - one[i][n]) for n in names) for i in range(ITERATIONS)]
     # The second iteration has the weights after a step by the gradients of all processes.
-    least = ITERATIONS if processes == 2 else 2
-    agreed = [d for d in differences if d <= 1e-4]
-    assert differences[: len(agreed)] == agreed and len(agreed) >= least, differences
+    assert max(differences) <= 1e-4, differences
     counted(
         {
             "network": name,
             "processes": processes,
-            "iterations in agreement": f"{len(agreed)} of {ITERATIONS}",
-            "largest difference in these": f"{max(agreed):.1e}",
+            "losses compared": len(names) * ITERATIONS,
+            "largest difference": f"{max(differences):.1e}",
         }
     )
 
@@ -141,10 +140,8 @@ def test_processes_with_parts_and_an_average_give_the_losses_and_weights_of_one(
     parts = "SOLVER.ACCUMULATION_STEPS=2"
     several = run("htc", 2, 4, sparse_data, tmp_path / "several", *more, parts)
     for loss in (name for name in one[0] if "loss" in name):
-        assert several[0][loss] == pytest.approx(one[0][loss], abs=1e-5), loss
-        # Rounding changes which of two equally good regions is sampled, as without parts.
-        for iteration in range(1, ITERATIONS):
-            near = pytest.approx(one[iteration][loss], abs=1e-2)
+        for iteration in range(ITERATIONS):
+            near = pytest.approx(one[iteration][loss], abs=1e-5)
             assert several[iteration][loss] == near, (iteration, loss)
     first, second = (
         torch.load(tmp_path / name / "model_final.pth", weights_only=True)
@@ -157,4 +154,4 @@ def test_processes_with_parts_and_an_average_give_the_losses_and_weights_of_one(
         for key, value in first["ema"]["trained"].items()
     )
     for kind in (lambda x: x["model"], lambda x: x["ema"]["trained"]):
-        torch.testing.assert_close(kind(second), kind(first), rtol=0, atol=moved / 10)
+        torch.testing.assert_close(kind(second), kind(first), rtol=0, atol=moved / 1000)
