@@ -4,7 +4,6 @@ not depend on the number of processes or workers, and it can start at any iterat
 
 import itertools
 import logging
-import signal
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from d2ext.data.catalog import check_registered, describe_records
 from d2ext.data.copy_paste import CopyPaste
 from d2ext.data.loader import Adapted, Loader, MappedRecords
+from d2ext.data.processes import ignore_signals
 from d2ext.errors import UserError
 
 from detectron2.data import (
@@ -156,14 +156,8 @@ def _aspect_groups(records):
     return groups
 
 
-def _ignore_signals(worker_id):
-    """Signals to the whole process group are for the main process, which ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
 def _init_training_worker(worker_id):
-    _ignore_signals(worker_id)
+    ignore_signals(worker_id)
     worker_init_reset_seed(worker_id)
 
 
@@ -246,5 +240,5 @@ def build_test_loader(
         batch_sampler=plain.batch_sampler,
         num_workers=num_workers,
         collate_fn=plain.collate_fn,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=ignore_signals,
     )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from d2ext.data.copy_paste import CopyPaste
+from d2ext.data.processes import signals_later, starting_all_or_none
 from d2ext.errors import UserError
 
 from detectron2.data import DatasetFromList
@@ -122,9 +123,10 @@ class Loader(torch.utils.data.DataLoader):
         Raises:
             UserError: as the mapper; more images than allowed cannot be read.
         """
-        batches = self._batches(super().__iter__())
-        self._open.add(batches)
-        return batches
+        with signals_later(), starting_all_or_none():
+            loaded = super().__iter__()
+            self._open.add(loaded)
+        return self._batches(loaded)
 
     def close(self) -> None:
         """End the loading processes.
@@ -132,8 +134,8 @@ class Loader(torch.utils.data.DataLoader):
         They ignore SIGTERM, by which a process that multiprocessing has started would end them: it
         would wait for them forever.
         """
-        for batches in list(self._open):
-            batches.close()
+        for loaded in list(self._open):
+            _end(loaded)
 
     def _batches(self, loaded):
         seen: set[str] = set()
@@ -148,7 +150,7 @@ class Loader(torch.utils.data.DataLoader):
             raise UserError(_original(str(e))) from None
         finally:
             # Not left to `__del__`: what a traceback refers to may live as long as the process.
-            getattr(loaded, "_shutdown_workers", lambda: None)()
+            _end(loaded)
 
     def _count(self, text, seen):
         if text in seen:
@@ -165,6 +167,15 @@ class Loader(torch.utils.data.DataLoader):
             len(seen),
             self._max_unreadable,
         )
+
+
+def _end(loaded) -> None:
+    """End the loading processes of torch's iterator, if it has any."""
+    with signals_later():
+        getattr(loaded, "_shutdown_workers", lambda: None)()
+        for process in getattr(loaded, "_workers", ()):  # where a signal has stopped torch's way
+            process.kill()
+            process.join()
 
 
 def _original(text: str) -> str:

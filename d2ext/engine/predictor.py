@@ -133,9 +133,10 @@ class Predictor:
 
     def prepare(self, original_image: np.ndarray) -> dict[str, Any]:
         """The model's input for one BGR image (see `__call__`)."""
-        shape = getattr(original_image, "shape", None)
-        if not isinstance(original_image, np.ndarray) or len(shape) != 3 or shape[2] != 3:
-            raise UserError(f"the predictor takes a BGR image (H, W, 3), not {shape}")
+        array = isinstance(original_image, np.ndarray)
+        if not array or original_image.ndim != 3 or original_image.shape[2] != 3:
+            given = original_image.shape if array else type(original_image).__name__
+            raise UserError(f"the predictor takes a BGR image (H, W, 3), not {given}")
         if original_image.dtype != np.uint8:  # the mapper refuses such images as well
             raise UserError(
                 f"the predictor takes 8 bits per channel (uint8), not {original_image.dtype}; "

@@ -305,6 +305,6 @@ FAULTS = {
         ("a PIL image", "predicts", "as from the array", provoke.predicted("PIL")),
         ("a list of paths", "predicts", "as from the array", provoke.predicted("list")),
         ("a path that is not there", NAMED, "no_such_photo.jpg", provoke.missing_image),
-        ("a number", "refused", "number|image|int", provoke.predicted(5)),
+        ("a number", "refused", "not int", provoke.predicted(5)),
     ],
 }
