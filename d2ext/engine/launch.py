@@ -6,6 +6,7 @@ import gc
 import hashlib
 import os
 import signal
+import socket
 from collections.abc import Callable
 
 import torch
@@ -94,10 +95,22 @@ def _end_with_launcher() -> None:
 
     Without it the process would wait for the others for half an hour, or train on and keep the
     output folder to itself. Linux only.
+
+    Raises:
+        UserError: it has gone before that, which shows by its store.
     """
     set_signal = getattr(ctypes.CDLL(None), "prctl", None)
     if set_signal is not None:
         set_signal(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return  # the store is in the first process
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        socket.create_connection(address, timeout=60).close()
+    except OSError as error:
+        raise UserError(
+            f"torchrun cannot be reached at {address[0]}:{address[1]} ({error}); it has ended"
+        ) from error
 
 
 def _run_torchrun_worker(function: Callable, args, device: str) -> None:

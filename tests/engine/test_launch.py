@@ -1,6 +1,7 @@
 """Processes: which backend they talk by, what is refused, and that a mistake is printed once."""
 
 import argparse
+import socket
 
 import pytest
 import torch
@@ -114,3 +115,15 @@ def test_a_process_of_torchrun_ends_when_that_is_killed(run_python):
     """By SIGTERM, at which a training saves a checkpoint."""
     process = run_python("-c", _KILLING, _TORCHRUN)
     assert process.stdout == "ended\n", process.stderr
+
+
+def test_a_process_whose_torchrun_ended_before_it_could_start_says_so(monkeypatch):
+    """It would wait for that for half an hour."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and nobody listens
+        values = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": unused.getsockname()[1], "RANK": 1}
+        values |= {"WORLD_SIZE": 2, "LOCAL_RANK": 1, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        for name, value in values.items():
+            monkeypatch.setenv(name, str(value))
+        with pytest.raises(UserError, match="torchrun cannot be reached at 127.0.0.1:.* has ended"):
+            launch.run(pytest.fail, arguments(), "cpu")

@@ -88,9 +88,11 @@ def test_killed_runs_end_with_the_weights_of_an_uninterrupted_one(
                 assert code == 0, text[-3000:]
                 break
             counts[f"{sent[0].name} to the {sent[1]}, {sent[2]}, {workers} workers"] += 1
-            # 130 after a save; else the signal came before the training or after its end.
+            # 130 after a save; else the signal came before the training or after its end, where
+            # multiprocessing, and torchrun at any time, make a 1 of it.
             number = int(sent[0])
-            allowed = {0, -number, 128 + number, 130} | ({1} if processes > 1 else set())
+            ended = processes > 1 or (tmp_path / name / "model_final.pth").exists()
+            allowed = {0, -number, 128 + number, 130} | ({1} if ended else set())
             assert code in allowed, f"{sent}: {code}\n{text[-3000:]}"
         killed = torch.load(tmp_path / name / "model_final.pth")["model"]
         assert killed.keys() == straight.keys()
