@@ -6,6 +6,7 @@ only classes and functions of the modules in `_PARTS`, of `torch.nn` and of inst
 only where a model or a change of test images is described; all others are left out.
 """
 
+import dataclasses
 import functools
 import importlib.metadata
 import os
@@ -153,7 +154,10 @@ def _of_networks(node: Any, key: str, source: str) -> Any:
         if not built:
             node = {name: value for name, value in node.items() if name != "_target_"}
         elif "_target_" in node:
-            node = {**node, "_target_": _part(node["_target_"], source)}
+            target = _part(node["_target_"], source)
+            # By its name: omegaconf would make a group of its fields.
+            if not dataclasses.is_dataclass(target):
+                node = {**node, "_target_": target}
         return {
             name: value
             if name == "_target_"

@@ -113,7 +113,8 @@ def test_settings_of_a_config_come_back(request, tmp_path, name):
     if OmegaConf.is_config(cfg):
         assert flat["model.roi_heads.box_predictor.num_classes"] == cfg.model.roi_heads.num_classes
         assert found.train.seed == 7 and found.model == cfg.model
-        assert found.model.roi_heads.box_head.input_shape._target_ is ShapeSpec
+        shape = instantiate(found.model.roi_heads.box_head.input_shape)
+        assert shape == ShapeSpec(channels=64, height=7, width=7)
     else:
         assert flat["MODEL.ANCHOR_GENERATOR.SIZES"] == cfg.MODEL.ANCHOR_GENERATOR.SIZES
         assert found.SEED == 7 and found.dump() == load_config(str(path), ["SEED=7"]).dump()
