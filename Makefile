@@ -38,7 +38,7 @@ sanitize: install  ## C++ operators under AddressSanitizer and UBSan (some ten m
 # Processes are killed at random moments, so nothing else should run on the machine.
 soak: install  ## faults by the hundred: kills, damage, hostile files; writes docs/reliability.md (hours)
 	@rm -rf output/soak
-	@SOAK=full SOAK_OUTPUT=output/soak OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/soak $(ARGS)
+	@SOAK=full SOAK_OUTPUT=$(abspath output/soak) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/soak $(ARGS)
 	@$(BIN)/python dev/write_reliability.py output/soak
 
 clean:  ## remove build products and outputs; keeps the environment and the data sets

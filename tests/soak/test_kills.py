@@ -99,4 +99,5 @@ def test_killed_runs_end_with_the_weights_of_an_uninterrupted_one(
         assert all(torch.equal(killed[key], straight[key]) for key in killed), name
         shutil.rmtree(tmp_path / name)
         # After every run, so that a test that was stopped has counts as well.
-        counted({"runs": runs, "kills": sum(counts.values()), **dict(sorted(counts.items()))})
+        numbers = {"processes": processes, "runs": runs, "kills": sum(counts.values())}
+        counted({**numbers, **dict(sorted(counts.items()))})
