@@ -9,6 +9,7 @@ from d2ext.ops.mask_ops import mask_gate, mask_resize, mask_vote, paste_masks
 from d2ext.ops.mask_voting import MaskVoting, vote_candidates
 from d2ext.ops.poolers import RoIWarpPooler
 from d2ext.ops.ps_roi import ps_roi_assemble, ps_roi_mean
+from d2ext.ops.pyramid_roi_align import pyramid_roi_align
 from d2ext.ops.roi_warp import RoIWarp, roi_warp, roi_warp_max_pool
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "paste_masks",
     "ps_roi_assemble",
     "ps_roi_mean",
+    "pyramid_roi_align",
     "roi_warp",
     "roi_warp_max_pool",
     "vote_candidates",
