@@ -66,8 +66,8 @@ def test_rois_of_several_images_name_their_image(box_lists):
 
 
 def test_poolers_refuse_what_they_cannot_do(box_lists):
-    with pytest.raises(ValueError, match="one scale expected, got 2"):
-        RoIWarpPooler(7, [1 / 8, 1 / 16])
+    with pytest.raises(ValueError, match="every scale must be half of the one before"):
+        RoIWarpPooler(7, [1 / 16, 1 / 8])
     feature = torch.randn(3, 4, 8, 9)
     with pytest.raises(ValueError, match="one feature level expected, got 2"):
         RoIWarpPooler(7, [1 / 16])([feature, feature], box_lists)

@@ -1,7 +1,7 @@
 """Pyramid RoI align in plain PyTorch: the implementation without a compiled kernel, and the oracle.
 
-The samples of a box form a grid, so its bins are `rows @ map @ columns` with one dense weight matrix
-per axis. A map with a NaN or an infinity thus spoils all boxes of its image.
+The samples of a box form a grid, so its bins are `rows @ map @ columns` with one dense matrix of
+weights per axis. A map with a NaN or an infinity thus spoils all boxes of its image.
 """
 
 import math
