@@ -314,3 +314,33 @@ def announce_optimizer() -> None:
         module = sys.modules.get(name)
         if getattr(module, "build_optimizer", None) is original:
             module.build_optimizer = announcing
+
+
+def offer_poolers(constructors: dict[str, Callable]) -> None:
+    """Let detectron2's `ROIPooler`, which every head builds by its name, make other poolers.
+
+    detectron2 has no registry of pooler types: `ROIPooler` knows four names and raises for others,
+    and each head imports the class. So the class itself asks, before it makes an object of its own,
+    whether the name is one of ours. What it knows it makes as before, so this is no adaptation.
+
+    Args:
+        constructors: `pooler_type` -> function of `output_size, scales, sampling_ratio` and, if
+            given, `canonical_box_size, canonical_level`, that makes the pooler.
+    """
+    require_detectron2()
+    from detectron2.modeling.poolers import ROIPooler
+
+    if getattr(ROIPooler.__new__, "__d2ext__", False):
+        return
+    canonical = ("canonical_box_size", "canonical_level")
+
+    def make(
+        cls, output_size=None, scales=None, sampling_ratio=None, pooler_type=None, *more, **options
+    ):
+        if cls is not ROIPooler or pooler_type not in constructors:
+            return object.__new__(cls)
+        options.update(zip(canonical, more))
+        return constructors[pooler_type](output_size, scales, sampling_ratio, **options)
+
+    make.__d2ext__ = True
+    ROIPooler.__new__ = make
