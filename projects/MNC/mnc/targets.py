@@ -7,11 +7,14 @@ image; the difference is one of rounding.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from d2ext.modeling.regions.batching import to_device
 from d2ext.modeling.regions.boxes import pixel_boxes
+from d2ext.modeling.regions.samples import positive_rows
+from d2ext.modeling.regions.targets import PackedMasks, pack_masks
 
 from detectron2.structures import Instances
 
@@ -31,33 +34,65 @@ def mask_ious(
     Returns:
         (Q,) float32.
     """
-    ious = torch.zeros(len(boxes), device=boxes.device)
     if len(boxes) == 0:
-        return ious
-    areas = masks.sum(dim=(1, 2))[gt_index]
-    height, width = masks.shape[-2:]
-    probabilities = probabilities.detach().float()
-    for row, (x1, y1, x2, y2) in enumerate(pixel_boxes(boxes).tolist()):
-        size = (y2 - y1 + 1, x2 - x1 + 1)
-        predicted = F.interpolate(
-            probabilities[row][None, None], size, mode="bilinear", align_corners=False
-        )[0, 0]
-        predicted = predicted >= threshold
-        top, left, bottom, right = max(y1, 0), max(x1, 0), min(y2 + 1, height), min(x2 + 1, width)
-        both = 0
-        if top < bottom and left < right:
-            inside = predicted[top - y1 : bottom - y1, left - x1 : right - x1]
-            both = (inside & masks[gt_index[row], top:bottom, left:right]).sum()
-        union = predicted.sum() + areas[row] - both
-        ious[row] = both / union.clamp(min=1)
-    return ious
+        return torch.zeros(0, device=boxes.device)
+    first, last = pixel_boxes(boxes).split(2, dim=1)
+    sides = last - first + 1
+    width, height = sides.amax(dim=0).tolist()
+    size, probabilities = probabilities.shape[-1], probabilities.detach().float()
+    left, right, a, in_x = _samples(sides[:, :1], width, size)
+    top, bottom, b, in_y = _samples(sides[:, 1:], height, size)
+
+    def look_up(x: Tensor, dim: int, before: Tensor, after: Tensor, weight: Tensor) -> Tensor:
+        shape = [*x.shape]
+        shape[dim] = before.numel() // len(before)
+        before, after = (i.expand(shape) for i in (before, after))
+        return x.gather(dim, before) * (1 - weight) + x.gather(dim, after) * weight
+
+    predicted = look_up(probabilities, 2, left[:, None], right[:, None], a[:, None])
+    predicted = look_up(predicted, 1, top[..., None], bottom[..., None], b[..., None])
+    predicted = (predicted >= threshold) & in_y[..., None] & in_x[:, None]
+
+    x, inside_x = _pixels(first[:, :1], width, masks.shape[2])
+    y, inside_y = _pixels(first[:, 1:], height, masks.shape[1])
+    truth = masks[gt_index[:, None, None], y[..., None], x[:, None]]
+    both = predicted & truth & inside_y[..., None] & inside_x[:, None]
+    both, drawn = both.sum(dim=(1, 2)), predicted.sum(dim=(1, 2))
+    union = drawn + masks.sum(dim=(1, 2))[gt_index] - both
+    return both / union.clamp(min=1)
+
+
+def _samples(sides: Tensor, extent: int, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where the pixels of boxes lie between `size` mask cells, with half-pixel centres: cells
+    before and after each (Q x extent), the position between these, and whether the box has it.
+
+    Args:
+        sides: Q x 1 int64, the lengths of the boxes in pixels.
+        extent: pixels to look at.
+    """
+    pixel = torch.arange(extent, device=sides.device)
+    position = ((size / sides.float()) * (pixel + 0.5) - 0.5).clamp(min=0)
+    before = position.long().clamp(max=size - 1)
+    return before, (before + 1).clamp(max=size - 1), position - before, pixel < sides
+
+
+def _pixels(first: Tensor, count: int, extent: int) -> tuple[Tensor, Tensor]:
+    """Indices (Q x count) of pixels from each `first` (Q x 1) on, and whether an image has them."""
+    pixel = first + torch.arange(count, device=first.device)
+    return pixel.clamp(0, extent - 1), (pixel >= 0) & (pixel < extent)
+
+
+def packed_rows(samples: Sequence[Instances], masks: PackedMasks, counts: Sequence[int]) -> Tensor:
+    """(Q,) int64 rows in the masks of all images, of the first `counts` samples of each image."""
+    rows = torch.cat([s.gt_index[:count] for s, count in zip(samples, counts)])
+    return rows + to_device(np.repeat(masks.starts, counts), rows.device)
 
 
 @torch.no_grad()
 def mask_level_classes(
     probabilities: Tensor,
     samples: Sequence[Instances],
-    masks: Sequence[Tensor],
+    masks: PackedMasks | Sequence[Tensor],
     num_classes: int,
     threshold: float,
     min_iou: float,
@@ -71,19 +106,15 @@ def mask_level_classes(
         threshold: see `mask_ious`.
         min_iou: least IoU of predicted mask and ground truth.
     """
-    classes, start = [], 0
-    for sample, image_masks in zip(samples, masks):
-        rows = sample.foreground.nonzero()[:, 0]
-        ious = mask_ious(
-            probabilities[start + rows, 0],
-            sample.proposal_boxes.tensor[rows],
-            image_masks,
-            sample.gt_index[rows],
-            threshold,
-        )
-        good = rows[ious >= min_iou]
-        image_classes = torch.full_like(sample.gt_classes, num_classes)
-        image_classes[good] = sample.gt_classes[good]
-        classes.append(image_classes)
-        start += len(sample)
-    return torch.cat(classes)
+    masks = pack_masks(masks)
+    rows, counts = positive_rows(samples, num_classes)
+    ious = mask_ious(
+        probabilities[rows, 0],
+        torch.cat([s.proposal_boxes.tensor for s in samples])[rows],
+        masks.masks,
+        packed_rows(samples, masks, counts),
+        threshold,
+    )
+    classes = torch.cat([s.gt_classes for s in samples])
+    found = classes[rows].masked_fill(ious < min_iou, num_classes)
+    return torch.full_like(classes, num_classes).index_copy(0, rows, found)
