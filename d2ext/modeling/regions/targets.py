@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from d2ext.modeling.regions.batching import to_device
+
 from detectron2.layers import ROIAlign
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 
@@ -34,6 +36,11 @@ class PackedMasks(NamedTuple):
 
     masks: Tensor
     starts: list[int]
+
+    def rows(self, gt_index: Sequence[Tensor]) -> Tensor:
+        """(Q,) int64 rows, of rows (Qi,) among the masks of each image."""
+        starts = np.repeat(self.starts, [len(index) for index in gt_index])
+        return torch.cat(list(gt_index)) + to_device(starts, self.masks.device)
 
 
 def pack_masks(masks: PackedMasks | Sequence[Tensor]) -> PackedMasks:

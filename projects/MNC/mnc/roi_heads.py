@@ -26,7 +26,7 @@ from mnc.losses import box_loss, class_loss, mask_loss
 from mnc.pooler import build_pooler
 from mnc.sampler import MNCSampler
 from mnc.stage_bridge import bridge_boxes, choose_classes
-from mnc.targets import mask_level_classes, packed_rows
+from mnc.targets import mask_level_classes
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
@@ -327,7 +327,7 @@ class MNCROIHeads(nn.Module):
         boxes = torch.cat([s.proposal_boxes.tensor for s in samples]).detach()
         targets = resize_masks(
             masks.masks,
-            packed_rows(samples, masks, positives),
+            masks.rows([s.gt_index[:n] for s, n in zip(samples, positives)]),
             pixel_boxes(boxes[foreground]),
             outputs.mask_logits.shape[-1],
             self.mask_threshold,

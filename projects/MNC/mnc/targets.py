@@ -7,11 +7,9 @@ image; the difference is one of rounding.
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from d2ext.modeling.regions.batching import to_device
 from d2ext.modeling.regions.boxes import pixel_boxes
 from d2ext.modeling.regions.samples import positive_rows
 from d2ext.modeling.regions.targets import PackedMasks, pack_masks
@@ -82,12 +80,6 @@ def _pixels(first: Tensor, count: int, extent: int) -> tuple[Tensor, Tensor]:
     return pixel.clamp(0, extent - 1), (pixel >= 0) & (pixel < extent)
 
 
-def packed_rows(samples: Sequence[Instances], masks: PackedMasks, counts: Sequence[int]) -> Tensor:
-    """(Q,) int64 rows in the masks of all images, of the first `counts` samples of each image."""
-    rows = torch.cat([s.gt_index[:count] for s, count in zip(samples, counts)])
-    return rows + to_device(np.repeat(masks.starts, counts), rows.device)
-
-
 @torch.no_grad()
 def mask_level_classes(
     probabilities: Tensor,
@@ -112,7 +104,7 @@ def mask_level_classes(
         probabilities[rows, 0],
         torch.cat([s.proposal_boxes.tensor for s in samples])[rows],
         masks.masks,
-        packed_rows(samples, masks, counts),
+        masks.rows([s.gt_index[:n] for s, n in zip(samples, counts)]),
         threshold,
     )
     classes = torch.cat([s.gt_classes for s in samples])
