@@ -60,7 +60,7 @@ def pairwise_ious(first: Tensor, second: Tensor) -> Tensor:
     high = torch.minimum(high1[..., None, :], high2[..., None, :, :])
     both = (high - low).clamp_(min=0).prod(-1)
     areas = (high1 - low1).prod(-1)[..., None] + (high2 - low2).prod(-1)[..., None, :]
-    return torch.where(both > 0, both / (areas - both), both.new_zeros(()))
+    return (both / (areas - both)).nan_to_num_(0.0)  # of boxes without area
 
 
 class Draw(NamedTuple):

@@ -58,39 +58,47 @@ class InsideAnchorRPN(SeededRPN):
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
         """As in the base class: `loss_rpn_cls` and `loss_rpn_loc`."""
+        arguments = anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes
+        if self.box_reg_loss_type == "smooth_l1":
+            losses = self._smooth_l1_losses(*arguments)
+        else:
+            losses = super().losses(*arguments)
+        count = global_mean_count((torch.stack(gt_labels) >= 0).sum(), gt_labels[0].device)
+        wanted = self.batch_size_per_image * len(gt_labels)
+        # Where nothing is sampled the losses are 0, whatever they are divided by.
+        factor = torch.where(count > 0, wanted / count, torch.ones_like(count))
+        return {name: loss * factor for name, loss in losses.items()}
+
+    def _smooth_l1_losses(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Those of the base class, which asks the device again and again."""
         labels = torch.stack(gt_labels)
         valid, positive = (labels >= 0).flatten(), (labels == 1).flatten()
-        sampled = valid.sum()
-        num_valid, num_positive = torch.stack([sampled, positive.sum()]).tolist()
+        num_valid, num_positive = torch.stack([valid.sum(), positive.sum()]).tolist()
         storage = get_event_storage()
         storage.put_scalar("rpn/num_pos_anchors", num_positive / len(labels))
         storage.put_scalar("rpn/num_neg_anchors", (num_valid - num_positive) / len(labels))
-
         rows = true_rows(valid, num_valid)
         cls = F.binary_cross_entropy_with_logits(
             torch.cat(pred_objectness_logits, dim=1).flatten()[rows],
             labels.flatten()[rows].float(),
             reduction="sum",
         )
-        rows = true_rows(positive, num_positive)
-        sources = Boxes.cat(anchors).tensor
+        rows, sources = true_rows(positive, num_positive), Boxes.cat(anchors).tensor
         targets = self.box2box_transform.get_deltas(
             sources[rows % len(sources)], torch.stack(gt_boxes).flatten(0, 1)[rows]
         )
-        box = smooth_l1_loss(
-            torch.cat(pred_anchor_deltas, dim=1).flatten(0, 1)[rows],
-            targets,
-            self.smooth_l1_beta,
-            reduction="sum",
-        )
-        wanted = self.batch_size_per_image * len(gt_labels)
-        count = global_mean_count(sampled, labels.device)
-        # Where nothing is sampled the losses are 0, whatever they are divided by.
-        factor = torch.where(count > 0, wanted / count, torch.ones_like(count))
+        deltas = torch.cat(pred_anchor_deltas, dim=1).flatten(0, 1)[rows]
+        box = smooth_l1_loss(deltas, targets, self.smooth_l1_beta, reduction="sum")
+        wanted = self.batch_size_per_image * len(labels)
         losses = {"loss_rpn_cls": cls / wanted, "loss_rpn_loc": box / wanted}
-        return {
-            name: loss * self.loss_weight.get(name, 1.0) * factor for name, loss in losses.items()
-        }
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
     @torch.no_grad()
     def predict_proposals(
@@ -152,6 +160,8 @@ def nms_by_level(boxes: Tensor, scores: Tensor, levels: list[int], threshold: fl
     if boxes.is_cuda:  # one call, for which the boxes of each level are moved elsewhere
         level = to_device(np.repeat(np.arange(len(levels)), levels), boxes.device)
         return batched_nms(boxes, scores, level, threshold)
-    parts = zip(boxes.float().split(levels), scores.split(levels), np.cumsum([0, *levels]).tolist())
-    kept = torch.cat([nms(b, s, threshold).sort().values + start for b, s, start in parts])
+    parts = zip(boxes.float().split(levels), scores.split(levels))
+    kept = [nms(b, s, threshold) for b, s in parts]
+    starts = np.repeat(np.cumsum([0, *levels])[:-1], [len(rows) for rows in kept])
+    kept = (torch.cat(kept) + to_device(starts, boxes.device)).sort().values
     return kept[scores[kept].sort(descending=True).indices]
