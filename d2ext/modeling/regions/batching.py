@@ -58,7 +58,8 @@ def pairwise_ious(first: Tensor, second: Tensor) -> Tensor:
     low2, high2 = second.split(2, dim=-1)
     low = torch.maximum(low1[..., None, :], low2[..., None, :, :])
     high = torch.minimum(high1[..., None, :], high2[..., None, :, :])
-    both = (high - low).clamp_(min=0).prod(-1)
+    width, height = (high - low).clamp_(min=0).unbind(-1)
+    both = width * height
     areas = (high1 - low1).prod(-1)[..., None] + (high2 - low2).prod(-1)[..., None, :]
     return (both / (areas - both)).nan_to_num_(0.0)  # of boxes without area
 

@@ -37,47 +37,42 @@ def mask_ious(
     first, last = pixel_boxes(boxes).split(2, dim=1)
     sides = last - first + 1
     width, height = sides.amax(dim=0).tolist()
-    size, probabilities = probabilities.shape[-1], probabilities.detach().float()
-    left, right, a, in_x = _samples(sides[:, :1], width, size)
-    top, bottom, b, in_y = _samples(sides[:, 1:], height, size)
-
-    def look_up(x: Tensor, dim: int, before: Tensor, after: Tensor, weight: Tensor) -> Tensor:
-        shape = [*x.shape]
-        shape[dim] = before.numel() // len(before)
-        before, after = (i.expand(shape) for i in (before, after))
-        return x.gather(dim, before) * (1 - weight) + x.gather(dim, after) * weight
-
-    predicted = look_up(probabilities, 2, left[:, None], right[:, None], a[:, None])
-    predicted = look_up(predicted, 1, top[..., None], bottom[..., None], b[..., None])
-    predicted = (predicted >= threshold) & in_y[..., None] & in_x[:, None]
-
-    x, inside_x = _pixels(first[:, :1], width, masks.shape[2])
-    y, inside_y = _pixels(first[:, 1:], height, masks.shape[1])
+    # Half precision would move pixels across the threshold.
+    with torch.autocast(boxes.device.type, enabled=False):
+        probabilities = probabilities.detach().float()
+        across = _weights(sides[:, :1], width, probabilities.shape[2])
+        down = _weights(sides[:, 1:], height, probabilities.shape[1])
+        predicted = down @ (probabilities @ across.transpose(1, 2)) >= threshold
+    x, inside_x = _pixels(first[:, :1], sides[:, :1], width, masks.shape[2])
+    y, inside_y = _pixels(first[:, 1:], sides[:, 1:], height, masks.shape[1])
+    drawn = predicted & (inside_y[0][..., None] & inside_x[0][:, None])
     truth = masks[gt_index[:, None, None], y[..., None], x[:, None]]
-    both = predicted & truth & inside_y[..., None] & inside_x[:, None]
-    both, drawn = both.sum(dim=(1, 2)), predicted.sum(dim=(1, 2))
+    both = drawn & truth & (inside_y[1][..., None] & inside_x[1][:, None])
+    drawn, both = drawn.sum(dim=(1, 2)), both.sum(dim=(1, 2))
     union = drawn + masks.sum(dim=(1, 2))[gt_index] - both
     return both / union.clamp(min=1)
 
 
-def _samples(sides: Tensor, extent: int, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Where the pixels of boxes lie between `size` mask cells, with half-pixel centres: cells
-    before and after each (Q x extent), the position between these, and whether the box has it.
+def _weights(sides: Tensor, extent: int, size: int) -> Tensor:
+    """Weights (Q x extent x size) with which the pixels of boxes take `size` mask cells: bilinear,
+    with half-pixel centres.
 
     Args:
         sides: Q x 1 int64, the lengths of the boxes in pixels.
-        extent: pixels to look at.
+        extent: number of pixels.
     """
     pixel = torch.arange(extent, device=sides.device)
-    position = ((size / sides.float()) * (pixel + 0.5) - 0.5).clamp(min=0)
-    before = position.long().clamp(max=size - 1)
-    return before, (before + 1).clamp(max=size - 1), position - before, pixel < sides
+    position = ((size / sides.float()) * (pixel + 0.5) - 0.5).clamp(0, size - 1)
+    cell = torch.arange(size, device=sides.device)
+    return (1 - (position[..., None] - cell).abs()).clamp(min=0)
 
 
-def _pixels(first: Tensor, count: int, extent: int) -> tuple[Tensor, Tensor]:
-    """Indices (Q x count) of pixels from each `first` (Q x 1) on, and whether an image has them."""
-    pixel = first + torch.arange(count, device=first.device)
-    return pixel.clamp(0, extent - 1), (pixel >= 0) & (pixel < extent)
+def _pixels(first: Tensor, sides: Tensor, count: int, extent: int):
+    """Indices (Q x count) of pixels from each `first` (Q x 1) on; whether its box has them, and
+    whether the image has."""
+    number = torch.arange(count, device=first.device)
+    pixel = first + number
+    return pixel.clamp(0, extent - 1), (number < sides, (pixel >= 0) & (pixel < extent))
 
 
 @torch.no_grad()
