@@ -43,11 +43,11 @@ def mask_ious(
         across = _weights(sides[:, :1], width, probabilities.shape[2])
         down = _weights(sides[:, 1:], height, probabilities.shape[1])
         predicted = down @ (probabilities @ across.transpose(1, 2)) >= threshold
-    x, inside_x = _pixels(first[:, :1], sides[:, :1], width, masks.shape[2])
-    y, inside_y = _pixels(first[:, 1:], sides[:, 1:], height, masks.shape[1])
-    drawn = predicted & (inside_y[0][..., None] & inside_x[0][:, None])
+    x, x_in_box, x_in_image = _pixels(first[:, :1], sides[:, :1], width, masks.shape[2])
+    y, y_in_box, y_in_image = _pixels(first[:, 1:], sides[:, 1:], height, masks.shape[1])
+    drawn = predicted & (y_in_box[..., None] & x_in_box[:, None])
     truth = masks[gt_index[:, None, None], y[..., None], x[:, None]]
-    both = drawn & truth & (inside_y[1][..., None] & inside_x[1][:, None])
+    both = drawn & truth & (y_in_image[..., None] & x_in_image[:, None])
     drawn, both = drawn.sum(dim=(1, 2)), both.sum(dim=(1, 2))
     union = drawn + masks.sum(dim=(1, 2))[gt_index] - both
     return both / union.clamp(min=1)
@@ -67,12 +67,12 @@ def _weights(sides: Tensor, extent: int, size: int) -> Tensor:
     return (1 - (position[..., None] - cell).abs()).clamp(min=0)
 
 
-def _pixels(first: Tensor, sides: Tensor, count: int, extent: int):
-    """Indices (Q x count) of pixels from each `first` (Q x 1) on; whether its box has them, and
-    whether the image has."""
+def _pixels(first: Tensor, sides: Tensor, count: int, extent: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Q x count each: indices of pixels from `first` (Q x 1) on, and whether the boxes and whether
+    the image, of `extent` pixels, have them."""
     number = torch.arange(count, device=first.device)
     pixel = first + number
-    return pixel.clamp(0, extent - 1), (number < sides, (pixel >= 0) & (pixel < extent))
+    return pixel.clamp(0, extent - 1), number < sides, (pixel >= 0) & (pixel < extent)
 
 
 @torch.no_grad()
