@@ -34,7 +34,7 @@ def step(config, num_objects):
     "config, operators, syncs",
     [
         # Of these, detectron2's ROIPooler takes more than 400 and 36.
-        (HTC, 2800, 80),
+        (HTC, 2500, 50),
         (MNC, 2500, 30),
         (FCIS, 1500, 30),
     ],
