@@ -2,6 +2,7 @@
 maps are made of without looking at the pixels around the objects.
 """
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -66,10 +67,11 @@ class CroppedMasks:
 
     def bitmaps(self) -> torch.Tensor:
         """The masks as a bool tensor (N, H, W)."""
-        whole = np.zeros((len(self), *self.image_size), np.uint8)
-        for bitmap, (x0, y0, x1, y1), crop in zip(whole, self.boxes.tolist(), self.crops):
+        whole = zeros_to_hand_on((len(self), *self.image_size), torch.bool)
+        bitmaps = whole.numpy().view(np.uint8)
+        for bitmap, (x0, y0, x1, y1), crop in zip(bitmaps, self.boxes.tolist(), self.crops):
             bitmap[y0:y1, x0:x1] = crop
-        return torch.from_numpy(whole.view(bool))
+        return whole
 
     def paint(self, labels: np.ndarray, values: Sequence[int]) -> None:
         """Set the pixels of masks, one mask after the other.
@@ -80,6 +82,22 @@ class CroppedMasks:
         """
         for value, (x0, y0, x1, y1), crop in zip(values, self.boxes.tolist(), self.crops):
             np.copyto(labels[y0:y1, x0:x1], value, where=crop.view(bool))
+
+
+def zeros_to_hand_on(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros; in a loading process, in the memory that it shares with the main one.
+
+    There a tensor would be copied on its way otherwise, and of the bitmaps of objects, most pages
+    are never touched.
+    """
+    number = math.prod(shape)
+    if torch.utils.data.get_worker_info() is None or not number:
+        # numpy's zeros are the system's, which writes them when they are first touched.
+        return torch.from_numpy(np.zeros(shape, torch.empty(0, dtype=dtype).numpy().dtype))
+    # As torch's own collating does; new shared memory is zero.
+    empty = torch.empty(0, dtype=dtype)
+    storage = torch.UntypedStorage._new_shared(number * empty.element_size())
+    return empty.set_(storage, 0, shape)
 
 
 def join(parts: Sequence[CroppedMasks], order: Sequence[int]) -> CroppedMasks:

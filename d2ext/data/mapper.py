@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import warnings
 
 import numpy as np
 import torch
@@ -137,7 +138,9 @@ class InstanceSegMapper(DatasetMapper):
         if self.is_train:
             record.setdefault("annotations", [])
             self._check_record(record)
-        with seeded_generators(record.get("sample_seed")):
+        with seeded_generators(record.get("sample_seed")), warnings.catch_warnings():
+            # Pillow's images are read-only arrays, from which the transforms only copy.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             try:
                 return self._load(record)
             except utils.SizeMismatchError as e:
@@ -198,10 +201,13 @@ class InstanceSegMapper(DatasetMapper):
         bitmask = self.instance_mask_format == "bitmask"
         polygons, masks = None, None
         if not bitmask:
-            polygons = transform_polygons(segmentations, moving.transforms)
+            polygons = _transform_polygons(segmentations, moving.transforms)
         if bitmask or draw or self.cut_polygons or self.min_area:
             masks = moving(segmentations, polygons)
-        boxes = transform_boxes(objects, moving.transforms, moving.new_size)
+        try:
+            boxes = transform_boxes(objects, moving.transforms, moving.new_size)
+        except NotImplementedError:  # then the masks are bitmaps
+            boxes = masks.boxes
         boxes = Boxes(torch.from_numpy(boxes))
         keep = boxes.nonempty(threshold=_LEAST_SIDE).numpy()
         keep &= masks.areas > 0 if bitmask else np.array([len(p) > 0 for p in polygons], bool)
@@ -259,6 +265,15 @@ class InstanceSegMapper(DatasetMapper):
                     f"{_name(record, index)} is an RLE mask; "
                     "set mask_format (INPUT.MASK_FORMAT) bitmask"
                 )
+
+
+def _transform_polygons(polygons, transforms):
+    try:
+        return transform_polygons(polygons, transforms)
+    except NotImplementedError as e:
+        raise UserError(
+            "an augmentation cannot move polygons; set mask_format (INPUT.MASK_FORMAT) bitmask"
+        ) from e
 
 
 def _name(record, index):

@@ -49,23 +49,30 @@ def transform_boxes(
 
 
 def transform_polygons(
-    polygons: Sequence[Sequence[Sequence[float]]], transforms: T.TransformList
+    polygons: Sequence[Sequence[Sequence[float]]],
+    transforms: T.TransformList,
+    cut: bool = True,
 ) -> list[list[np.ndarray]]:
     """Polygons of objects, transformed.
 
     Args:
         polygons: for each object, its polygons as (x0, y0, x1, y1, ...) in pixels.
         transforms: those of the image.
+        cut: whether crops cut polygons, with shapely, which fills their holes. Polygons that reach
+            beyond the image are cut when they are drawn.
 
     Returns:
-        the same as float64. A crop leaves out polygons outside of it, so an object may have none.
+        the same as float64. A cut leaves out polygons outside of it, so an object may have none.
 
     Raises:
         NotImplementedError: by a transform that cannot move points.
     """
     objects = [[np.array(p, np.float64).reshape(-1, 2) for p in one] for one in polygons]
     for transform in transforms.transforms:
-        if type(transform).apply_polygons is T.Transform.apply_polygons:
+        method = type(transform).apply_polygons
+        if method is T.Transform.apply_polygons or (
+            method is T.CropTransform.apply_polygons and not cut
+        ):
             objects = _move_points(transform, objects)
         else:
             objects = [transform.apply_polygons(one) for one in objects]
@@ -118,7 +125,7 @@ class MaskTransforms:
         if polygons is None and drawn:
             outlines = [segmentations[i] for i in drawn]
             try:
-                polygons = transform_polygons(outlines, self.transforms)
+                polygons = transform_polygons(outlines, self.transforms, cut=False)
             except NotImplementedError:
                 outlines = [[np.array(p, np.float64) for p in one] for one in outlines]
                 moved = self._move(rasterize(outlines, *self.old_size))
