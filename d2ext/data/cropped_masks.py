@@ -113,7 +113,9 @@ def join(parts: Sequence[CroppedMasks], order: Sequence[int]) -> CroppedMasks:
     return CroppedMasks(parts[0].image_size, boxes[rows], [crops[i] for i in rows])
 
 
-def rasterize(polygons: Sequence[Sequence[np.ndarray]], height: int, width: int) -> CroppedMasks:
+def draw_polygons(
+    polygons: Sequence[Sequence[np.ndarray]], height: int, width: int
+) -> CroppedMasks:
     """Draw polygons by COCO's rule; the same pixels as detectron2's `polygons_to_bitmask`.
 
     Args:

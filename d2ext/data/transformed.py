@@ -13,7 +13,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 
-from d2ext.data.cropped_masks import CroppedMasks, decode, join, rasterize
+from d2ext.data.cropped_masks import CroppedMasks, decode, draw_polygons, join
 from d2ext.data.pixel_origins import trace
 
 from detectron2.data import transforms as T
@@ -128,10 +128,10 @@ class MaskTransforms:
                 polygons = transform_polygons(outlines, self.transforms, cut=False)
             except NotImplementedError:
                 outlines = [[np.array(p, np.float64) for p in one] for one in outlines]
-                moved = self._move(rasterize(outlines, *self.old_size))
+                moved = self._move(draw_polygons(outlines, *self.old_size))
         parts = []
         if drawn:
-            parts.append(moved if polygons is None else rasterize(polygons, *self.new_size))
+            parts.append(moved if polygons is None else draw_polygons(polygons, *self.new_size))
         if others:
             parts.append(self._move(_read([segmentations[i] for i in others], self.old_size)))
         if not parts:

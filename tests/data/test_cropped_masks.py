@@ -5,7 +5,7 @@ import pycocotools.mask as mask_util
 import pytest
 import torch
 
-from d2ext.data.cropped_masks import CroppedMasks, decode, join, rasterize, zeros_to_hand_on
+from d2ext.data.cropped_masks import CroppedMasks, decode, draw_polygons, join, zeros_to_hand_on
 
 from detectron2.structures.masks import polygons_to_bitmask
 
@@ -71,7 +71,7 @@ def test_polygons_are_drawn_as_by_detectron2():
     objects.append([np.array([50.0, 50, 60, 50, 60, 60])])  # outside
     expected = np.stack([polygons_to_bitmask(one, HEIGHT, WIDTH) for one in objects])
     assert expected.any((1, 2)).tolist() == [True] * 4 + [False, True, False]
-    check(rasterize(objects, HEIGHT, WIDTH), expected)
+    check(draw_polygons(objects, HEIGHT, WIDTH), expected)
 
 
 def test_masks_are_cut_to_their_boxes():
