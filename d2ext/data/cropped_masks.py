@@ -3,6 +3,7 @@ maps are made of without looking at the pixels around the objects.
 """
 
 import math
+import mmap
 from collections.abc import Sequence
 
 import cv2
@@ -12,6 +13,7 @@ import torch
 
 from d2ext.data.check.rle import compressed_runs
 
+_ITEM_SIZES = {torch.bool: 1, torch.int64: 8}
 _NOTHING = np.zeros((0, 0), np.uint8)
 
 
@@ -67,7 +69,7 @@ class CroppedMasks:
 
     def bitmaps(self) -> torch.Tensor:
         """The masks as a bool tensor (N, H, W)."""
-        whole = zeros_to_hand_on((len(self), *self.image_size), torch.bool)
+        whole = bitmaps_to_hand_on((len(self), *self.image_size))
         bitmaps = whole.numpy().view(np.uint8)
         for bitmap, (x0, y0, x1, y1), crop in zip(bitmaps, self.boxes.tolist(), self.crops):
             bitmap[y0:y1, x0:x1] = crop
@@ -84,20 +86,26 @@ class CroppedMasks:
             np.copyto(labels[y0:y1, x0:x1], value, where=crop.view(bool))
 
 
-def zeros_to_hand_on(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Zeros; in a loading process, in the memory that it shares with the main one.
+def tensor_to_hand_on(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor to be filled; in a loading process, in the memory that it shares with the main one,
+    where it would be copied otherwise."""
+    size = math.prod(shape) * _ITEM_SIZES[dtype]
+    if not size or torch.utils.data.get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    # As torch's own collating does.
+    storage = torch.UntypedStorage._new_shared(size)
+    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)
 
-    There a tensor would be copied on its way otherwise, and of the bitmaps of objects, most pages
-    are never touched.
-    """
-    number = math.prod(shape)
-    if torch.utils.data.get_worker_info() is None or not number:
-        # numpy's zeros are the system's, which writes them when they are first touched.
-        return torch.from_numpy(np.zeros(shape, torch.empty(0, dtype=dtype).numpy().dtype))
-    # As torch's own collating does; new shared memory is zero.
-    empty = torch.empty(0, dtype=dtype)
-    storage = torch.UntypedStorage._new_shared(number * empty.element_size())
-    return empty.set_(storage, 0, shape)
+
+def bitmaps_to_hand_on(shape: tuple[int, ...]) -> torch.Tensor:
+    """False everywhere; the same, in new pages, which the system provides when they are first
+    touched: around objects, most never are."""
+    if not math.prod(shape) or not hasattr(mmap, "MAP_PRIVATE"):  # as on Windows
+        return torch.zeros(shape, dtype=torch.bool)
+    if torch.utils.data.get_worker_info() is not None:
+        return tensor_to_hand_on(shape, torch.bool)  # new shared memory is zero
+    pages = mmap.mmap(-1, math.prod(shape), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=torch.bool).view(shape)
 
 
 def join(parts: Sequence[CroppedMasks], order: Sequence[int]) -> CroppedMasks:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from d2ext.data.catalog import check_registered, dataset_classes
-from d2ext.data.cropped_masks import CroppedMasks, zeros_to_hand_on
+from d2ext.data.cropped_masks import CroppedMasks, tensor_to_hand_on
 from d2ext.errors import UserError
 
 from detectron2.data import MetadataCatalog
@@ -76,7 +76,7 @@ def semantic_from_crops(
         ignore.paint(labels, [IGNORE_LABEL] * len(ignore))
     order = np.argsort(-masks.areas, kind="stable")
     masks[order].paint(labels, classes[order].tolist())
-    widened = zeros_to_hand_on(labels.shape, torch.int64)
+    widened = tensor_to_hand_on(labels.shape, torch.int64)
     widened.numpy()[...] = labels
     return widened
 

@@ -5,7 +5,14 @@ import pycocotools.mask as mask_util
 import pytest
 import torch
 
-from d2ext.data.cropped_masks import CroppedMasks, decode, draw_polygons, join, zeros_to_hand_on
+from d2ext.data.cropped_masks import (
+    CroppedMasks,
+    bitmaps_to_hand_on,
+    decode,
+    draw_polygons,
+    join,
+    tensor_to_hand_on,
+)
 
 from detectron2.structures.masks import polygons_to_bitmask
 
@@ -104,11 +111,13 @@ def test_later_masks_are_painted_over_earlier_ones():
 
 
 def test_loading_processes_share_what_they_hand_on(monkeypatch):
-    assert not zeros_to_hand_on((3, 4), torch.int64).is_shared()
-    monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: "a loading process")
-    for dtype in (torch.bool, torch.int64):
-        zeros = zeros_to_hand_on((2, 3, 4), dtype)
-        assert zeros.is_shared() and torch.equal(zeros, torch.zeros(2, 3, 4, dtype=dtype))
-        zeros[1, 2, 3] = 1
-        assert zeros.sum() == 1
-    assert zeros_to_hand_on((0, 4), torch.bool).shape == (0, 4)
+    for worker in (None, "a loading process"):
+        monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda worker=worker: worker)
+        labels, bitmaps = tensor_to_hand_on((3, 4), torch.int64), bitmaps_to_hand_on((2, 3, 4))
+        assert labels.is_shared() == bitmaps.is_shared() == (worker is not None)
+        assert (labels.shape, labels.dtype) == ((3, 4), torch.int64)
+        assert bitmaps.dtype == torch.bool and not bitmaps.any()
+        bitmaps[1, 2, 3] = True
+        labels.fill_(7)
+        assert bitmaps.sum() == 1 and labels.sum() == 84
+        assert bitmaps_to_hand_on((0, 3, 4)).shape == (0, 3, 4)
