@@ -8,9 +8,9 @@
 Every network of the collection in full size (R-50, 80 classes), beside torchvision's
 `maskrcnn_resnet50_fpn`, in one process and in turns; detectron2's Mask R-CNN and Cascade are its
 own classes. A training step is forward and backward pass, without the optimizer. Weights are
-random; biases of class scores are set so that images have up to 100 detections. On one CPU thread
-times are those of the process. The floor is the longer one of the operations at the speed of a
-matrix product, and of the bytes of all convolutions and linear layers at the speed of a copy.
+random, except that regions are anchors and one class gets the scores. On one CPU thread times are
+those of the process. The floor is the longer one of the operations at the speed of a matrix
+product, and of the bytes of all convolutions and linear layers at the speed of a copy.
 """
 
 import argparse
@@ -51,6 +51,9 @@ TINY = {
     "fcis": "projects/FCIS/configs/fcis_tiny.yaml",
 }
 TORCHVISION = "torchvision"
+# Without these all boxes are anchors, so that every network has the regions and detections that it
+# is configured for; random ones would throw most boxes out of the image.
+PREDICTED = ("anchor_deltas.weight", "bbox_pred.weight", "cls_score.weight", "cls_score.bias")
 TASKS = ("inference", "training", "mapper", "paste", "evaluation")
 
 
@@ -94,9 +97,10 @@ def build(name: str, args: argparse.Namespace) -> torch.nn.Module:
         experiment.set_device(args.device)
         model = experiment.build_model()
     for key, parameter in model.named_parameters():
-        if key.endswith(("cls_score.bias",)):
-            # A class and background, at whatever end it is, get the scores.
+        if key.endswith(PREDICTED):
             torch.nn.init.zeros_(parameter)
+        if key.endswith("cls_score.bias"):
+            # A class and background, at whatever end it is, get the scores.
             parameter.data[[0, 1, -1] if name == TORCHVISION else [0, -1]] = 3.0
     return model.to(args.device)
 
