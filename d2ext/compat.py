@@ -285,6 +285,33 @@ def patch_visualization() -> None:
     _video_visualizer()
 
 
+def paste_region_masks_with(paste: Callable) -> None:
+    """Let detectron2's `ROIMasks.to_bitmasks`, through which all region masks come into images,
+    ask a faster function first. Nothing is missing there, so it is no adaptation.
+
+    Args:
+        paste: gets the masks (N, M, M), boxes (N, 4), height, width and threshold; returns bool
+            bitmaps (N, height, width), or None where detectron2 shall paste.
+    """
+    require_detectron2()
+    from detectron2.structures import BitMasks, ROIMasks
+
+    original = ROIMasks.to_bitmasks
+    if getattr(original, "__d2ext__", False):
+        return
+
+    @functools.wraps(original)  # with the mark that keeps TorchScript away
+    def to_bitmasks(self, boxes, height, width, threshold=0.5):
+        corners = getattr(boxes, "tensor", boxes)  # v0.6 takes both
+        pasted = paste(self.tensor, corners, height, width, threshold)
+        if pasted is None:
+            return original(self, boxes, height, width, threshold)
+        return BitMasks(pasted)
+
+    to_bitmasks.__d2ext__ = True
+    ROIMasks.to_bitmasks = to_bitmasks
+
+
 def announce_optimizer() -> None:
     """Let detectron2's own `build_optimizer`, which its `DefaultTrainer` calls, say that it leaves
     out keys of d2ext. This changes no result, so it is no adaptation."""
@@ -314,3 +341,33 @@ def announce_optimizer() -> None:
         module = sys.modules.get(name)
         if getattr(module, "build_optimizer", None) is original:
             module.build_optimizer = announcing
+
+
+def offer_poolers(constructors: dict[str, Callable]) -> None:
+    """Let detectron2's `ROIPooler`, which every head builds by its name, make other poolers.
+
+    detectron2 has no registry of pooler types: `ROIPooler` knows four names and raises for others,
+    and each head imports the class. So the class itself asks, before it makes an object of its own,
+    whether the name is one of ours. What it knows it makes as before, so this is no adaptation.
+
+    Args:
+        constructors: `pooler_type` -> function of `output_size, scales, sampling_ratio` and, if
+            given, `canonical_box_size, canonical_level`, that makes the pooler.
+    """
+    require_detectron2()
+    from detectron2.modeling.poolers import ROIPooler
+
+    if getattr(ROIPooler.__new__, "__d2ext__", False):
+        return
+    canonical = ("canonical_box_size", "canonical_level")
+
+    def make(
+        cls, output_size=None, scales=None, sampling_ratio=None, pooler_type=None, *more, **options
+    ):
+        if cls is not ROIPooler or pooler_type not in constructors:
+            return object.__new__(cls)
+        options.update(zip(canonical, more))
+        return constructors[pooler_type](output_size, scales, sampling_ratio, **options)
+
+    make.__d2ext__ = True
+    ROIPooler.__new__ = make

@@ -13,7 +13,6 @@ quiet row.
 
 import argparse
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -66,8 +65,8 @@ def restart_for_allocators(arguments: argparse.Namespace) -> None:
 ARGUMENTS = parse_arguments()
 restart_for_allocators(ARGUMENTS)
 
-import torch  # noqa: E402  after the allocator is settled
-import torchvision  # noqa: E402
+import machine  # noqa: E402  after the allocator is settled
+import torch  # noqa: E402
 from op_cases import Case, Cases  # noqa: E402
 
 from d2ext import ops  # noqa: E402
@@ -83,33 +82,8 @@ def busy_ticks() -> float:
     return (sum(values[:3]) + sum(values[5:8])) / os.sysconf("SC_CLK_TCK")
 
 
-def copy_bandwidth() -> float:
-    """GB/s of a device copy, read and write counted, outside the caches."""
-    source = torch.empty(64 << 20, dtype=torch.float32, device=DEVICE).fill_(1)
-    target = torch.empty_like(source)
-    best = min(time_once(lambda: target.copy_(source))[0] for _ in range(5))
-    return 2 * source.numel() * 4 / best / 1e9
-
-
-def peak_gflops() -> float:
-    n = 1024 if DEVICE.type == "cpu" else 8192
-    a, b = torch.randn(n, n, device=DEVICE), torch.randn(n, n, device=DEVICE)
-    best = min(time_once(lambda: a @ b)[0] for _ in range(5))
-    return 2 * n**3 / best / 1e9
-
-
 def time_once(run: Callable) -> tuple[float, float]:
-    """Wall and process CPU seconds."""
-    if DEVICE.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3, 0.0
-    wall, cpu = time.perf_counter(), time.process_time()
-    run()
-    return time.perf_counter() - wall, time.process_time() - cpu
+    return machine.time_once(run, DEVICE)
 
 
 def graphed(run: Callable, tensors: tuple) -> Callable | None:
@@ -160,22 +134,11 @@ def measure(case: Case, rounds: int) -> tuple[dict[str, list[tuple[float, float]
 
 
 def header(bandwidth: float) -> list[str]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    model = platform.processor()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as info:
-            model = next((x.split(":")[1].strip() for x in info if x.startswith("model name")), "")
-    device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU {model}"
-    isa = torch.backends.cpu.get_cpu_capability()
     kind = "native" if ops.has_native() else "PyTorch fallback"
     return [
-        f"device {device}, {os.cpu_count()} processors, torch ISA {isa}",
-        f"torch {torch.__version__}, torchvision {torchvision.__version__}",
-        f"commit {commit or 'unknown'}, extension: {kind}, allocator {ARGUMENTS.allocator}",
-        f"copy {bandwidth:.1f} GB/s, matrix product {peak_gflops():.0f} GFLOP/s",
-        f"load {os.getloadavg()[0]:.2f}",
+        *machine.describe(DEVICE),
+        f"extension: {kind}, allocator {ARGUMENTS.allocator}",
+        f"copy {bandwidth:.1f} GB/s, matrix product {machine.peak_gflops(DEVICE):.0f} GFLOP/s",
     ]
 
 
@@ -226,7 +189,7 @@ def main() -> int:
     rounds = ARGUMENTS.rounds or (20 if DEVICE.type == "cuda" else 5)
     threads_list = [int(x) for x in ARGUMENTS.threads.split(",")] if DEVICE.type == "cpu" else [1]
     torch.set_num_threads(threads_list[0])
-    bandwidth = copy_bandwidth()
+    bandwidth = machine.copy_bandwidth(DEVICE)
     report = [*header(bandwidth), "", COLUMNS, " | ".join(["---"] * 16)]
     print("\n".join(report), flush=True)
     gates, failed = [], False

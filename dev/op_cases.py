@@ -12,6 +12,7 @@ import torchvision
 from d2ext import ops
 from d2ext.ops.reference import joint_head as head_reference
 from d2ext.ops.reference import mask_ops as mask_reference
+from d2ext.ops.reference import pyramid_roi_align as pyramid_reference
 from d2ext.ops.reference import roi_warp as warp_reference
 
 SCALE = peers_of.SCALE
@@ -127,6 +128,72 @@ class Cases:
             name, text, "f+b", lambda: inputs(True), grads, error,
             2 * (feature_mb + out_mb) + feature_mb, gates_b if gated else [],
             5.0 if gated and not pool else None, **common,
+        )  # fmt: skip
+
+    def pyramid_cases(
+        self,
+        size,
+        count,
+        ratio=0,
+        average=1,
+        levels=4,
+        channels=256,
+        extent=(800, 1333),
+        last=False,
+    ):
+        """Of an image of `extent` pixels; a single level is that of stride 8."""
+        if self.quick:
+            channels, count, extent = min(channels, 32), min(count, 20), (200, 300)
+        strides = (4, 8, 16, 32) if levels == 4 else (8,)
+        scales = [1 / stride for stride in strides]
+        layout = torch.channels_last if last else torch.contiguous_format
+
+        def inputs(grad):
+            features = [
+                torch.randn(1, channels, *(-(-n // stride) for n in extent), device=self.device)
+                for stride in strides
+            ]
+            features = [f.to(memory_format=layout).requires_grad_(grad) for f in features]
+            rois = self.random_rois(count, 1, *extent)
+            out = torch.randn(count, channels, size, size, device=self.device)
+            return (*features, rois, out) if grad else (*features, rois)
+
+        options = {"sampling_ratio": ratio, "average": average}
+
+        def ours(*tensors):
+            *features, rois = tensors
+            return ops.pyramid_roi_align(features, rois, size, scales, **options)
+
+        def error(tensors):
+            with torch.no_grad():
+                *features, rois = tensors[: levels + 1]
+                doubles = [f.double() for f in features]
+                oracle = pyramid_reference.pyramid_roi_align(
+                    doubles, rois[:16], scales, size, size, **options
+                )
+                return relative(ours(*features, rois[:16]), oracle)
+
+        peer = "ROIPooler" if average == 1 else "ROIPooler + average"
+        runs = {
+            "ours": ours,
+            peer: peers_of.pooler_of_detectron2(size, scales, ratio, average),
+        }
+        cells = sum(-(-extent[0] // s) * -(-extent[1] // s) for s in strides)
+        feature_mb, out_mb = cells * channels * 4 / 1e6, count * channels * size * size * 4 / 1e6
+        text = (
+            f"L{levels} C{channels} {size}x{size} N{count} {extent[0]}x{extent[1]}"
+            f" {f'sr={ratio}' if ratio else 'adaptive'}{f' average {average}' * (average > 1)}"
+        )
+        common = {"layout": "NHWC" if last else "NCHW"}
+        yield Case(
+            "pyramid_roi_align", text, "fwd", lambda: inputs(False), runs, error,
+            feature_mb + out_mb, [(peer, 5.0)], **common,
+        )  # fmt: skip
+        wrt = tuple(range(levels))
+        yield Case(
+            "pyramid_roi_align", text, "f+b", lambda: inputs(True),
+            {key: both(run, wrt) for key, run in runs.items()}, error,
+            2 * (feature_mb + out_mb), [(peer, 5.0)], **common,
         )  # fmt: skip
 
     def head_cases(self, classes, count=300, batch=1, dtype=torch.float32):
@@ -290,6 +357,13 @@ class Cases:
             yield from self.warp_cases(channels, size)
         for channels in (256, 512):
             yield from self.warp_cases(channels, 14, pool=True)
+        for ratio in (0, 2):
+            yield from self.pyramid_cases(7, 512, ratio)
+            yield from self.pyramid_cases(7, 1000, ratio)
+            yield from self.pyramid_cases(14, 128, ratio)
+        yield from self.pyramid_cases(7, 512, average=2, levels=1)
+        # a tiny network: small maps, where the call itself costs as much as the work
+        yield from self.pyramid_cases(7, 256, 1, channels=64, extent=(128, 176))
         for classes in (21, 81):
             yield from self.head_cases(classes)
             yield from self.assemble_case(classes)
@@ -305,3 +379,4 @@ class Cases:
             yield from self.warp_cases(256, 14, dtype=torch.bfloat16)
             yield from self.head_cases(21, dtype=torch.bfloat16)
             yield from self.warp_cases(256, 14, last=True)
+            yield from self.pyramid_cases(7, 512, last=True)

@@ -1,5 +1,7 @@
 """Inputs and peers of dev/benchmark_ops.py: what users run today in place of d2ext.ops."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -53,6 +55,21 @@ def grid_sample_expand(feature, rois, size):
     grid = folded_grid(rois, feature.shape, size).view(len(rois), size, size, 2)
     batch = feature.expand(len(rois), -1, -1, -1)
     return F.grid_sample(batch, grid, padding_mode="border", align_corners=True)
+
+
+def pooler_of_detectron2(size, scales, sampling_ratio, average) -> Callable:
+    """detectron2's `ROIPooler` for one image: torchvision's roi_align, level by level."""
+    from detectron2.modeling.poolers import ROIPooler
+    from detectron2.structures import Boxes
+
+    pooler = ROIPooler(size * average, scales, sampling_ratio, "ROIAlignV2")
+
+    def pool(*tensors):
+        *features, rois = tensors
+        out = pooler(features, [Boxes(rois[:, 1:])])
+        return out if average == 1 else F.adaptive_avg_pool2d(out, size)
+
+    return pool
 
 
 def assembly_by_integral(score, rois, group, size):

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include <cmath>
 #include <limits>
 
 #include "common.h"
@@ -80,6 +81,69 @@ inline void check_warp_gradient(
           grad.size(2) == out_h && grad.size(3) == out_w &&
           grad.scalar_type() == input.scalar_type() && grad.device() == input.device(),
       op, ": grad must have shape, dtype and device of the output");
+}
+
+// A pyramid: what both directions of its RoI align are given beside the data.
+inline void check_pyramid(
+    const char* op, int64_t levels, const at::Tensor& rois, const at::Tensor& like,
+    at::ArrayRef<double> scales, int64_t out_h, int64_t out_w, int64_t sampling_ratio,
+    int64_t average, double canonical_size) {
+  TORCH_CHECK(
+      1 <= levels && levels <= kMaxLevels && levels == static_cast<int64_t>(scales.size()), op,
+      ": 1..", kMaxLevels, " feature levels with a scale each are needed");
+  for (size_t i = 0; i < scales.size(); ++i) {
+    check_scale(op, scales[i]);
+    TORCH_CHECK(
+        i == 0 || scales[i] * 2 == scales[i - 1], op,
+        ": every scale must be half of the one before");
+  }
+  TORCH_CHECK(
+      scales.size() == 1 || std::exp2(std::round(std::log2(scales[0]))) == scales[0], op,
+      ": scales of several levels must be powers of two");
+  check_coordinates(op, "rois", rois, 5, like);
+  TORCH_CHECK(
+      average >= 1 && out_h >= 1 && out_w >= 1 && out_h * average <= kMaxAlignSize &&
+          out_w * average <= kMaxAlignSize,
+      op, ": output size times average must lie in 1..", kMaxAlignSize);
+  TORCH_CHECK(
+      0 <= sampling_ratio && sampling_ratio <= kMaxSampling, op,
+      ": sampling_ratio must lie in 0..", kMaxSampling);
+  TORCH_CHECK(
+      canonical_size > 0 && canonical_size < std::numeric_limits<double>::infinity(), op,
+      ": canonical_size must be positive and finite");
+}
+
+inline void check_pyramid_features(const char* op, at::TensorList features) {
+  for (const at::Tensor& feature : features) {
+    check_floating(op, "features", feature, 4);
+    TORCH_CHECK(
+        feature.size(0) == features[0].size(0) && feature.size(1) == features[0].size(1) &&
+            feature.scalar_type() == features[0].scalar_type() &&
+            feature.device() == features[0].device(),
+        op, ": images, channels, dtype and device of all feature levels must be equal");
+    TORCH_CHECK(
+        feature.size(2) * feature.size(3) < std::numeric_limits<int>::max() / 16, op,
+        ": features are too large");
+  }
+}
+
+// sizes: images, channels, then height and width of every level.
+inline void check_pyramid_gradient(
+    const char* op, const at::Tensor& grad, const at::Tensor& rois, at::IntArrayRef sizes) {
+  check_floating(op, "grad", grad, 4);
+  TORCH_CHECK(
+      sizes.size() >= 4 && sizes.size() % 2 == 0, op,
+      ": sizes must be images, channels, and height and width of every level");
+  for (const int64_t size : sizes) TORCH_CHECK(size >= 0, op, ": sizes must not be negative");
+  for (size_t i = 2; i < sizes.size(); i += 2) {
+    TORCH_CHECK(
+        sizes[i] < (int64_t(1) << 26) && sizes[i + 1] < (int64_t(1) << 26) &&
+            sizes[i] * sizes[i + 1] < std::numeric_limits<int>::max() / 16,
+        op, ": features are too large");
+  }
+  TORCH_CHECK(
+      grad.size(0) == rois.size(0) && grad.size(1) == sizes[1], op,
+      ": grad does not fit rois and sizes");
 }
 
 inline void check_ps(

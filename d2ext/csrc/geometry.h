@@ -193,6 +193,69 @@ D2EXT_HD CellRange ps_bin(PsSpan span, int position, int length) {
   return range;
 }
 
+// ------------------------------------------------------------------ RoI align, half-pixel aligned
+// One axis of a box that is cut into `bins` bins.
+template <class T>
+struct AlignSpan {
+  T start, bin;
+  int count;  // samples per bin
+};
+
+// sampling <= 0: one sample per cell or less. A box that ends before it starts then has none.
+template <class T>
+D2EXT_HD AlignSpan<T> align_span(T low, T high, T scale, int bins, int sampling) {
+  AlignSpan<T> span;
+  span.start = rounded_product(low, scale) - T(0.5);
+  const T extent = (rounded_product(high, scale) - T(0.5)) - span.start;
+  span.bin = extent / static_cast<T>(bins);
+  const T count = std::ceil(span.bin), limit = static_cast<T>(1 << 30);
+  if (sampling > 0) {
+    span.count = sampling;
+  } else {
+    span.count = count < limit ? (count > T(0) ? static_cast<int>(count) : 0) : 1 << 30;
+  }
+  if (!finite(extent)) span.count = 0;
+  return span;
+}
+
+// Samples of a bin that may lie in the map; the others need not be looked at. Boxes may be huge.
+template <class T>
+D2EXT_HD CellRange align_range(const AlignSpan<T>& span, int bin, int length) {
+  CellRange range = {0, span.count};
+  const double step = static_cast<double>(span.bin) / (span.count > 0 ? span.count : 1);
+  if (step == 0.0) return range;
+  const double base = static_cast<double>(span.start) + static_cast<double>(span.bin) * bin;
+  const double a = (-1.0 - base) / step, b = (length - base) / step;
+  const double low = (a < b ? a : b) - 3.0, high = (a < b ? b : a) + 3.0;
+  if (low > 0.0) range.first = low < span.count ? static_cast<int>(low) : span.count;
+  if (high < span.count) range.last = high > 0.0 ? static_cast<int>(high) : 0;
+  if (range.last < range.first) range.last = range.first;
+  return range;
+}
+
+template <class T>
+struct AlignSample {
+  int cell0, cell1;
+  T weight0, weight1;
+  bool valid;
+};
+
+template <class T>
+D2EXT_HD AlignSample<T> align_sample(const AlignSpan<T>& span, int bin, int sub, int length) {
+  T position = span.start + rounded_product(static_cast<T>(bin), span.bin) +
+      rounded_product(static_cast<T>(sub) + T(0.5), span.bin) / static_cast<T>(span.count);
+  AlignSample<T> sample = {0, 0, T(0), T(0), false};
+  sample.valid = position >= T(-1) && position <= static_cast<T>(length);
+  if (!sample.valid) return sample;
+  if (position < T(0)) position = T(0);
+  const int cell = static_cast<int>(position), last = length - 1;
+  sample.cell0 = cell < last ? cell : last;
+  sample.cell1 = cell < last ? cell + 1 : last;
+  sample.weight1 = cell < last ? position - static_cast<T>(cell) : T(0);
+  sample.weight0 = T(1) - sample.weight1;
+  return sample;
+}
+
 // ------------------------------------------------------------------ masks
 template <class T>
 struct Lerp {

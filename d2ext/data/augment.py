@@ -84,8 +84,7 @@ class _Window(T.CropTransform):
     """A crop that leaves polygons whole: what turns them into bitmaps cuts them off, holes and
     self-intersections included, which their geometrical intersection would change."""
 
-    def apply_polygons(self, polygons):
-        return [self.apply_coords(polygon) for polygon in polygons]
+    apply_polygons = T.Transform.apply_polygons
 
 
 class ColorJitter(T.Augmentation):

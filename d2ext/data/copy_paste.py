@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from d2ext.data.masks import bitmaps
+from d2ext.data.masks import areas, bitmaps
 from d2ext.errors import UserError
 
 from detectron2.config import configurable
@@ -109,14 +109,14 @@ class CopyPaste:
         visible = _fit(masks, size)
         if covered is not None:
             visible = visible & ~covered
-        before, after = (x.flatten(1).sum(1) for x in (masks, visible))
+        before, after = (areas(x) for x in (masks, visible))
         least = (self.min_visible * before).clamp(min=max(self.min_area, 1))
         left = ((after == before) | (after >= least)) & (after > 0)
         cut = BitMasks(visible)
-        whole = (after == before)[:, None]
-        cut_boxes = torch.where(whole, objects.gt_boxes.tensor, cut.get_bounding_boxes().tensor)
+        boxes, changed = objects.gt_boxes.tensor.clone(), after != before
+        boxes[changed] = cut[changed].get_bounding_boxes().tensor
         result = Instances(size)
-        result.gt_boxes = Boxes(cut_boxes[left])
+        result.gt_boxes = Boxes(boxes[left])
         result.gt_classes = objects.gt_classes[left]
         result.gt_masks = cut[left]
         return result

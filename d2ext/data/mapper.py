@@ -11,18 +11,20 @@ from d2ext.data.augment import LargeScaleJitter, add_augmentations
 from d2ext.data.check.images import DECODE_ERRORS, map_finding, read_header, unsupported
 from d2ext.data.check.masks import check_masks
 from d2ext.data.loader import UnreadableImageError
-from d2ext.data.masks import bitmaps
 from d2ext.data.random_state import seeded_generators
-from d2ext.data.semantic import IGNORE_LABEL, check_semantic_mode, semantic_from_instances
+from d2ext.data.semantic import IGNORE_LABEL, check_semantic_mode, semantic_from_crops
+from d2ext.data.transformed import MaskTransforms, transform_boxes, transform_polygons
 from d2ext.errors import UserError
 
 from detectron2.config import configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, PolygonMasks
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 
 logger = logging.getLogger(__name__)
+
+_LEAST_SIDE = 1e-5  # in pixels; detectron2 leaves out smaller boxes
 
 
 class InstanceSegMapper(DatasetMapper):
@@ -137,73 +139,105 @@ class InstanceSegMapper(DatasetMapper):
             record.setdefault("annotations", [])
             self._check_record(record)
         with seeded_generators(record.get("sample_seed")), warnings.catch_warnings():
-            # Masks decoded from RLE are read-only arrays, which detectron2 only copies from.
+            # Pillow's images are read-only arrays, from which the transforms only copy.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             try:
-                return super().__call__(record)
+                return self._load(record)
             except utils.SizeMismatchError as e:
                 raise UserError(" ".join(str(e).split())) from e
             except DECODE_ERRORS as e:
                 raise UnreadableImageError(_unreadable(record, e)) from e
 
+    def _load(self, record):
+        """What detectron2's mapper does, which copies all annotations and transforms them one by
+        one."""
+        record = dict(record)
+        image = utils.read_image(record["file_name"], format=self.image_format)
+        utils.check_image_size(record, image)
+        labels = None
+        if "sem_seg_file_name" in record:
+            labels = utils.read_image(record.pop("sem_seg_file_name"), "L").squeeze(2)
+        augmented = T.AugInput(image, sem_seg=labels)
+        transforms = self.augmentations(augmented)
+        image, labels = augmented.image, augmented.sem_seg
+        record["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if labels is not None:
+            record["sem_seg"] = torch.from_numpy(labels.astype(np.int64))
+        if self.is_train:
+            self._transform_annotations(record, transforms, image.shape[:2])
+        else:
+            record.pop("annotations", None)
+        return record
+
     def _transform_annotations(self, dataset_dict, transforms, image_shape):
-        crowd = [a for a in dataset_dict["annotations"] if a.get("iscrowd", 0)]
-        mask_transforms = _MaskTransforms(transforms)
-        super()._transform_annotations(dataset_dict, mask_transforms, image_shape)
-        instances = dataset_dict["instances"]
-        if not instances.has("gt_masks"):
-            empty = torch.zeros((0, *image_shape), dtype=torch.bool)
-            bitmask = self.instance_mask_format == "bitmask"
-            instances.gt_masks = BitMasks(empty) if bitmask else PolygonMasks([])
-        if self.tight_boxes:
-            masks = instances.gt_masks
-            if self.cut_polygons:
-                masks = BitMasks(bitmaps(masks, image_shape))
-            instances.gt_boxes = masks.get_bounding_boxes()
-        if self.cut_polygons or self.min_area:
-            areas = bitmaps(instances.gt_masks, image_shape).flatten(1).sum(1)
-            instances = dataset_dict["instances"] = instances[areas >= max(self.min_area, 1)]
+        annotations = dataset_dict.pop("annotations")
+        objects = [a for a in annotations if not a.get("iscrowd", 0)]
+        moving = MaskTransforms(
+            transforms, (dataset_dict["height"], dataset_dict["width"]), image_shape
+        )
+        derive = self.semantic != "none" and "sem_seg" not in dataset_dict
+        instances, masks = self._instances(objects, moving, derive)
+        dataset_dict["instances"] = instances
         if self.semantic == "none":
             return
-        if "sem_seg" not in dataset_dict:
-            dataset_dict["sem_seg"] = self._derive_semantic(
-                instances, crowd, mask_transforms, image_shape
+        if derive:
+            if self.semantic == "auto":
+                _log_derivation()
+            crowd = [a["segmentation"] for a in annotations if a.get("iscrowd", 0)]
+            dataset_dict["sem_seg"] = semantic_from_crops(
+                masks, instances.gt_classes.numpy(), self.num_classes, moving(crowd)
             )
-        self._ignore_padding(dataset_dict, transforms)
+        # The fill value of the transforms would be taken for a class (v0.6 pads label maps with
+        # the image's padding value).
+        outside = moving.outside()
+        if outside is not None:
+            dataset_dict["sem_seg"].numpy()[outside] = IGNORE_LABEL
         self._check_labels(dataset_dict)
 
-    def _derive_semantic(self, instances, crowd, transforms, image_shape):
-        if self.semantic == "auto":
-            _log_derivation()
-        masks, ignore = bitmaps(instances.gt_masks, image_shape), None
-        if crowd:
-            crowd = [
-                utils.transform_instance_annotations(a, transforms, image_shape) for a in crowd
-            ]
-            regions = utils.annotations_to_instances(crowd, image_shape, mask_format="bitmask")
-            ignore = regions.gt_masks.tensor.any(0)
-        return semantic_from_instances(
-            masks, instances.gt_classes, *image_shape, self.num_classes, ignore
-        )
-
-    def _ignore_padding(self, dataset_dict, transforms):
-        """Label 255 where a rotation or padding shows no part of the image.
-
-        The fill value of the transforms would be taken for a class otherwise (v0.6 pads label maps
-        with the image's padding value).
-        """
-        inside = np.ones((dataset_dict["height"], dataset_dict["width"]), np.uint8)
-        inside = transforms.apply_segmentation(inside) == 1
-        if not inside.all():
-            dataset_dict["sem_seg"][torch.from_numpy(~inside)] = IGNORE_LABEL
+    def _instances(self, objects, moving, draw):
+        """The objects, transformed, and their masks in pixels: of polygons, if `draw` or if boxes
+        or areas are to be made of them."""
+        segmentations = [a["segmentation"] for a in objects]
+        bitmask = self.instance_mask_format == "bitmask"
+        polygons, masks = None, None
+        if not bitmask:
+            polygons = _transform_polygons(segmentations, moving.transforms)
+        if bitmask or draw or self.cut_polygons or self.min_area:
+            masks = moving(segmentations, polygons)
+        try:
+            boxes = transform_boxes(objects, moving.transforms, moving.new_size)
+        except NotImplementedError:  # then the masks are bitmaps
+            boxes = masks.boxes
+        boxes = Boxes(torch.from_numpy(boxes))
+        keep = boxes.nonempty(threshold=_LEAST_SIDE).numpy()
+        keep &= masks.areas > 0 if bitmask else np.array([len(p) > 0 for p in polygons], bool)
+        if self.tight_boxes and polygons is not None and not self.cut_polygons:
+            boxes = PolygonMasks(polygons).get_bounding_boxes()
+        elif self.tight_boxes:
+            boxes = Boxes(torch.from_numpy(masks.boxes))
+        if self.cut_polygons or self.min_area:
+            keep &= masks.areas >= max(self.min_area, 1)
+        rows = np.flatnonzero(keep)
+        masks = masks[rows] if masks is not None else None
+        instances = Instances(moving.new_size)
+        instances.gt_boxes = boxes[torch.from_numpy(rows)]
+        classes = [int(objects[i]["category_id"]) for i in rows]
+        instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+        if bitmask:
+            instances.gt_masks = BitMasks(masks.bitmaps())
+        else:
+            instances.gt_masks = PolygonMasks([polygons[i] for i in rows])
+        return instances, masks
 
     def _check_labels(self, dataset_dict):
-        labels = dataset_dict["sem_seg"]
-        labels = labels[labels != IGNORE_LABEL]
-        limit = self.num_semantic_labels
-        if limit is not None and len(labels) and int(labels.max()) >= limit:
+        labels, limit = dataset_dict["sem_seg"].numpy(), self.num_semantic_labels
+        if limit is None:
+            return
+        above = (labels >= limit) & (labels != IGNORE_LABEL)
+        if above.any():
+            largest = int(labels[above].max())
             raise UserError(
-                f"semantic labels of {dataset_dict['file_name']} go up to {int(labels.max())}, but "
+                f"semantic labels of {dataset_dict['file_name']} go up to {largest}, but "
                 f"the model has {limit} labels (0..{limit - 1}; 255 is ignored)"
             )
 
@@ -233,16 +267,13 @@ class InstanceSegMapper(DatasetMapper):
                 )
 
 
-class _MaskTransforms:
-    """Transforms whose padding belongs to no object: detectron2's main branch pads masks with the
-    ignored label of semantic maps."""
-
-    def __init__(self, transforms):
-        self._transforms = transforms
-        self.apply_box, self.apply_polygons = transforms.apply_box, transforms.apply_polygons
-
-    def apply_segmentation(self, mask):
-        return (self._transforms.apply_segmentation(mask) == 1).astype(np.uint8)
+def _transform_polygons(polygons, transforms):
+    try:
+        return transform_polygons(polygons, transforms)
+    except NotImplementedError as e:
+        raise UserError(
+            "an augmentation cannot move polygons; set mask_format (INPUT.MASK_FORMAT) bitmask"
+        ) from e
 
 
 def _name(record, index):

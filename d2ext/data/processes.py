@@ -5,6 +5,7 @@ ends its loading processes, and neither starts nor ends them by halves.
 import contextlib
 import multiprocessing
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -25,7 +26,7 @@ def signals_later() -> Iterator[None]:
     more, and that multiprocessing waits for at the end of the program, forever as they ignore the
     SIGTERM by which it ends them.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or sys.is_finalizing():
         yield
         return
     pending: list[int] = []

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from d2ext.data.catalog import check_registered, dataset_classes
+from d2ext.data.cropped_masks import CroppedMasks, tensor_to_hand_on
 from d2ext.errors import UserError
 
 from detectron2.data import MetadataCatalog
@@ -47,13 +48,37 @@ def semantic_from_instances(
     Returns:
         int64 (height, width).
     """
-    labels = torch.full((height, width), num_classes, dtype=torch.int64)
+    crops = [m.bool().cpu().numpy().view(np.uint8) for m in masks]
+    cropped = CroppedMasks.around((height, width), crops)
+    crowd = None if ignore is None else ignore.bool().cpu().numpy().view(np.uint8)
+    crowds = None if crowd is None else CroppedMasks.around((height, width), [crowd])
+    return semantic_from_crops(cropped, classes.cpu().numpy(), num_classes, crowds)
+
+
+def semantic_from_crops(
+    masks: CroppedMasks, classes: np.ndarray, num_classes: int, ignore: CroppedMasks | None = None
+) -> torch.Tensor:
+    """`semantic_from_instances` of masks that are known inside their boxes.
+
+    Args:
+        masks: N masks.
+        classes: int (N,), values in [0, num_classes).
+        num_classes: K.
+        ignore: masks of the regions labelled 255, or None.
+
+    Returns:
+        int64 (height, width).
+    """
+    # Small numbers: the map is written several times and widened once.
+    dtype = np.min_scalar_type(max(num_classes, IGNORE_LABEL))
+    labels = np.full(masks.image_size, num_classes, dtype)
     if ignore is not None:
-        labels[ignore.bool()] = IGNORE_LABEL
-    areas = masks.flatten(1).sum(1) if len(masks) else torch.zeros(0)
-    for i in torch.argsort(areas, descending=True, stable=True).tolist():
-        labels[masks[i].bool()] = int(classes[i])
-    return labels
+        ignore.paint(labels, [IGNORE_LABEL] * len(ignore))
+    order = np.argsort(-masks.areas, kind="stable")
+    masks[order].paint(labels, classes[order].tolist())
+    widened = tensor_to_hand_on(labels.shape, torch.int64)
+    widened.numpy()[...] = labels
+    return widened
 
 
 def _labels_of_maps(name, folder):

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -20,16 +21,20 @@ _TARGET = "_target_"
 
 
 @contextlib.contextmanager
-def building(what: str, settings: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
-    """Turn whatever a constructor raises in a `with` block into a `UserError`.
+def building(
+    what: str, settings: Callable[[], Mapping[str, Any]], done: str = "built"
+) -> Iterator[None]:
+    """Turn whatever a constructor or a first call raises in a `with` block into a `UserError`;
+    numbers that are not finite and a lack of memory say enough.
 
     Args:
         what: is built, for the message.
         settings: gives the keys and values of the config, to find the key of an unknown name.
+        done: what is done with it, for the message.
     """
     try:
         yield
-    except UserError:
+    except (UserError, FloatingPointError, MemoryError, torch.cuda.OutOfMemoryError):
         raise
     except OmegaConfBaseException as error:
         raise config_fault(error, what) from error
@@ -37,11 +42,12 @@ def building(what: str, settings: Callable[[], Mapping[str, Any]]) -> Iterator[N
         named = _keys_with(error.args[0], settings()) if isinstance(error, KeyError) else []
         if named:
             text = f"{' and '.join(named)}: no such name as {error.args[0]!r}"
-            raise UserError(f"{what} cannot be built: {text}") from error
+            raise UserError(f"{what} cannot be {done}: {text}") from error
         reason = " ".join(str(error).split()) or traceback.extract_tb(error.__traceback__)[-1].line
-        near = "".join(f"; see {key} = {value}" for key, value in _near(reason, settings()))
+        near = _near(reason, settings(), by_key=done == "built")
+        near = "".join(f"; see {key} = {value}" for key, value in near)
         raise UserError(
-            f"{what} cannot be built from its settings: {type(error).__name__}: {reason}{near} "
+            f"{what} cannot be {done} with these settings: {type(error).__name__}: {reason}{near} "
             "(D2EXT_TRACEBACK=1 shows where)"
         ) from error
 
@@ -95,7 +101,7 @@ def build_lazy(node: Any, key: str) -> Any:
     """
     if not OmegaConf.is_dict(node):
         raise UserError(f"lazy config: '{key}' is {node}, not a part that can be built")
-    with building(f"'{key}' of the lazy config", lambda: _lazy_settings(node, key)):
+    with building(f"'{key}' of the lazy config", lambda: lazy_settings(node, key)):
         _check_targets(node, key)
         return instantiate(node)
 
@@ -121,7 +127,8 @@ def _check_target(target: Any, key: str) -> None:
         raise UserError(f"lazy config, '{key}': {target!r} is no class or function")
 
 
-def _lazy_settings(node: Any, key: str) -> dict[str, Any]:
+def lazy_settings(node: Any, key: str) -> dict[str, Any]:
+    """Keys and values of a part of a lazy config."""
     names = dict.fromkeys(re.sub(r"(\.\d+)+$", "", name) for name in lazy_keys(node))  # whole lists
     return {f"{key}.{name}": OmegaConf.select(node, name) for name in names}
 
@@ -137,12 +144,13 @@ def _keys_with(name: Any, settings: Mapping[str, Any]) -> list[str]:
     return [key for key, values in lists.items() if name in list(values)][:3]
 
 
-def _near(reason: str, settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Settings that a message speaks of: their name or their value is a word of it."""
+def _near(reason: str, settings: Mapping[str, Any], by_key: bool) -> list[tuple[str, Any]]:
+    """Settings that a message speaks of: their value is a word of it, or `by_key` their name, which
+    are arguments where something is built."""
     words = set(re.findall(r"\w+", reason))
     found = [(key, value) for key, value in settings.items() if isinstance(value, str)]
     found = [(key, value) for key, value in found if value in words]
-    if not found:
+    if not found and by_key:
         leaves = {key: key.rpartition(".")[2].lower() for key in settings}
         found = [(key, settings[key]) for key, leaf in leaves.items() if leaf in words]
     return found[:2]

@@ -5,6 +5,7 @@
 """
 
 import abc
+import contextlib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -20,10 +21,8 @@ from d2ext.config.overrides import (
     apply_to_yaml,
     parse_overrides,
 )
-from d2ext.data import (
-    dataset_classes,
-    semantic_num_labels,
-)
+from d2ext.data import dataset_classes, semantic_num_labels
+from d2ext.engine.building import building
 
 from detectron2.config import CfgNode
 
@@ -86,6 +85,14 @@ class Experiment(abc.ABC):
     @abc.abstractmethod
     def write_config(self, path: str) -> None:
         """Write the complete config as a yaml file, which `--config-file` takes again."""
+
+    @abc.abstractmethod
+    def _settings(self) -> dict[str, Any]:
+        """Keys and values of what a model is made of, for messages."""
+
+    def first_step(self) -> contextlib.AbstractContextManager:
+        """In which mistakes of the settings that show when a model runs become one line."""
+        return building("the first iteration", self._settings, "computed")
 
     @abc.abstractmethod
     def build_model(self) -> Module:

@@ -24,6 +24,7 @@ from d2ext.engine.folder import training_folder
 from d2ext.engine.limits import check_device
 from d2ext.engine.loop import train
 from d2ext.engine.predictor import Predictor
+from d2ext.engine.recipe_rules import choose_length
 from d2ext.engine.resuming import FINAL
 from d2ext.engine.setup import build_experiment, check_data, make_output_folder, start_log
 from d2ext.engine.user_hooks import Hook
@@ -166,7 +167,7 @@ def _iterations(experiment: Experiment, epochs: float) -> int:
     )
     images = len(get_dataset_records(experiment.train_sets(), filtered is not False))
     size = experiment.setting("SOLVER.IMS_PER_BATCH", "dataloader.train.total_batch_size")
-    return max(1, math.ceil(epochs * images / size))
+    return choose_length(epochs, images, size, given=True).value
 
 
 @contextlib.contextmanager

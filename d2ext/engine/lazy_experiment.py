@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.nn import Module
 
 from d2ext.config.overrides import lazy_keys
-from d2ext.engine.building import build_lazy, read_field, select
+from d2ext.engine.building import build_lazy, lazy_settings, read_field, select
 from d2ext.engine.experiment import Experiment
 from d2ext.errors import UserError
 from d2ext.evaluation import build_evaluator
@@ -65,6 +65,9 @@ class LazyExperiment(Experiment):
 
     def write_config(self, path: str) -> None:
         LazyConfig.save(self.cfg, path)
+
+    def _settings(self) -> dict[str, Any]:
+        return lazy_settings(self.cfg.model, "model")
 
     def build_model(self) -> Module:
         model = build_lazy(self.cfg.model, "model")

@@ -12,7 +12,6 @@ from d2ext.errors import UserError
 
 # numpy's generators take no larger one; every process adds its number.
 MAX_SEED = 2**32 - 2**16
-_CHANNELS = 3  # of every image that the mapper gives
 
 
 class Limit(NamedTuple):
@@ -52,6 +51,7 @@ _LIMITS = (
     Limit("SOLVER.GAMMA", "lr_multiplier.gamma", 0, whole=False),
     Limit("SOLVER.WARMUP_ITERS", "lr_multiplier.warmup_iters", 0),
     Limit("SOLVER.WARMUP_FACTOR", "lr_multiplier.warmup_factor", 0, whole=False),
+    Limit("MODEL.BACKBONE.FREEZE_AT", "", 0, 5, "that many of the stem and the four stages"),
     Limit("MODEL.ROI_HEADS.NUM_CLASSES", "model.roi_heads.num_classes", 1),
     Limit("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "model.roi_heads.batch_size_per_image", 1),
     Limit("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", "model.roi_heads.box_pooler.output_size", 1),
@@ -76,6 +76,15 @@ _CHOICES = (
     ("INPUT.CROP.TYPE", "", ("relative", "relative_range", "absolute", "absolute_range")),
 )
 
+_BOX = "one each for x, y, width and height"
+_LENGTHS = (
+    ("MODEL.PIXEL_MEAN", "model.pixel_mean", (3,), "one per channel"),
+    ("MODEL.PIXEL_STD", "model.pixel_std", (3,), "one per channel"),
+    # 5 are those of rotated boxes.
+    ("MODEL.RPN.BBOX_REG_WEIGHTS", "", (4, 5), _BOX),
+    ("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", "", (4, 5), _BOX),
+)
+
 
 def check_limits(experiment: Experiment) -> None:
     """Refuse numbers that are out of range or of the wrong kind.
@@ -91,17 +100,14 @@ def check_limits(experiment: Experiment) -> None:
         value, name = experiment.setting(yaml, lazy), experiment.name_of(yaml, lazy)
         if value is not None and value not in choices:
             raise UserError(f"{name} is {value!r}; it has to be one of {', '.join(choices)}")
-    _check_pixels(experiment)
+    _check_lengths(experiment)
 
 
-def _check_pixels(experiment: Experiment) -> None:
-    for yaml, lazy in (
-        ("MODEL.PIXEL_MEAN", "model.pixel_mean"),
-        ("MODEL.PIXEL_STD", "model.pixel_std"),
-    ):
+def _check_lengths(experiment: Experiment) -> None:
+    for yaml, lazy, lengths, why in _LENGTHS:
         value, name = experiment.setting(yaml, lazy), experiment.name_of(yaml, lazy)
-        if isinstance(value, list) and len(value) != _CHANNELS:
-            raise UserError(f"{name} is {value}: it needs {_CHANNELS} numbers, one per channel")
+        if isinstance(value, list) and len(value) not in lengths:
+            raise UserError(f"{name} is {value}: it needs {lengths[0]} numbers, {why}")
         if yaml.endswith("STD") and isinstance(value, list) and not all(value):
             raise UserError(f"{name} is {value}: pixels are divided by it, it has to be above 0")
 

@@ -122,6 +122,7 @@ def _train(experiment: Experiment, resume: bool, user_hooks: list) -> dict[str, 
         skip=experiment.skip_nonfinite,
         parts=experiment.accumulation_steps,
         precision=getattr(torch, experiment.amp_dtype) if experiment.amp else None,
+        first=experiment.first_step,
     )
 
     rng = RNGState()

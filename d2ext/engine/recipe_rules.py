@@ -180,7 +180,7 @@ def choose_batch(
 
 
 def choose_length(
-    epochs: float, num_images: int, batch: int, low: int, high: int, given: bool = False
+    epochs: float, num_images: int, batch: int, low: int = 1, high: int = 1, given: bool = False
 ) -> Choice:
     """Iterations of the training.
 

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -61,6 +61,7 @@ class CheckedTrainer(SimpleTrainer):
             step: gradient accumulation. Losses that divide by counts of the whole batch (see
             `d2ext.modeling.parts`) cost one more forward pass, which measures these.
         precision: dtype of mixed precision; None: none. With float16, losses are scaled.
+        first: gives the context of the first step, in which mistakes of the settings show.
     """
 
     def __init__(
@@ -73,10 +74,12 @@ class CheckedTrainer(SimpleTrainer):
         skip: bool = False,
         parts: int = 1,
         precision: torch.dtype | None = None,
+        first: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ):
         self._remembering = _Remembering(data_loader)
         super().__init__(model, self._remembering, optimizer)
         self._output_dir, self._skip, self._parts = output_dir, skip, parts
+        self._context = first
         self._skipped = self._in_a_row = 0
         self._statistics: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._device = next((p.device.type for p in model.parameters()), "cpu")
@@ -94,7 +97,9 @@ class CheckedTrainer(SimpleTrainer):
         if self._skip:  # the forward pass changes them, with NaN for good
             self._statistics = self._batch_norm_statistics()
         try:
-            losses = self._losses_in_parts(batch) if self._parts > 1 else self._losses(batch)
+            with self._context():
+                losses = self._losses_in_parts(batch) if self._parts > 1 else self._losses(batch)
+            self._context = contextlib.nullcontext
         except FloatingPointError as error:  # before there is a loss
             self._end_or_leave_out(str(error))
             return

@@ -58,15 +58,15 @@ class YacsExperiment(Experiment):
         with open(path, "w", encoding="utf-8") as f:
             f.write(self.cfg.dump())
 
+    def _settings(self) -> dict[str, Any]:
+        return {key: self.setting(key, "") for key in yaml_keys(self.cfg)}
+
     def build_model(self) -> Module:
         from detectron2.modeling import build_model
 
         check_registered_names(self.cfg)
         with building("the model", self._settings):
             return build_model(self.cfg)
-
-    def _settings(self) -> dict[str, Any]:
-        return {key: self.setting(key, "") for key in yaml_keys(self.cfg)}
 
     def build_optimizer(self, model: Module) -> torch.optim.Optimizer:
         with building("the optimizer", self._settings):

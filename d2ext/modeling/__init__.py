@@ -7,11 +7,16 @@ compat.patch_structures()
 from d2ext.modeling.backbone import VGG16, CaffeResNet, ResNetFPN, SlimResNetFPN
 from d2ext.modeling.cascade.heads import MultiStageROIHeads
 from d2ext.modeling.detector import ReproducibleRCNN
+from d2ext.modeling.pasting import paste_region_masks
+from d2ext.modeling.poolers import build_region_pooler, register_pooler_types
 from d2ext.modeling.regions.refinement import ClampedBox2BoxTransform
 from d2ext.modeling.regions.sampling import ProposalSampler
 from d2ext.modeling.rpn.anchors import RoundedAnchorGenerator
 from d2ext.modeling.rpn.caffe import CaffeRPN
 from d2ext.modeling.rpn.mmdet import InsideAnchorRPN
+
+register_pooler_types()
+compat.paste_region_masks_with(paste_region_masks)
 
 __all__ = [
     "CaffeRPN",
@@ -25,4 +30,5 @@ __all__ = [
     "RoundedAnchorGenerator",
     "SlimResNetFPN",
     "VGG16",
+    "build_region_pooler",
 ]

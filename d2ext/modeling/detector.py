@@ -9,7 +9,7 @@ from d2ext.modeling.parts import padded_size
 from d2ext.modeling.regions.sampling import image_seeds
 
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY, GeneralizedRCNN
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
@@ -49,7 +49,8 @@ class ReproducibleRCNN(GeneralizedRCNN):
         with image_seeds(batched_inputs):
             images = self.preprocess_image(batched_inputs)
             features = self.backbone(images.tensor)
-            targets = [_with_area(x["instances"]).to(self.device) for x in batched_inputs]
+            targets = _with_area([x["instances"] for x in batched_inputs])
+            targets = [t.to(self.device) for t in targets]
             regions, losses = self.training_step(images, features, targets, batched_inputs)
         if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
             self.visualize_training(batched_inputs, regions)
@@ -111,6 +112,8 @@ class ReproducibleRCNN(GeneralizedRCNN):
         return features
 
 
-def _with_area(targets: Instances) -> Instances:
-    kept = targets.gt_boxes.nonempty(threshold=1e-5)
-    return targets if kept.all() else targets[kept]
+def _with_area(targets: list[Instances]) -> list[Instances]:
+    kept = Boxes.cat([t.gt_boxes for t in targets]).nonempty(threshold=1e-5)
+    if kept.all():
+        return targets
+    return [t[k] for t, k in zip(targets, kept.split([len(t) for t in targets]))]

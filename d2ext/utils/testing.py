@@ -1,10 +1,16 @@
-"""Tiny configs and inputs with which tests build and run real detectors in milliseconds, and
-damaged files."""
+"""Tiny configs and inputs with which tests build and run real detectors in milliseconds, what these
+ask of the device, and damaged files."""
 
+import contextlib
+import os
 import random
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2ext.config import add_modeling_config
 
@@ -125,6 +131,85 @@ def training_losses(model: torch.nn.Module, batch: list[dict]) -> dict[str, torc
     """The losses of a detector in training mode, with the event storage it writes to."""
     with EventStorage():
         return model.train()(batch)
+
+
+# The host waits for their results, or for their number; and the methods that copy to the host.
+_WAITING = {
+    "_local_scalar_dense", "_unique", "_unique2", "bincount", "equal", "is_nonzero",
+    "masked_select", "nms", "nonzero", "unique_consecutive", "unique_dim",
+}  # fmt: skip
+_COPYING = {"cpu", "tolist"}
+
+
+class OperatorCounts(TorchDispatchMode):
+    """See `count_operators`.
+
+    Attributes:
+        operators: number of operators, views included.
+        syncs: operator -> how often the host waited for one.
+        places: "file:line function < caller" -> how often the host waited there.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.operators = 0
+        self.syncs: Counter[str] = Counter()
+        self.places: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.rpartition("::")[2]
+        self.operators += 1
+        if name in _WAITING or _has_unknown_size(name, args, kwargs or {}):
+            self.note(name)
+        return func(*args, **(kwargs or {}))
+
+    def note(self, name: str) -> None:
+        """Count one wait of the host."""
+        self.syncs[name] += 1
+        frame, found = sys._getframe(2), []
+        while frame is not None and len(found) < 2:
+            file, code = frame.f_code.co_filename, frame.f_code
+            if file != __file__ and f"{os.sep}torch{os.sep}" not in file:
+                found.append(f"{os.path.basename(file)}:{frame.f_lineno} {code.co_name}")
+            frame = frame.f_back
+        self.places[" < ".join(found)] += 1
+
+
+class _CopiesToHost(TorchFunctionMode):
+    def __init__(self, counts: OperatorCounts):
+        super().__init__()
+        self._counts = counts
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        if name in _COPYING:
+            self._counts.note(name)
+        return func(*args, **(kwargs or {}))
+
+
+def _has_unknown_size(name: str, args: tuple, kwargs: dict) -> bool:
+    if name == "repeat_interleave":
+        return kwargs.get("output_size") is None
+    if name.strip("_").startswith("index") and len(args) > 1 and isinstance(args[1], (list, tuple)):
+        return any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+    return False
+
+
+@contextlib.contextmanager
+def count_operators() -> Iterator[OperatorCounts]:
+    """Count the operators that are launched within a `with` block, and how often the host would
+    wait for the device, in forward and backward passes; wherever the tensors are.
+
+    What waits: reading a number (`item`, `bool`, `int`), `tolist`, `cpu`, and operators whose
+    results have a size that depends on values: `nonzero`, indexing by masks, `unique`, `nms`,
+    `repeat_interleave` without `output_size`... On the CPU some things look different than on a
+    device: `to("cpu")` cannot be told from a copy within the device and is not counted, nor is a
+    tensor in an `if` of compiled code; and what works on tensors that are on the host anyway is
+    counted as if they were not.
+    """
+    counts = OperatorCounts()
+    with _CopiesToHost(counts), counts:
+        yield counts
 
 
 def as_double(value) -> torch.Tensor:

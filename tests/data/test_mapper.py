@@ -299,6 +299,34 @@ def test_unusable_masks_are_named(polygon_record):
     _expect_error(rle, "annotation #0 of .* is an RLE mask; set mask_format", mask_format="polygon")
 
 
+class UpsideDown(T.Transform):
+    """Moves pixels, but no points."""
+
+    def apply_image(self, image):
+        return image[::-1]
+
+    def apply_coords(self, coords):
+        raise NotImplementedError
+
+
+def test_masks_and_boxes_follow_augmentations_that_cannot_move_points(polygon_record):
+    plain = _mapper(num_classes=2)(polygon_record)
+    turned = _mapper(num_classes=2, augmentations=[UpsideDown()])(polygon_record)
+    for before, after in (
+        (plain["image"], turned["image"]),
+        (plain["sem_seg"], turned["sem_seg"]),
+        (plain["instances"].gt_masks.tensor, turned["instances"].gt_masks.tensor),
+    ):
+        assert torch.equal(before.flip(-2), after)
+    left, top, right, bottom = plain["instances"].gt_boxes.tensor.unbind(1)
+    expected = torch.stack([left, 20 - bottom, right, 20 - top], dim=1)
+    assert torch.equal(turned["instances"].gt_boxes.tensor, expected)
+    match = r"cannot move polygons; set mask_format \(INPUT.MASK_FORMAT\) bitmask"
+    options = {"mask_format": "polygon", "augmentations": [UpsideDown()], "semantic": "none"}
+    del polygon_record["annotations"][2:]
+    _expect_error(polygon_record, match, **options)
+
+
 def test_unknown_options_are_rejected():
     with pytest.raises(UserError, match="unknown semantic mode 'yes'"):
         _mapper(semantic="yes")

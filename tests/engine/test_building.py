@@ -2,10 +2,10 @@
 
 import pytest
 
-from d2ext.engine import build_experiment
+from d2ext.engine import build_experiment, train
 from d2ext.errors import UserError
 
-from tests.engine.helpers import CONFIGS
+from tests.engine.helpers import CONFIGS, short_overrides
 
 _ANCHORS = "model.proposal_generator.anchor_generator"
 
@@ -47,6 +47,28 @@ def test_a_model_that_cannot_be_built_names_the_key(kind, override, words):
     experiment = build_experiment(f"{CONFIGS['mask_rcnn']}.{kind}", overrides, with_data=False)
     with pytest.raises(UserError, match=words) as error:
         experiment.build_model()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "kind, override, words",
+    [
+        ("yaml", "MODEL.RPN.BBOX_REG_LOSS_TYPE=foo", "MODEL.RPN.BBOX_REG_LOSS_TYPE = foo"),
+        ("py", "model.roi_heads.box_in_features=[p2,p3,p4,p9]", r"model.roi_heads.*'p9'"),
+        (
+            "yaml",
+            "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE=foo",
+            "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE = foo",
+        ),
+    ],
+)
+def test_a_setting_that_shows_in_the_first_iteration_only_is_named(
+    kind, override, words, register_few, tmp_path
+):
+    overrides = [*short_overrides("mask_rcnn", kind, tmp_path / "run", "demo_few"), override]
+    experiment = build_experiment(f"{CONFIGS['mask_rcnn']}.{kind}", overrides, [register_few])
+    with pytest.raises(UserError, match=f"the first iteration cannot be .*{words}") as error:
+        train(experiment)
     assert "\n" not in str(error.value)
 
 

@@ -96,9 +96,11 @@ def test_a_value_out_of_range_is_named_with_its_key(kind, case):
         ("INPUT.RANDOM_FLIP=foo", "INPUT.RANDOM_FLIP is 'foo'; it has to be one of horizontal"),
         ("INPUT.CROP.TYPE=foo", "INPUT.CROP.TYPE is 'foo'"),
         ("INPUT.MIN_SIZE_TRAIN_SAMPLING=foo", "one of choice, range"),
+        ("MODEL.BACKBONE.FREEZE_AT=9", "at most 5"),
+        ("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS=(1,1)", "needs 4 numbers, one each for x"),
     ],
 )
-def test_a_name_that_there_is_not_in_a_yaml_config_is_named_with_the_valid_ones(override, words):
+def test_a_value_that_yaml_configs_alone_have_is_named_with_the_valid_ones(override, words):
     with pytest.raises(UserError, match=words):
         build_experiment(f"{CONFIGS['mask_rcnn']}.yaml", [override], with_data=False)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from d2ext.ops import _library
 from d2ext.ops import has_native as extension_loaded
@@ -15,6 +16,8 @@ pytestmark = [
 
 
 def on_gpu(value):
+    if isinstance(value, list):
+        return [on_gpu(item) for item in value]
     if isinstance(value, torch.Tensor):
         moved = value.detach().cuda()
         return moved.requires_grad_(value.requires_grad)
@@ -39,12 +42,11 @@ def test_equals_the_cpu(name, double, deterministic):
                 wanted = op(*args, **kwargs)
                 found = op(*map(on_gpu, args), **kwargs)
                 again = op(*map(on_gpu, args), **kwargs)
-            if isinstance(wanted, torch.Tensor):
-                wanted, found, again = (wanted,), (found,), (again,)
-            for a, b, c in zip(wanted, found, again, strict=True):
+            results = (tree_leaves(x) for x in (wanted, found, again))
+            for a, b, c in zip(*results, strict=True):
                 limit = 1e-9 if double else 1e-4
                 torch.testing.assert_close(b.cpu(), a, rtol=limit, atol=limit)
-                if deterministic or not name.startswith("roi_warp"):
+                if deterministic or not name.startswith(("roi_warp", "pyramid")):
                     assert torch.equal(b, c)
                 assert b.stride() == a.stride()
     finally:
@@ -111,3 +113,8 @@ def test_wild_rows_do_no_harm():
         op = getattr(torch.ops.d2ext, name)
         found = op(feature.cuda(), rois.cuda(), *args).cpu()
         torch.testing.assert_close(found, op(feature, rois, *args), rtol=1e-4, atol=1e-4)
+    op = torch.ops.d2ext.pyramid_roi_align
+    for ratio in (0, 2):
+        wanted = op([feature], rois, [1 / 16], 3, 3, sampling_ratio=ratio)
+        found = op([feature.cuda()], rois.cuda(), [1 / 16], 3, 3, sampling_ratio=ratio).cpu()
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from d2ext import ops as d2ops
 from d2ext.ops import _library
@@ -39,6 +40,14 @@ def samples(double=False):
     masks = rand(3, 1, 4, 4, grad=True)
     gated = rand(3, 5, 6, 6, grad=True)
     plain_masks, boxes = rand(3, 4, 4).sigmoid(), rois[:, 1:] / 8
+    pyramid = [rand(2, 17, 10, 12, grad=True), rand(2, 17, 5, 6, grad=True)]
+    pyramid_last = [
+        rand(2, 17, height, width).to(memory_format=torch.channels_last).requires_grad_()
+        for height, width in ((10, 12), (5, 6))
+    ]
+    scales = [1 / 8, 1 / 16]  # boxes on both levels
+    canonical = {"canonical_size": 56.0}
+    sizes = [2, 17, 10, 12, 5, 6]
     int32 = torch.int32
     candidates = (
         torch.tensor([0, 1, 2], dtype=int32), torch.tensor([0, 2, 2, 3], dtype=int32),
@@ -66,6 +75,20 @@ def samples(double=False):
         "roi_warp_max_pool_backward": [
             ((rand(3, 17, 3, 2), feature.detach(), rois, *size, *full[:3], True, True), {}),
             ((rand(3, 17, 3, 2), last.detach(), rois, *size, *full[:3], False, True), {}),
+        ],
+        "pyramid_roi_align": [
+            ((pyramid, rois, scales, 3, 2), canonical),
+            (
+                (pyramid_last, rois, scales, 2, 2),
+                {**canonical, "sampling_ratio": 2, "average": 2},
+            ),
+            ((pyramid[:1], rois, scales[:1], 3, 2), {"sampling_ratio": 1}),
+            ((pyramid, none, scales, 3, 2), {}),
+        ],
+        "pyramid_roi_align_backward": [
+            ((rand(3, 17, 3, 2), rois, sizes, scales, False, 0, 1, 56.0, 4), {}),
+            ((rand(3, 17, 2, 2), rois, sizes, scales, True, 2, 2, 56.0, 4), {}),
+            ((rand(0, 17, 3, 2), none, sizes, scales, False, 0, 1, 56.0, 4), {}),
         ],
         "ps_roi_assemble": [
             ((score, rois, *ps), {}),
@@ -148,14 +171,15 @@ def test_compiles_without_a_break_for_any_number_of_rois(name):
 
     def total(*args, **kwargs):
         out = op(*args, **kwargs)
-        return out if isinstance(out, tuple) else (out,)
+        return out if isinstance(out, (tuple, list)) else (out,)
 
     compiled = torch.compile(total, fullgraph=True, backend="aot_eager", dynamic=True)
     for args, kwargs in samples()[name][:2]:
         eager, traced = total(*args, **kwargs), compiled(*args, **kwargs)
         for a, b in zip(eager, traced, strict=True):
             torch.testing.assert_close(a, b)
-        inputs = [x for x in args if isinstance(x, torch.Tensor) and x.requires_grad]
+        leaves = tree_leaves(args)
+        inputs = [x for x in leaves if isinstance(x, torch.Tensor) and x.requires_grad]
         outputs = [(a, b) for a, b in zip(eager, traced, strict=True) if a.requires_grad]
         if outputs:
             wanted = torch.autograd.grad(sum(a.square().sum() for a, _ in outputs), inputs)
@@ -187,7 +211,7 @@ def test_results_are_bitwise_equal_for_any_number_of_threads(name):
                 torch.set_num_threads(threads)
                 with torch.no_grad():
                     out = getattr(torch.ops.d2ext, name)(*args, **kwargs)
-                results.append(out if isinstance(out, tuple) else (out,))
+                results.append(tree_leaves(out))
             for other in results[1:]:
                 for a, b in zip(results[0], other, strict=True):
                     assert torch.equal(a, b)

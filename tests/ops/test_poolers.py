@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from d2ext.ops import (
     MaskVoting,
+    PyramidROIAlignPooler,
     RoIWarpPooler,
+    pool_averaged,
     roi_warp,
     roi_warp_max_pool,
     vote_candidates,
@@ -66,13 +69,55 @@ def test_rois_of_several_images_name_their_image(box_lists):
 
 
 def test_poolers_refuse_what_they_cannot_do(box_lists):
-    with pytest.raises(ValueError, match="one scale expected, got 2"):
-        RoIWarpPooler(7, [1 / 8, 1 / 16])
+    with pytest.raises(ValueError, match="every scale must be half of the one before"):
+        RoIWarpPooler(7, [1 / 16, 1 / 8])
     feature = torch.randn(3, 4, 8, 9)
     with pytest.raises(ValueError, match="one feature level expected, got 2"):
         RoIWarpPooler(7, [1 / 16])([feature, feature], box_lists)
     with pytest.raises(ValueError, match="3 images but 1 box lists"):
         RoIWarpPooler(7, [1 / 16])([feature], box_lists[:1])
+
+
+def test_pyramid_pooler_stands_where_detectron2_takes_its_own(box_lists):
+    features = [torch.randn(3, 4, 24 >> i, 28 >> i) for i in range(3)]
+    scales = [1 / 4, 1 / 8, 1 / 16]
+    ours = PyramidROIAlignPooler((7, 7), scales, 2)
+    theirs = ROIPooler(7, scales, 2, "ROIAlignV2")
+    wanted = theirs(features, box_lists)
+    torch.testing.assert_close(ours(features, box_lists), wanted, rtol=1e-5, atol=1e-5)
+    assert ours.output_size == theirs.output_size and ours.state_dict() == {}
+    empty = [Boxes(torch.zeros(0, 4))] * 3
+    assert ours(features, empty).shape == (0, 4, 7, 7)
+    assert ours([f[:0] for f in features], []).shape == (0, 4, 7, 7)
+    with pytest.raises(ValueError, match="3 feature levels expected, got 1"):
+        ours(features[:1], box_lists)
+    with pytest.raises(ValueError, match="3 images but 2 box lists"):
+        ours(features, box_lists[:2])
+    with pytest.raises(ValueError, match="output size 7 x 7 is no multiple of 2"):
+        ours(features, box_lists, average=2)
+
+
+def test_pyramid_pooler_keeps_boxes_exact_beside_half_precision(box_lists):
+    features = [torch.randn(3, 4, 24, 28).bfloat16()]
+    ours = PyramidROIAlignPooler(7, [1 / 4], 2)
+    wanted = ours([features[0].float()], box_lists).bfloat16()
+    assert torch.equal(ours(features, box_lists), wanted)
+    doubles = [Boxes(b.tensor) for b in box_lists]
+    for boxes in doubles:
+        boxes.tensor = boxes.tensor.double()
+    assert torch.equal(ours(features, doubles), wanted)
+
+
+@pytest.mark.parametrize("size", [(7, 7), (14, 14), (5, 5), (7, 14)])
+def test_averaged_pooling_is_adaptive_pooling_of_any_pooler(box_lists, size):
+    features = [torch.randn(3, 4, 24 >> i, 28 >> i) for i in range(2)]
+    scales = [1 / 4, 1 / 8]
+    theirs = ROIPooler(14, scales, 0, "ROIAlignV2")
+    wanted = F.adaptive_avg_pool2d(theirs(features, box_lists), size)
+    assert torch.equal(pool_averaged(theirs, features, box_lists, size), wanted)
+    ours = PyramidROIAlignPooler(14, scales, 0)
+    found = pool_averaged(ours, features, box_lists, size)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_iou_counts_pixels():

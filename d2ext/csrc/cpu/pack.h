@@ -216,6 +216,68 @@ D2EXT_INLINE void tile_to_planes(const T* tile, int lanes, int count, T* const* 
   }
 }
 
+// A view of sixteen (or fewer) channels: lane i of cell c is base[i * lane + c * cell].
+template <class T>
+struct ChannelView {
+  T* base;
+  int64_t lane, cell;
+};
+
+template <class T>
+D2EXT_INLINE void load_view(const ChannelView<const T>& view, int lanes, int count, T* tile) {
+  if (view.cell == 1) {
+    const T* planes[kLanes];
+    for (int i = 0; i < kLanes; ++i) planes[i] = view.base + (i < lanes ? i : 0) * view.lane;
+    planes_to_tile(planes, lanes, count, tile);
+    return;
+  }
+  if (view.lane == 1 && lanes == kLanes) {
+    for (int64_t i = 0; i < count; ++i) {
+      Pack<T>::load(view.base + i * view.cell).store(tile + i * kLanes);
+    }
+    return;
+  }
+  for (int i = 0; i < count; ++i) {
+    T* to = tile + static_cast<int64_t>(i) * kLanes;
+    const T* from = view.base + i * view.cell;
+    for (int lane = 0; lane < lanes; ++lane) to[lane] = from[lane * view.lane];
+    for (int lane = lanes; lane < kLanes; ++lane) to[lane] = T(0);
+  }
+}
+
+template <class T>
+D2EXT_INLINE void store_view(const T* tile, int lanes, int count, const ChannelView<T>& view) {
+  if (view.cell == 1) {
+    T* planes[kLanes];
+    for (int i = 0; i < kLanes; ++i) planes[i] = view.base + (i < lanes ? i : 0) * view.lane;
+    tile_to_planes(tile, lanes, count, planes);
+    return;
+  }
+  if (view.lane == 1 && lanes == kLanes) {
+    for (int64_t i = 0; i < count; ++i) {
+      Pack<T>::load(tile + i * kLanes).store(view.base + i * view.cell);
+    }
+    return;
+  }
+  for (int i = 0; i < count; ++i) {
+    const T* from = tile + static_cast<int64_t>(i) * kLanes;
+    T* to = view.base + i * view.cell;
+    for (int lane = 0; lane < lanes; ++lane) to[lane * view.lane] = from[lane];
+  }
+}
+
+// `channel` and those after it of row `index` of a tensor (M, C, cells).
+template <class T, class Data>
+ChannelView<T> channel_view(
+    Data* data, bool channels_last, int64_t channels, int64_t cells, int64_t index,
+    int64_t channel) {
+  ChannelView<T> view;
+  view.lane = channels_last ? 1 : cells;
+  view.cell = channels_last ? channels : 1;
+  view.base = data + index * channels * cells + channel * view.lane;
+  return view;
+}
+
 // Scratch memory of one task, aligned to cache lines.
 template <class T>
 class Scratch {

@@ -117,12 +117,7 @@ Plan<T> make_plan(const at::Tensor& input, const at::Tensor& rois, const Geometr
 template <class T, class Data>
 ChannelView<T> view_of(Data* data, const at::Tensor& like, int64_t index, int64_t channel) {
   const bool last = layout_of(like) == at::MemoryFormat::ChannelsLast;
-  const int64_t channels = like.size(1), cells = like.size(2) * like.size(3);
-  ChannelView<T> view;
-  view.lane = last ? 1 : cells;
-  view.cell = last ? channels : 1;
-  view.base = data + index * channels * cells + channel * view.lane;
-  return view;
+  return channel_view<T>(data, last, like.size(1), like.size(2) * like.size(3), index, channel);
 }
 
 template <class T>

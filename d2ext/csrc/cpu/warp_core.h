@@ -182,44 +182,6 @@ D2EXT_INLINE void maxima_backward(
 }
 
 // ------------------------------------------------------------------ one task
-// A view of sixteen (or fewer) channels: lane i of cell c is base[i * lane + c * cell].
-template <class T>
-struct ChannelView {
-  T* base;
-  int64_t lane, cell;
-};
-
-template <class T>
-D2EXT_INLINE void load_view(const ChannelView<const T>& view, int lanes, int count, T* tile) {
-  if (view.cell == 1) {
-    const T* planes[kLanes];
-    for (int i = 0; i < kLanes; ++i) planes[i] = view.base + (i < lanes ? i : 0) * view.lane;
-    planes_to_tile(planes, lanes, count, tile);
-    return;
-  }
-  for (int i = 0; i < count; ++i) {
-    T* to = tile + static_cast<int64_t>(i) * kLanes;
-    const T* from = view.base + i * view.cell;
-    for (int lane = 0; lane < lanes; ++lane) to[lane] = from[lane * view.lane];
-    for (int lane = lanes; lane < kLanes; ++lane) to[lane] = T(0);
-  }
-}
-
-template <class T>
-D2EXT_INLINE void store_view(const T* tile, int lanes, int count, const ChannelView<T>& view) {
-  if (view.cell == 1) {
-    T* planes[kLanes];
-    for (int i = 0; i < kLanes; ++i) planes[i] = view.base + (i < lanes ? i : 0) * view.lane;
-    tile_to_planes(tile, lanes, count, planes);
-    return;
-  }
-  for (int i = 0; i < count; ++i) {
-    const T* from = tile + static_cast<int64_t>(i) * kLanes;
-    T* to = view.base + i * view.cell;
-    for (int lane = 0; lane < lanes; ++lane) to[lane * view.lane] = from[lane];
-  }
-}
-
 enum class WarpKind { kPoint, kPool, kEdge };
 
 // All RoIs of one image against sixteen of its channels.

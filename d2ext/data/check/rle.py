@@ -29,12 +29,33 @@ def compressed_run_sums(counts: Sequence[bytes]) -> RunSums:
     Args:
         counts: the `counts` entry of each mask.
     """
+    runs, owner, place, bad = compressed_runs(counts)
+    total, area = np.zeros(len(counts), np.int64), np.zeros(len(counts), np.int64)
+    np.add.at(total, owner, runs)
+    np.add.at(area, owner[place % 2 == 1], runs[place % 2 == 1])
+    bad[owner[runs < 0]] = True
+    total[bad] = -1
+    return RunSums(total, area)
+
+
+class Runs(NamedTuple):
+    """The runs of all masks, one after the other."""
+
+    lengths: np.ndarray  # in pixels
+    owner: np.ndarray  # index of the mask
+    place: np.ndarray  # 0, 1, 2, ... within the mask; odd ones belong to the object
+    bad: np.ndarray  # bool, one per mask: not a valid encoding
+
+
+def compressed_runs(counts: Sequence[bytes]) -> Runs:
+    """The lengths of runs in COCO's compressed encoding, see `compressed_run_sums`."""
+    bad = np.zeros(len(counts), bool)
     if not counts:
-        return RunSums(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        none = np.zeros(0, np.int64)
+        return Runs(none, none, none, bad)
     lengths = np.array([len(c) for c in counts])
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     codes = np.frombuffer(b"".join(counts), np.uint8).astype(np.int64) - 48
-    bad = np.zeros(len(counts), bool)
     owner = np.repeat(np.arange(len(counts)), lengths)
     bad[owner[(codes < 0) | (codes > 63)]] = True
     more = (codes & 32) != 0
@@ -51,11 +72,11 @@ def compressed_run_sums(counts: Sequence[bytes]) -> RunSums:
     values = np.add.reduceat((codes & 31) << (5 * place), starts) if len(starts) else starts
     final = starts + sizes - 1
     values = values - np.where(codes[final] & 16, 1 << (5 * (place[final] + 1)), 0)
-    return _add_up(values, owner[starts], bad)
+    return _undo_differences(values, owner[starts], bad)
 
 
-def _add_up(values, owner, bad) -> RunSums:
-    """Undo the differences within each mask and add up its runs."""
+def _undo_differences(values, owner, bad) -> Runs:
+    """From the fourth run of a mask on, `values` are differences to the run before the last."""
     masks = len(bad)
     first = np.searchsorted(owner, np.arange(masks))
     index = np.arange(len(values)) - first[owner]
@@ -66,12 +87,7 @@ def _add_up(values, owner, bad) -> RunSums:
         begin = np.searchsorted(mask, np.arange(masks))
         before = np.concatenate([[0], sums])[begin]
         runs[chain] = sums - before[mask]
-    bad[owner[runs < 0]] = True
-    total, area = np.zeros(masks, np.int64), np.zeros(masks, np.int64)
-    np.add.at(total, owner, runs)
-    np.add.at(area, owner[index % 2 == 1], runs[index % 2 == 1])
-    total[bad] = -1
-    return RunSums(total, area)
+    return Runs(runs, owner, index, bad)
 
 
 def list_run_sums(counts: list[int]) -> tuple:

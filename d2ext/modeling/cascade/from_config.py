@@ -1,12 +1,14 @@
 """Parts of multi-stage region heads from a yaml config, as arguments for their constructors."""
 
+from torch import nn
+
 from d2ext.errors import UserError
+from d2ext.modeling.poolers import build_region_pooler
 from d2ext.modeling.regions.refinement import ClampedBox2BoxTransform
 from d2ext.modeling.regions.sampling import ProposalSampler
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads.box_head import build_box_head
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 
@@ -61,10 +63,10 @@ def cascade_from_config(
 
 def _pooling(
     cfg: CfgNode, branch: CfgNode, input_shape: dict[str, ShapeSpec]
-) -> tuple[ROIPooler, ShapeSpec]:
+) -> tuple[nn.Module, ShapeSpec]:
     """The pooler of a branch and the shape of what it returns for one region."""
     names, size = cfg.MODEL.ROI_HEADS.IN_FEATURES, branch.POOLER_RESOLUTION
-    pooler = ROIPooler(
+    pooler = build_region_pooler(
         output_size=size,
         scales=tuple(1.0 / input_shape[name].stride for name in names),
         sampling_ratio=branch.POOLER_SAMPLING_RATIO,

@@ -22,6 +22,7 @@ from d2ext.modeling.regions.losses import (
     pick_class,
 )
 from d2ext.modeling.regions.refinement import refine_boxes
+from d2ext.modeling.regions.samples import Samples
 from d2ext.modeling.regions.sampling import ProposalSampler
 from d2ext.modeling.regions.targets import align_masks
 
@@ -182,13 +183,13 @@ class MultiStageROIHeads(nn.Module):
             losses.update(self.mask_losses(features, samples, targets, stage))
         return losses
 
-    def boxes_to_hand_on(self, samples: list[Instances], refined: list[Boxes]) -> list[Boxes]:
+    def boxes_to_hand_on(self, samples: list[Samples], refined: list[Boxes]) -> list[Boxes]:
         """Of the refined boxes of a stage, those that the next stage starts from: not the ground
         truths that the sampler appended, because the next one appends them again."""
-        return [boxes[~s.is_gt] for s, boxes in zip(samples, refined)]
+        return [boxes[s.num_gt :] for s, boxes in zip(samples, refined)]
 
     def stage_losses(
-        self, predictions: Predictions, samples: list[Instances], stage: int
+        self, predictions: Predictions, samples: list[Samples], stage: int
     ) -> dict[str, Tensor]:
         """Weighted classification and box losses of one stage on its samples."""
         logits, deltas = predictions
@@ -196,7 +197,7 @@ class MultiStageROIHeads(nn.Module):
         if predictor.box_reg_loss_type != "smooth_l1":
             raise UserError("set MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE to 'smooth_l1'")
         classes = torch.cat([s.gt_classes for s in samples])
-        self._log_classification(logits, classes, len(samples), stage)
+        self._log_classification(logits, classes, samples, stage)
         losses = {
             "loss_cls": classification_loss(logits, classes),
             "loss_box_reg": box_regression_loss(
@@ -213,13 +214,17 @@ class MultiStageROIHeads(nn.Module):
             for name, loss in losses.items()
         }
 
-    def _log_classification(self, logits: Tensor, classes: Tensor, images: int, stage: int) -> None:
-        with torch.no_grad():
-            foreground = classes < self.num_classes
-            correct = logits.argmax(dim=1) == classes
-            counts = torch.stack([foreground.sum(), correct.sum(), correct[foreground].sum()])
-            num_foreground, num_correct, foreground_correct = counts.tolist()
-        storage = get_event_storage()
+    @torch.no_grad()
+    def _log_classification(
+        self, logits: Tensor, classes: Tensor, samples: list[Samples], stage: int
+    ) -> None:
+        correct, num_foreground = (
+            logits.argmax(dim=1) == classes,
+            sum(s.num_positive for s in samples),
+        )
+        right = torch.stack([correct, correct & (classes < self.num_classes)]).sum(dim=1)
+        num_correct, foreground_correct = right.tolist()
+        storage, images = get_event_storage(), len(samples)
         storage.put_scalar(f"stage{stage}/num_fg_samples", num_foreground / images)
         storage.put_scalar(f"stage{stage}/num_bg_samples", (len(classes) - num_foreground) / images)
         if len(classes):
@@ -229,11 +234,11 @@ class MultiStageROIHeads(nn.Module):
 
     def mask_samples(
         self,
-        samples: list[Instances],
+        samples: list[Samples],
         boxes: list[Boxes],
         targets: list[Instances],
         stage: int,
-    ) -> list[Instances]:
+    ) -> list[Samples]:
         """Labelled boxes that train the mask branch of a stage: here, those of its box branch.
 
         Args:
@@ -243,18 +248,18 @@ class MultiStageROIHeads(nn.Module):
         return samples
 
     def mask_losses(
-        self, features: Any, samples: list[Instances], targets: list[Instances], stage: int
+        self, features: Any, samples: list[Samples], targets: list[Instances], stage: int
     ) -> dict[str, Tensor]:
         """Weighted mask loss of one stage on the positives among the samples."""
-        positives = [s[s.gt_classes < self.num_classes] for s in samples]
-        x = self.pool_mask_features(features, [p.proposal_boxes for p in positives])
-        logits = self.mask_logits(x, stage)
+        boxes = [s.proposal_boxes[: s.num_positive] for s in samples]
+        logits = self.mask_logits(self.pool_mask_features(features, boxes), stage)
         masks = [
-            align_masks(t.gt_masks, p.gt_index, p.proposal_boxes.tensor, logits.shape[-1])
-            for p, t in zip(positives, targets)
-            if len(p)  # images without objects may lack the field gt_masks
+            align_masks(t.gt_masks, s.gt_index[: len(b)], b.tensor, logits.shape[-1])
+            for s, b, t in zip(samples, boxes, targets)
+            if len(b)  # images without objects may lack the field gt_masks
         ]
-        loss = mask_bce_loss(logits, torch.cat([p.gt_classes for p in positives]), masks)
+        classes = torch.cat([s.gt_classes[: len(b)] for s, b in zip(samples, boxes)])
+        loss = mask_bce_loss(logits, classes, masks)
         return {f"loss_mask_stage{stage}": loss * self.stage_loss_weights[stage]}
 
     def mask_logits(self, x: Tensor, stage: int) -> Tensor:

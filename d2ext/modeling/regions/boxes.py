@@ -6,8 +6,13 @@ last pixel, here (3, 5), so that a width is `x2 - x1 + 1`. Widths, IoUs and regr
 equal in both, hence conversion is only needed where corners are rounded or compared with pixels.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
+
+from d2ext.modeling.regions.batching import to_device
 
 
 def _with_shifted_end(boxes: Tensor, shift: float) -> Tensor:
@@ -31,7 +36,17 @@ def pixel_boxes(boxes: Tensor) -> Tensor:
     return torch.cat([low, torch.maximum(low, high)], dim=1)
 
 
-def clip_boxes(boxes: Tensor, image_size: tuple[int, int], *, whole_pixel: bool = False) -> Tensor:
+# Height and width in pixels; numbers, or for boxes of several images one of each for every box.
+ImageSize = tuple[int, int] | tuple[np.ndarray, np.ndarray]
+
+
+def sizes_of_rows(image_sizes: Sequence[tuple[int, int]], counts: Sequence[int]) -> ImageSize:
+    """The image size of every box, if `counts` of them are in each image."""
+    heights, widths = np.array(image_sizes).repeat(counts, axis=0).T
+    return heights, widths
+
+
+def clip_boxes(boxes: Tensor, image_size: ImageSize, *, whole_pixel: bool = False) -> Tensor:
     """Boxes inside an image, as a new tensor through which gradients flow.
 
     Args:
@@ -45,24 +60,17 @@ def clip_boxes(boxes: Tensor, image_size: tuple[int, int], *, whole_pixel: bool 
     """
     height, width = image_size
     margin = 1 if whole_pixel else 0
-    x1, y1, x2, y2 = boxes.unbind(dim=-1)
-    return torch.stack(
-        [
-            x1.clamp(0, width - margin),
-            y1.clamp(0, height - margin),
-            x2.clamp(margin, width),
-            y2.clamp(margin, height),
-        ],
-        dim=-1,
-    )
+    high = np.stack([width - margin, height - margin, width, height], axis=-1)
+    low = np.broadcast_to([0, 0, margin, margin], high.shape)
+    low, high = to_device(np.stack([low, high]), boxes.device).to(boxes.dtype)
+    return boxes.clamp(low, high)
 
 
-def boxes_inside(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+def boxes_inside(boxes: Tensor, image_size: ImageSize) -> Tensor:
     """(N,) bool, whether boxes (N x 4, continuous corners) lie within an image of (height, width);
     they may touch its border."""
-    height, width = image_size
-    x1, y1, x2, y2 = boxes.unbind(dim=1)
-    return (x1 >= 0) & (y1 >= 0) & (x2 <= width) & (y2 <= height)
+    limits = to_device(np.stack(image_size[::-1], axis=-1), boxes.device)
+    return (boxes[:, :2] >= 0).all(dim=1) & (boxes[:, 2:] <= limits).all(dim=1)
 
 
 def not_finite(what: str, *values: Tensor) -> FloatingPointError:

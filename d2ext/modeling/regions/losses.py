@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from d2ext.modeling.parts import measured_count, note_count, number_of_parts
+from d2ext.modeling.regions.samples import positive_rows
 
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
@@ -107,7 +108,7 @@ def box_regression_loss(
     classes = torch.cat([p.gt_classes for p in proposals])
     boxes = Boxes.cat([p.proposal_boxes for p in proposals]).tensor
     gt_boxes = Boxes.cat([p.gt_boxes for p in proposals]).tensor
-    positive = (classes < num_classes).nonzero()[:, 0]
+    positive, _ = positive_rows(proposals, num_classes)
     predicted = deltas.float().view(len(deltas), deltas.shape[1] // 4, 4)[positive]
     predicted = pick_class(predicted, classes[positive])
     # Only positives have boxes that are certain to be encodable.

@@ -2,13 +2,23 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from d2ext.modeling.regions.boxes import clip_boxes, not_finite
+from d2ext.modeling.regions.batching import to_device
+from d2ext.modeling.regions.boxes import clip_boxes, not_finite, sizes_of_rows
 
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes
+
+
+def encode_boxes(sources: Tensor, targets: Tensor, weights: Sequence[float]) -> Tensor:
+    """The deltas (N x 4) that turn sources into targets (N x 4 each), times the weights."""
+    size, wanted = (x[:, 2:] - x[:, :2] for x in (sources, targets))
+    shift = (targets[:, :2] + 0.5 * wanted) - (sources[:, :2] + 0.5 * size)
+    weights = to_device(np.array(weights), sources.device).to(sources.dtype)
+    return torch.cat([weights[:2] * shift / size, weights[2:] * torch.log(wanted / size)], dim=1)
 
 
 class ClampedBox2BoxTransform(Box2BoxTransform):
@@ -26,14 +36,19 @@ class ClampedBox2BoxTransform(Box2BoxTransform):
         """
         super().__init__(tuple(weights), **kwargs)
 
+    def get_deltas(self, src_boxes: Tensor, target_boxes: Tensor) -> Tensor:
+        """As in the base class, which also asks the device whether the sources have an area."""
+        return encode_boxes(src_boxes, target_boxes, self.weights)
+
     def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
         """As in the base class: deltas (N x 4k), boxes (N x 4) -> decoded boxes (N x 4k)."""
-        deltas = deltas.float()
-        smallest = deltas.new_tensor(
-            [-float("inf"), -float("inf")] + [-self.scale_clamp * w for w in self.weights[2:]]
-        )
-        limited = torch.maximum(deltas, smallest.repeat(deltas.shape[1] // 4))
-        return super().apply_deltas(limited, boxes)
+        deltas = deltas.float().unflatten(1, (deltas.shape[1] // 4, 4))
+        low, high = boxes.to(deltas.dtype)[:, None].split(2, dim=2)
+        size, weights = high - low, to_device(np.array(self.weights), deltas.device)
+        shift, growth = (deltas / weights.to(deltas.dtype)).split(2, dim=2)
+        center = shift * size + (low + 0.5 * size)
+        half = 0.5 * (growth.clamp(-self.scale_clamp, self.scale_clamp).exp() * size)
+        return torch.cat([center - half, center + half], dim=2).flatten(1)
 
 
 @torch.no_grad()
@@ -60,5 +75,6 @@ def refine_boxes(
     decoded = transform.apply_deltas(deltas, torch.cat([b.tensor for b in boxes]))
     if not torch.isfinite(decoded).all():
         raise not_finite("Refined boxes", deltas)
-    rows = decoded.split([len(b) for b in boxes])
-    return [Boxes(clip_boxes(image_boxes, size)) for image_boxes, size in zip(rows, image_sizes)]
+    counts = [len(b) for b in boxes]
+    clipped = clip_boxes(decoded, sizes_of_rows(image_sizes, counts))
+    return [Boxes(image_boxes) for image_boxes in clipped.split(counts)]

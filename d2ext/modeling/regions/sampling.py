@@ -6,10 +6,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from d2ext.modeling.regions.batching import (
+    Candidates,
+    Draw,
+    pad,
+    pad_targets,
+    pairwise_ious,
+    present,
+    to_device,
+)
+from d2ext.modeling.regions.samples import Samples, gather_samples, split_samples
+
+from detectron2.structures import Boxes, Instances
 
 _SEEDS: ContextVar[Sequence[int | None]] = ContextVar("image_seeds", default=())
 
@@ -50,37 +62,35 @@ def image_generator(image: int, tag: str) -> torch.Generator | None:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-def _random_subset(indices: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """`count` of the indices in their original order; drawn on the CPU for any device."""
-    chosen = torch.randperm(len(indices), generator=generator)[:count].sort().values
-    return indices[chosen.to(indices.device)]
+def random_ranks(total: int, count: int, generator: torch.Generator | None = None) -> np.ndarray:
+    """`count` of the numbers below `total`, ascending; drawn on the host."""
+    return np.sort(torch.randperm(total, generator=generator).numpy()[:count])
 
 
-def subsample(
-    positive: Tensor,
-    negative: Tensor,
+def share_ranks(
+    num_positive: int,
+    num_negative: int,
     size: int,
     positive_fraction: float,
     generator: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw without replacement: positives up to their share, then negatives up to `size`.
 
     Args:
-        positive, negative: bool vectors of one length; in neither means ignored.
+        num_positive, num_negative: numbers of candidates.
         size: number of samples wanted, fewer if candidates lack; -1 keeps all candidates.
         positive_fraction: at most `int(size * positive_fraction)` samples are positive.
 
     Returns:
-        indices of the sampled positives and negatives, each ascending.
+        which of the positives and which of the negatives are drawn, each ascending.
     """
-    positives, negatives = positive.nonzero()[:, 0], negative.nonzero()[:, 0]
     if size < 0:
-        return positives, negatives
-    num_positive = min(len(positives), int(size * positive_fraction))
-    num_negative = min(len(negatives), size - num_positive)
+        return np.arange(num_positive), np.arange(num_negative)
+    positives = min(num_positive, int(size * positive_fraction))
+    negatives = min(num_negative, size - positives)
     return (
-        _random_subset(positives, num_positive, generator),
-        _random_subset(negatives, num_negative, generator),
+        random_ranks(num_positive, positives, generator),
+        random_ranks(num_negative, negatives, generator),
     )
 
 
@@ -91,17 +101,17 @@ def best_matches(iou: Tensor, min_iou: float) -> Tensor:
     provided that this IoU is at least `min_iou`; of several claims the last one wins.
 
     Args:
-        iou: M ground truths x N boxes.
+        iou: ... x M ground truths x N boxes.
 
     Returns:
-        (N,) index of the claiming ground truth, -1 where none claims the box.
+        (... x N) index of the claiming ground truth, -1 where none claims the box.
     """
     if iou.numel() == 0:
-        return torch.full((iou.shape[1],), -1, dtype=torch.int64, device=iou.device)
-    best = iou.max(dim=1, keepdim=True).values
+        return iou.new_full((*iou.shape[:-2], iou.shape[-1]), -1, dtype=torch.int64)
+    best = iou.amax(dim=-1, keepdim=True)
     claims = (iou == best) & (best >= min_iou)
-    numbers = torch.arange(1, len(iou) + 1, device=iou.device)[:, None]
-    return (claims * numbers).max(dim=0).values - 1
+    numbers = torch.arange(1, iou.shape[-2] + 1, device=iou.device)[:, None]
+    return (claims * numbers).amax(dim=-2) - 1
 
 
 class ProposalSampler:
@@ -156,60 +166,87 @@ class ProposalSampler:
             (N,) int64 row of the matched ground truth (0 where M = 0), and (N,)
             bool, whether the box is positive.
         """
-        index = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
-        if len(boxes) == 0 or len(gt_boxes) == 0:
-            return index, torch.zeros_like(index, dtype=torch.bool)
-        iou = pairwise_iou(Boxes(gt_boxes), Boxes(boxes))
-        best, index = iou.max(dim=0)
+        index, overlap = self._match(boxes, gt_boxes)
+        return index, overlap >= self.iou_threshold
+
+    def _match(
+        self, boxes: Tensor, gt_boxes: Tensor, exists: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Row of the matched ground truth, and highest IoU with any (-1 where there is none).
+
+        Args:
+            boxes: ... x N x 4.
+            gt_boxes: ... x M x 4.
+            exists: ... x M bool, False for what fills up; None where nothing does.
+        """
+        if boxes.shape[-2] == 0 or gt_boxes.shape[-2] == 0:
+            overlap = boxes.new_full(boxes.shape[:-1], -1)
+            return torch.zeros_like(overlap, dtype=torch.int64), overlap
+        iou = pairwise_ious(gt_boxes, boxes)
+        if exists is not None:
+            iou = iou.masked_fill(~exists[..., None], -1)
+        overlap, index = iou.max(dim=-2)
         if self.reassign_low_quality:
             claimed = best_matches(iou, self.iou_threshold)
             index = torch.where(claimed >= 0, claimed, index)
-        return index, best >= self.iou_threshold
+        return index, overlap
 
     @torch.no_grad()
     def __call__(
         self, boxes: Sequence[Boxes], targets: Sequence[Instances], tag: str
-    ) -> list[Instances]:
+    ) -> list[Samples]:
         """
         Args:
             boxes: per image, the candidate boxes in pixels of the network input.
             targets: per image, `Instances` with `gt_boxes` and `gt_classes`.
             tag: purpose of this round, see `image_generator`.
         """
-        return [
-            self._sample_image(b.tensor, t, image_generator(i, tag))
-            for i, (b, t) in enumerate(zip(boxes, targets))
-        ]
-
-    def _sample_image(
-        self, boxes: Tensor, target: Instances, generator: torch.Generator | None
-    ) -> Instances:
-        gt_boxes = target.gt_boxes.tensor
-        index, positive = self.assign(boxes, gt_boxes)
-        is_gt = torch.zeros_like(positive)
-        if self.append_gt:
-            # From a box without area no deltas can be measured.
-            own = target.gt_boxes.nonempty().nonzero()[:, 0]
-            boxes = torch.cat([gt_boxes[own].to(boxes.dtype), boxes])
-            index = torch.cat([own, index])
-            positive = torch.cat([torch.ones_like(own, dtype=torch.bool), positive])
-            is_gt = torch.cat([torch.ones_like(own, dtype=torch.bool), is_gt])
-        sampled = torch.cat(
-            subsample(
-                positive, ~positive, self.batch_size_per_image, self.positive_fraction, generator
-            )
+        counts, gt = [len(b) for b in boxes], pad_targets(targets)
+        boxes = pad([b.tensor for b in boxes])
+        index, overlap = self._match(boxes, gt.boxes, gt.present)
+        # From a box without area no deltas can be measured.
+        own = gt.present & (gt.boxes[..., 2:] > gt.boxes[..., :2]).all(dim=2) & self.append_gt
+        candidates = Candidates(self._masks(own, overlap, present(counts, boxes)))
+        drawn = [self._draw(c, image_generator(i, tag)) for i, c in enumerate(candidates.counts)]
+        own_index = torch.arange(own.shape[1], device=own.device).expand(own.shape)
+        fields = gather_samples(
+            drawn,
+            candidates.rows(drawn),
+            torch.cat([gt.boxes.to(boxes.dtype), boxes], dim=1),
+            torch.cat([own_index, index], dim=1),
+            gt,
+            self.num_classes,
         )
-        index, positive = index[sampled], positive[sampled]
+        del fields["positive"]
+        # The ground truths, counted by the last mask, come first among the positives.
+        is_gt = [(d.masks == 0) & (d.ranks < c[-1]) for d, c in zip(drawn, candidates.counts)]
+        fields["is_gt"] = to_device(np.concatenate(is_gt), own.device)
+        num_gt = [int(x[: d.num_positive].sum()) for x, d in zip(is_gt, drawn)]
+        return split_samples(fields, drawn, targets, num_gt)
 
-        result = Instances(target.image_size)
-        result.proposal_boxes = Boxes(boxes[sampled])
-        result.gt_index = index
-        result.is_gt = is_gt[sampled]
-        background = torch.full_like(index, self.num_classes)
-        if len(gt_boxes) == 0:
-            result.gt_classes = background
-            result.gt_boxes = Boxes(torch.zeros_like(result.proposal_boxes.tensor))
-        else:
-            result.gt_classes = torch.where(positive, target.gt_classes[index], background)
-            result.gt_boxes = Boxes(gt_boxes[index])
-        return result
+    def _masks(self, own: Tensor, overlap: Tensor, exists: Tensor) -> Tensor:
+        """What to draw from, ground truths and boxes together: positives, negatives, ..., and last
+        the ground truths (N x masks x (G + R) bool).
+
+        Args:
+            own: N x G bool, the ground truths to append.
+            overlap: N x R, highest IoU of each box with any ground truth.
+            exists: N x R bool, False for what fills up.
+        """
+        none, positive = torch.zeros_like(own), overlap >= self.iou_threshold
+        masks = [torch.cat([own, positive & exists], dim=1)]
+        masks += [torch.cat([none, x & exists], 1) for x in self._negatives(positive, overlap)]
+        return torch.stack([*masks, torch.cat([own, torch.zeros_like(exists)], 1)], dim=1)
+
+    def _negatives(self, positive: Tensor, overlap: Tensor) -> list[Tensor]:
+        """Masks (N x R) of boxes to draw as background."""
+        return [~positive]
+
+    def _draw(self, counts: Sequence[int], generator: torch.Generator | None) -> Draw:
+        """The sample of an image.
+
+        Args:
+            counts: number of true entries of each mask.
+        """
+        share = self.batch_size_per_image, self.positive_fraction
+        return Draw.of(*share_ranks(*counts[:2], *share, generator))

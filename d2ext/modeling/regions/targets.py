@@ -5,8 +5,15 @@ releases of MNC and FCIS, which resize the pixels inside the box, looking at sin
 box.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from d2ext.modeling.regions.batching import to_device
 
 from detectron2.layers import ROIAlign
 from detectron2.structures import BitMasks, Instances, PolygonMasks
@@ -21,6 +28,35 @@ def gt_bitmaps(target: Instances) -> Tensor:
     if not isinstance(masks, BitMasks):
         masks = BitMasks.from_polygon_masks(masks, *target.image_size)
     return masks.tensor.to(device)
+
+
+class PackedMasks(NamedTuple):
+    """Masks of all images, G x H x W bool, filled up to one size with background; and the row of
+    each image's first mask."""
+
+    masks: Tensor
+    starts: list[int]
+
+    def rows(self, gt_index: Sequence[Tensor]) -> Tensor:
+        """(Q,) int64 rows, of rows (Qi,) among the masks of each image."""
+        starts = np.repeat(self.starts, [len(index) for index in gt_index])
+        return torch.cat(list(gt_index)) + to_device(starts, self.masks.device)
+
+
+def pack_masks(masks: PackedMasks | Sequence[Tensor]) -> PackedMasks:
+    """Per image G x H x W bool masks -> those of all images; packed ones are returned as they
+    are."""
+    if isinstance(masks, PackedMasks):
+        return masks
+    height, width = (max(m.shape[i] for m in masks) for i in (1, 2))
+    padded = [
+        m
+        if m.shape[1:] == (height, width)
+        else F.pad(m, (0, width - m.shape[2], 0, height - m.shape[1]))
+        for m in masks
+    ]
+    starts = np.cumsum([0, *(len(m) for m in masks)])[:-1]
+    return PackedMasks(torch.cat(padded), starts.tolist())
 
 
 def align_masks(

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torchvision.ops import nms
 
 from d2ext.errors import UserError
+from d2ext.modeling.regions.batching import true_rows
 from d2ext.modeling.regions.boxes import boxes_inside, clip_boxes, not_finite
 from d2ext.modeling.regions.losses import divide_by_count
 from d2ext.modeling.regions.refinement import ClampedBox2BoxTransform
@@ -122,14 +123,12 @@ class CaffeRPN(SeededRPN):
 
     def match(self, iou: Tensor) -> tuple[Tensor, Tensor]:
         """By the matcher's thresholds; all best anchors of a ground truth are positive."""
-        index, labels = self.anchor_matcher(iou)
-        if iou.numel():
-            best = iou.max(dim=1, keepdim=True).values
-            claimed = iou == best
-            if not self.match_zero_overlap:
-                claimed &= best > 0
-            labels[claimed.any(dim=0)] = 1
-        return index, labels
+        index, labels = self.label_by_thresholds(iou)
+        best = iou.amax(dim=1, keepdim=True)
+        claimed = iou == best
+        if not self.match_zero_overlap:
+            claimed &= best > 0
+        return index, labels.masked_fill(claimed.any(dim=0), 1)
 
     def anchor_losses(
         self, predictions: AnchorPredictions, labels: list[Tensor], boxes: list[Tensor]
@@ -149,12 +148,17 @@ class CaffeRPN(SeededRPN):
         """Arguments as in the base class, lists of one level; see the class for the averages."""
         labels, logits = torch.stack(gt_labels), pred_objectness_logits[0]
         valid, positive = labels >= 0, labels == 1
-        self._log_samples(valid, positive)
+        sampled = valid.sum(dim=1)
+        num_valid, num_positive = torch.stack([sampled.sum(), positive.sum()]).tolist()
+        storage = get_event_storage()
+        storage.put_scalar("rpn/num_pos_anchors", num_positive / len(labels))
+        storage.put_scalar("rpn/num_neg_anchors", (num_valid - num_positive) / len(labels))
         cls = F.binary_cross_entropy_with_logits(
             logits, positive.to(logits.dtype), reduction="none"
         )
         cls = (cls * valid).sum(dim=1)
-        image, anchor = positive.nonzero(as_tuple=True)
+        rows = true_rows(positive.flatten(), num_positive)
+        image, anchor = rows.div(labels.shape[1], rounding_mode="floor"), rows % labels.shape[1]
         # Only positives have a target that is certain to be encodable.
         targets = self.box2box_transform.get_deltas(
             anchors[0].tensor[anchor], torch.stack(gt_boxes)[image, anchor]
@@ -163,19 +167,13 @@ class CaffeRPN(SeededRPN):
             pred_anchor_deltas[0][image, anchor], targets, self.smooth_l1_beta, reduction="none"
         )
         box = torch.zeros_like(cls).index_add(0, image, box.sum(dim=1))
-        sampled = valid.sum(dim=1).clamp(min=1)
+        sampled = sampled.clamp(min=1)
         wanted = sampled if self.normalize_box_by_sampled else self.batch_size_per_image
         losses = {"loss_rpn_cls": (cls / sampled).sum(), "loss_rpn_loc": (box / wanted).sum()}
         return {
             name: divide_by_count(loss, len(labels)) * self.loss_weight.get(name, 1.0)
             for name, loss in losses.items()
         }
-
-    def _log_samples(self, valid: Tensor, positive: Tensor) -> None:
-        positives, images = positive.sum().item(), len(valid)
-        storage = get_event_storage()
-        storage.put_scalar("rpn/num_pos_anchors", positives / images)
-        storage.put_scalar("rpn/num_neg_anchors", (valid.sum().item() - positives) / images)
 
     # ------------------------------------------------------------------------------- proposals
 
@@ -223,10 +221,12 @@ class CaffeRPN(SeededRPN):
         """Ascending indices of the anchors whose cells give proposals."""
         stride = self.anchor_generator.strides[0]
         per_cell = self.anchor_generator.num_anchors[0]
-        cells = torch.ones(*grid, per_cell, dtype=torch.bool, device=device)
-        cells[max(image_size[0] // stride, 1) :] = False
-        cells[:, max(image_size[1] // stride, 1) :] = False
-        return cells.flatten().nonzero()[:, 0]
+        rows, columns = (
+            torch.arange(min(max(side // stride, 1), cells), device=device)
+            for side, cells in zip(image_size, grid)
+        )
+        cells = rows[:, None] * grid[1] + columns
+        return (cells[..., None] * per_cell + torch.arange(per_cell, device=device)).flatten()
 
     def decode(self, anchors: Tensor, deltas: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Boxes (A x 4) of anchors and deltas (A x 4 each), clipped to the image."""
@@ -241,11 +241,11 @@ class CaffeRPN(SeededRPN):
             FloatingPointError: in training, if a box or logit is not finite.
         """
         finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(logits)
-        if self.training and not finite.all():
+        large = ((boxes[:, 2:] - boxes[:, :2]) >= min_size).all(dim=1) & finite
+        all_finite, count = torch.stack([finite.all(), large.sum()]).tolist()
+        if self.training and not all_finite:
             raise not_finite("Proposals", logits)
-        sides = boxes[:, 2:] - boxes[:, :2]
-        kept = ((sides >= min_size).all(dim=1) & finite).nonzero()[:, 0]
-        order = logits[kept].sort(descending=True, stable=True).indices
-        kept = kept[order[: self.pre_nms_topk[self.training]]]
+        order = logits.masked_fill(~large, -torch.inf).sort(descending=True, stable=True).indices
+        kept = order[: min(count, self.pre_nms_topk[self.training])]
         best = nms(boxes[kept], logits[kept], self.nms_thresh)
         return kept[best[: self.post_nms_topk[self.training]]]

@@ -5,13 +5,14 @@ import torch
 from torch import Tensor
 
 from d2ext.errors import UserError
-from d2ext.modeling.regions.sampling import image_generator, subsample
+from d2ext.modeling.regions.batching import Candidates, Draw, pad, pairwise_ious
+from d2ext.modeling.regions.sampling import image_generator, share_ranks
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.proposal_generator.rpn import RPN
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import Boxes, Instances
 
 
 class SeededRPN(RPN):
@@ -58,17 +59,30 @@ class SeededRPN(RPN):
         """Row of the matched ground truth (A,) and label (A,) in {-1, 0, 1} of each anchor.
 
         Args:
-            iou: M ground truths x A anchors inside the image.
+            iou: M ground truths x A anchors, M > 0; -1 for anchors outside of the image, of which
+                it does not matter what is returned.
         """
         raise NotImplementedError
 
     def label_anchors(self, anchors: Boxes, gt: Instances) -> tuple[Tensor, Tensor]:
         """Labels (A,) of all anchors before sampling, and the row of their ground truth (A,)."""
         inside = self.inside(anchors, gt.image_size)
-        labels = torch.full((len(anchors),), -1, dtype=torch.int8, device=anchors.device)
-        index = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
-        index[inside], labels[inside] = self.match(pairwise_iou(gt.gt_boxes, anchors[inside]))
-        return labels, index
+        if len(gt.gt_boxes) == 0:
+            index = torch.zeros_like(inside, dtype=torch.int64)
+            labels = torch.full_like(index, self.anchor_matcher.labels[0], dtype=torch.int8)
+        else:
+            iou = pairwise_ious(gt.gt_boxes.tensor, anchors.tensor)
+            index, labels = self.match(iou.masked_fill(~inside, -1))
+        return labels.masked_fill(~inside, -1), index
+
+    def label_by_thresholds(self, iou: Tensor) -> tuple[Tensor, Tensor]:
+        """What `anchor_matcher` gives for M > 0 ground truths x A anchors."""
+        best, index = iou.max(dim=0)
+        thresholds, values = self.anchor_matcher.thresholds[1:-1], self.anchor_matcher.labels
+        labels = torch.full_like(index, values[0], dtype=torch.int8)
+        for threshold, value in zip(thresholds, values[1:]):
+            labels = labels.masked_fill(best >= threshold, value)
+        return index, labels
 
     @torch.no_grad()
     def label_and_sample_anchors(
@@ -76,22 +90,18 @@ class SeededRPN(RPN):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """As in the base class: per image, labels (A,) in {-1, 0, 1} and matched boxes (A x 4)."""
         anchors = Boxes.cat(anchors)
-        labels, matched = [], []
-        for image, gt in enumerate(gt_instances):
-            image_labels, index = self.label_anchors(anchors, gt)
-            positives, negatives = subsample(
-                image_labels == 1,
-                image_labels == 0,
-                self.batch_size_per_image,
-                self.positive_fraction,
-                image_generator(image, "rpn"),
-            )
-            image_labels = torch.full_like(image_labels, -1)
-            image_labels[positives] = 1
-            image_labels[negatives] = 0
-            labels.append(image_labels)
-            if len(gt) == 0:
-                matched.append(torch.zeros_like(anchors.tensor))
-            else:
-                matched.append(gt.gt_boxes.tensor[index])
-        return labels, matched
+        # Image by image: the IoUs of all anchors with all objects of one are large enough.
+        labels, index = zip(*(self.label_anchors(anchors, gt) for gt in gt_instances))
+        labels = torch.stack(labels)
+        candidates = Candidates(torch.stack([labels == 1, labels == 0], dim=1))
+        share = self.batch_size_per_image, self.positive_fraction
+        drawn = [
+            Draw.of(*share_ranks(*counts, *share, image_generator(image, "rpn")))
+            for image, counts in enumerate(candidates.counts)
+        ]
+        rows = candidates.rows(drawn)
+        sampled = torch.full_like(labels, -1).flatten()
+        sampled[rows] = labels.flatten()[rows]
+        gt_boxes = pad([gt.gt_boxes.tensor for gt in gt_instances])
+        matched = [boxes[rows] for boxes, rows in zip(gt_boxes, index)]
+        return list(sampled.view_as(labels)), matched

@@ -28,6 +28,7 @@ def region_losses(
     mask_targets: Tensor,
     box_targets: Tensor,
     beta: float,
+    positive: Tensor | None = None,
 ) -> RegionLosses:
     """
     Args:
@@ -38,9 +39,11 @@ def region_losses(
         mask_targets: Q x P x P, of the Q positive regions; True is inside.
         box_targets: Q x 4, encoded.
         beta: where smooth L1 turns from L2 to L1.
+        positive: (Q,) rows of the positive regions, where they are known.
     """
     cls = F.cross_entropy(logits, labels, reduction="none")
-    positive = (labels < logits.shape[1] - 1).nonzero()[:, 0]
+    if positive is None:
+        positive = (labels < logits.shape[1] - 1).nonzero()[:, 0]
     mask = F.cross_entropy(seg[positive], mask_targets.long(), reduction="none").mean(dim=(1, 2))
     box = smooth_l1_loss(deltas[positive], box_targets, beta, reduction="none").sum(dim=1)
     nothing = torch.zeros_like(cls)
@@ -60,7 +63,7 @@ def hardest_regions(losses: RegionLosses, weights: Sequence[float], count: int) 
 
 
 def total_losses(
-    losses: RegionLosses, kept: Tensor, weights: Sequence[float], batch_size: int
+    losses: RegionLosses, kept: Tensor | slice, weights: Sequence[float], batch_size: int
 ) -> dict[str, Tensor]:
     """Weighted losses of one image.
 
@@ -68,13 +71,14 @@ def total_losses(
     however many positives or regions there are.
 
     Args:
-        kept: indices of the regions that count.
+        kept: indices of the regions that count, or a slice.
         weights: factors of class, mask and box loss.
         batch_size: number of regions wanted per image, 128 in the release.
     """
+    count = len(losses.cls[kept])
     cls, mask, box = (weight * loss[kept].sum() for weight, loss in zip(weights, losses))
     return {
-        "loss_cls": cls / max(len(kept), 1),
+        "loss_cls": cls / max(count, 1),
         "loss_mask": mask / batch_size,
         "loss_box_reg": box / batch_size,
     }

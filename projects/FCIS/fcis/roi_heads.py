@@ -11,10 +11,11 @@ from d2ext.errors import UserError
 from d2ext.modeling import ClampedBox2BoxTransform
 from d2ext.modeling.regions.boxes import clip_boxes, pixel_boxes, to_inclusive
 from d2ext.modeling.regions.losses import connect_features, divide_by_count
-from d2ext.modeling.regions.targets import gt_bitmaps, resize_masks
+from d2ext.modeling.regions.samples import Samples, positive_rows
+from d2ext.modeling.regions.targets import gt_bitmaps, pack_masks, resize_masks
 from d2ext.ops import MaskVoting, fcis_joint_head, ps_roi_assemble, ps_roi_mean
 from d2ext.ops.poolers import boxes_to_rois
-from fcis.losses import hardest_regions, region_losses, total_losses
+from fcis.losses import RegionLosses, hardest_regions, region_losses, total_losses
 from fcis.sampler import RegionSampler
 
 from detectron2.config import configurable
@@ -257,16 +258,17 @@ class FCISROIHeads(nn.Module):
         boxes = [r.proposal_boxes for r in regions]
         scores = self.score_regions(self.score_maps(features), boxes, pick)
         counts = [len(r) for r in regions]
-        parts = [x.split(counts) for x in (scores.logits, scores.seg, scores.deltas)]
-        losses, positives = [], 0
-        for region, target, logits, seg, deltas in zip(regions, targets, *parts):
-            each = self._region_losses(region, target, logits, seg, deltas)
+        each = zip(
+            *(x.split(counts) for x in self._region_losses(regions, targets, labels, scores))
+        )
+        losses, positives = [], []
+        for image, own in zip(map(RegionLosses._make, each), labels.split(counts)):
+            kept = slice(None)
             if self.ohem:
-                kept = hardest_regions(each, self.loss_weights, self.batch_size_per_image)
-            else:
-                kept = torch.arange(len(region), device=logits.device)
-            positives += int((region.gt_classes[kept] < self.num_classes).sum())
-            losses.append(total_losses(each, kept, self.loss_weights, self.batch_size_per_image))
+                kept = hardest_regions(image, self.loss_weights, self.batch_size_per_image)
+            positives.append((own[kept] < self.num_classes).sum())
+            losses.append(total_losses(image, kept, self.loss_weights, self.batch_size_per_image))
+        positives = torch.stack(positives).sum().item()
         get_event_storage().put_scalar("roi_head/num_fg_samples", positives / len(regions))
         total = {
             name: divide_by_count(sum(loss[name] for loss in losses), len(losses))
@@ -275,23 +277,38 @@ class FCISROIHeads(nn.Module):
         return connect_features(total, features.values())
 
     def _region_losses(
-        self, region: Instances, target: Instances, logits: Tensor, seg: Tensor, deltas: Tensor
-    ):
-        """Losses of the regions of one image, one by one."""
-        positive = region[region.gt_classes < self.num_classes]
-        boxes = positive.proposal_boxes.tensor
-        masks = resize_masks(
-            gt_bitmaps(target),
-            positive.gt_index,
+        self,
+        regions: list[Samples],
+        targets: list[Instances],
+        labels: Tensor,
+        scores: RegionScores,
+    ) -> RegionLosses:
+        """Losses of the regions of all images, one by one."""
+        positive, counts = positive_rows(regions, self.num_classes)
+        boxes, gt_boxes = (
+            torch.cat([r.get(name).tensor for r in regions])[positive]
+            for name in ("proposal_boxes", "gt_boxes")
+        )
+        masks = pack_masks([gt_bitmaps(t) for t in targets])
+        inside = resize_masks(
+            masks.masks,
+            masks.rows([r.gt_index[:n] for r, n in zip(regions, counts)]),
             pixel_boxes(boxes),
             self.out_size,
             self.mask_target_thresh,
             # A mask does not reach out of its own box, rounded.
-            limits=pixel_boxes(positive.gt_boxes.tensor),
+            limits=pixel_boxes(gt_boxes),
         )
-        deltas_wanted = self.box2box_transform.get_deltas(boxes, positive.gt_boxes.tensor)
+        deltas = self.box2box_transform.get_deltas(boxes, gt_boxes)
         return region_losses(
-            logits, seg, deltas, region.gt_classes, masks, deltas_wanted, self.smooth_l1_beta
+            scores.logits,
+            scores.seg,
+            scores.deltas,
+            labels,
+            inside,
+            deltas,
+            self.smooth_l1_beta,
+            positive,
         )
 
     # ------------------------------------------------------------------------------- inference

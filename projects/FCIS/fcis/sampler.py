@@ -1,11 +1,13 @@
 """Which regions train FCIS, and their classes."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from d2ext.modeling.regions.sampling import ProposalSampler, subsample
-
-from detectron2.structures import Instances, pairwise_iou
+from d2ext.modeling.regions.batching import Draw
+from d2ext.modeling.regions.sampling import ProposalSampler, share_ranks
 
 
 class RegionSampler(ProposalSampler):
@@ -44,29 +46,23 @@ class RegionSampler(ProposalSampler):
         self.num_samples = batch_size_per_image
         self.background_iou = background_iou
 
-    def _sample_image(
-        self, boxes: Tensor, target: Instances, generator: torch.Generator | None
-    ) -> Instances:
-        regions = super()._sample_image(boxes, target, generator)
-        if self.num_samples < 0:
-            return regions
-        positive = regions.gt_classes < self.num_classes
-        background = ~positive & (self._best_iou(regions, target) >= self.background_iou)
-        positives, negatives = subsample(
-            positive, background, self.num_samples, self.positive_fraction, generator
-        )
-        others = torch.ones_like(positive).index_fill(0, positives, False).nonzero()[:, 0]
-        missing = self.num_samples - len(positives) - len(negatives)
-        while missing > 0 and len(others):
-            drawn = torch.randperm(len(others), generator=generator)[:missing].to(others.device)
-            negatives = torch.cat([negatives, others[drawn]])
-            missing -= len(drawn)
-        sample = regions[torch.cat([positives, negatives])]
-        sample.gt_classes[len(positives) :] = self.num_classes
-        return sample
+    def _negatives(self, positive: Tensor, overlap: Tensor) -> list[Tensor]:
+        """All, and those that overlap some object enough."""
+        return [~positive, ~positive & (overlap.clamp(min=0) >= self.background_iou)]
 
-    @staticmethod
-    def _best_iou(regions: Instances, target: Instances) -> Tensor:
-        if len(target) == 0:
-            return torch.zeros(len(regions), device=regions.gt_classes.device)
-        return pairwise_iou(target.gt_boxes, regions.proposal_boxes).max(dim=0).values
+    def _draw(self, counts: Sequence[int], generator: torch.Generator | None) -> Draw:
+        if self.num_samples < 0:
+            return super()._draw(counts, generator)
+        num_positive, num_negative, num_background = counts[:3]
+        positives, background = share_ranks(
+            num_positive, num_background, self.num_samples, self.positive_fraction, generator
+        )
+        masks, ranks = np.repeat([0, 2], [len(positives), len(background)]), [positives, background]
+        others = np.delete(np.arange(num_positive + num_negative), positives)
+        missing = self.num_samples - len(masks)
+        while missing > 0 and len(others):
+            drawn = others[torch.randperm(len(others), generator=generator).numpy()[:missing]]
+            masks = np.concatenate([masks, drawn >= num_positive])
+            ranks.append(np.where(drawn < num_positive, drawn, drawn - num_positive))
+            missing -= len(drawn)
+        return Draw(masks, np.concatenate(ranks), len(positives))

@@ -4,19 +4,18 @@ behind a switch (HTC paper, section 3)."""
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from d2ext.errors import UserError
-from d2ext.modeling import MultiStageROIHeads
+from d2ext.modeling import MultiStageROIHeads, build_region_pooler
 from d2ext.modeling.cascade.from_config import cascade_from_config
 from d2ext.modeling.regions.losses import pick_class
+from d2ext.ops import pool_averaged
 from htc.mask_head import HTCMaskHead
 from htc.semantic_head import FusedSemanticHead
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY
 from detectron2.structures import Boxes, Instances
 
@@ -54,7 +53,7 @@ class HTCROIHeads(MultiStageROIHeads):
         mask_info_flow: bool = True,
         mask_ensemble: str = "mean",
         semantic_head: FusedSemanticHead | None = None,
-        semantic_pooler: ROIPooler | None = None,
+        semantic_pooler: nn.Module | None = None,
         semantic_fusion: Sequence[str] = ("box", "mask"),
         **kwargs,
     ):
@@ -112,7 +111,7 @@ class HTCROIHeads(MultiStageROIHeads):
         ret["mask_ensemble"] = own.MASK_ENSEMBLE
         if own.SEMANTIC.ENABLED:
             head = ret["semantic_head"] = FusedSemanticHead(cfg, input_shape)
-            ret["semantic_pooler"] = ROIPooler(
+            ret["semantic_pooler"] = build_region_pooler(
                 output_size=cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION,
                 scales=(1.0 / head.stride,),
                 sampling_ratio=cfg.MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO,
@@ -158,8 +157,8 @@ class HTCROIHeads(MultiStageROIHeads):
         if "box" not in self.semantic_fusion:
             return x
         # Pooled fine and averaged: aligning at the box resolution directly would sample elsewhere.
-        semantic = self.semantic_pooler([features.embedding.float()], boxes)
-        return x + F.adaptive_avg_pool2d(semantic, x.shape[-2:])
+        embedding = [features.embedding.float()]
+        return x + pool_averaged(self.semantic_pooler, embedding, boxes, x.shape[-2:])
 
     def pool_mask_features(self, features: HTCFeatures, boxes: list[Boxes]) -> Tensor:
         x = super().pool_mask_features(features.pyramid, boxes)

@@ -2,8 +2,12 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from d2ext.modeling.regions.batching import to_device
+from d2ext.modeling.regions.refinement import encode_boxes
 
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes
@@ -26,11 +30,15 @@ class MNCBoxTransform(Box2BoxTransform):
         super().__init__(tuple(weights), **kwargs)
         self.plus_one = plus_one
 
+    def get_deltas(self, src_boxes: Tensor, target_boxes: Tensor) -> Tensor:
+        """As in the base class, which also asks the device whether the sources have an area."""
+        return encode_boxes(src_boxes, target_boxes, self.weights)
+
     def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
         """Deltas (N x 4k) of boxes (N x 4) -> decoded boxes (N x 4k)."""
         dtype = torch.promote_types(deltas.dtype, torch.float32)
         deltas = deltas.to(dtype).reshape(len(deltas), deltas.shape[1] // 4, 4)
-        deltas = deltas / deltas.new_tensor(self.weights)
+        deltas = deltas / to_device(np.array(self.weights), deltas.device).to(dtype)
         low, high = boxes.to(dtype)[:, None].split(2, dim=2)
         size = high - low
         center = low + size / 2 + deltas[..., :2] * size

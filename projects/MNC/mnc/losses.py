@@ -55,6 +55,7 @@ def box_loss(
     beta: float,
     image: Tensor,
     rows: Tensor,
+    foreground: Tensor | None = None,
 ) -> Tensor:
     """Smooth L1 over the four deltas of the true class of foreground boxes, divided by the number
     of *all* boxes of the image. The boxes are constants here.
@@ -66,8 +67,10 @@ def box_loss(
         transform: encodes the targets.
         beta: where L2 turns to L1.
         image, rows: as in `class_loss`.
+        foreground: (Q,) rows of the foreground boxes, where they are known.
     """
-    foreground = (classes < deltas.shape[1] // 4).nonzero()[:, 0]
+    if foreground is None:
+        foreground = (classes < deltas.shape[1] // 4).nonzero()[:, 0]
     with torch.no_grad():
         targets = transform.get_deltas(boxes[foreground], gt_boxes[foreground])
     predicted = _precise(pick_deltas(deltas, classes)[foreground])
@@ -81,11 +84,12 @@ def mask_loss(logits: Tensor, targets: Tensor, foreground: Tensor, image: Tensor
     Args:
         logits: R x 1 x M x M.
         targets: Q x M x M, bool, of the Q foreground boxes in their order.
-        foreground: (R,) bool.
+        foreground: (Q,) rows of these, or (R,) bool.
         image: (R,) int64.
         images: B.
     """
     picked = _precise(logits[foreground, 0])
     values = F.binary_cross_entropy_with_logits(picked, targets.to(picked.dtype), reduction="none")
-    counts = torch.bincount(image[foreground], minlength=images)
-    return image_mean(values.flatten(1).mean(dim=1), image[foreground], counts)
+    image = image[foreground]
+    counts = image.new_zeros(images).index_add(0, image, torch.ones_like(image))
+    return image_mean(values.flatten(1).mean(dim=1), image, counts)

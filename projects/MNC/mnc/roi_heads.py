@@ -10,13 +10,16 @@ import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2ext.errors import UserError
-from d2ext.modeling.regions.boxes import pixel_boxes
-from d2ext.modeling.regions.targets import gt_bitmaps, resize_masks
+from d2ext.modeling.regions.batching import to_device
+from d2ext.modeling.regions.boxes import pixel_boxes, sizes_of_rows
+from d2ext.modeling.regions.samples import Samples, positive_rows
+from d2ext.modeling.regions.targets import PackedMasks, gt_bitmaps, pack_masks, resize_masks
 from mnc.box_transform import MNCBoxTransform, exact_boxes
 from mnc.heads import CategoryOutputs, MNCCategoryHead, MNCMaskHead, MNCRes5CategoryHead
 from mnc.losses import box_loss, class_loss, mask_loss
@@ -216,7 +219,7 @@ class MNCROIHeads(nn.Module):
             return samples, self.losses(features, samples, targets)
         return self.predict_stages(features, proposals)[-1], {}
 
-    def sample(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
+    def sample(self, proposals: list[Instances], targets: list[Instances]) -> list[Samples]:
         """Boxes that train stages 2 and 3; fields as described at `MNCSampler`."""
         return self.sampler(proposals, targets, "stage2")
 
@@ -237,12 +240,12 @@ class MNCROIHeads(nn.Module):
             x = pooler([features[name] for name in self.category_in_features], boxes)
         return x, logits
 
-    def run_pass(self, features: Features, samples: list[Instances], masks: list[Tensor]) -> _Pass:
+    def run_pass(self, features: Features, samples: list[Samples], masks: PackedMasks) -> _Pass:
         """Stages 2 and 3, or 4 and 5, in training.
 
         Args:
             samples: labelled boxes.
-            masks: per image, the ground-truth masks (bool, G x H x W).
+            masks: the ground-truth masks.
         """
         boxes = [s.proposal_boxes for s in samples]
         x, logits = self.run_mask_stage(features, boxes)
@@ -278,21 +281,24 @@ class MNCROIHeads(nn.Module):
         if self.training and not self.bridge_denormalize:
             transform = copy.copy(transform)
             transform.weights = (1.0,) * 4
-        limit = (self.box_gradient_limit or 0) / len(boxes)
         rows = [len(b) for b in boxes]
-        refined = [
-            bridge_boxes(b.tensor, d, c, transform, size, limit)
-            for b, d, c, size in zip(boxes, category.deltas.split(rows), classes.split(rows), sizes)
-        ]
-        return refined if self.box_gradient else [b.detach() for b in refined]
+        refined = bridge_boxes(
+            torch.cat([b.tensor for b in boxes]),
+            category.deltas,
+            classes,
+            transform,
+            sizes_of_rows(sizes, rows),
+            (self.box_gradient_limit or 0) / len(boxes),
+        )
+        return list((refined if self.box_gradient else refined.detach()).split(rows))
 
     # -------------------------------------------------------------------------------- training
 
     def losses(
-        self, features: Features, samples: list[Instances], targets: list[Instances]
+        self, features: Features, samples: list[Samples], targets: list[Instances]
     ) -> dict[str, Tensor]:
         """Weighted losses of all stages; see the class for their names."""
-        masks = [gt_bitmaps(t) for t in targets]
+        masks = pack_masks([gt_bitmaps(t) for t in targets])
         first = self.run_pass(features, samples, masks)
         losses = self.pass_losses(first, samples, masks, 2)
         if self.num_stages == 5:
@@ -305,7 +311,7 @@ class MNCROIHeads(nn.Module):
         return losses
 
     def pass_losses(
-        self, outputs: _Pass, samples: list[Instances], masks: list[Tensor], stage: int
+        self, outputs: _Pass, samples: list[Samples], masks: PackedMasks, stage: int
     ) -> dict[str, Tensor]:
         """Weighted losses of two stages.
 
@@ -313,23 +319,22 @@ class MNCROIHeads(nn.Module):
             stage: number of the first of them, 2 or 4.
         """
         device = outputs.mask_logits.device
-        rows = torch.tensor([len(s) for s in samples], device=device)
-        image = torch.arange(len(samples), device=device).repeat_interleave(rows)
+        counts = np.array([len(s) for s in samples])
+        image = to_device(np.arange(len(samples)).repeat(counts), device)
+        rows = to_device(counts, device)
+        foreground, positives = positive_rows(samples, self.num_classes)
         classes = torch.cat([s.gt_classes for s in samples])
-        foreground = torch.cat([s.foreground for s in samples])
-        targets = [
-            resize_masks(
-                image_masks,
-                s.gt_index[s.foreground],
-                pixel_boxes(s.proposal_boxes.tensor[s.foreground]),
-                outputs.mask_logits.shape[-1],
-                self.mask_threshold,
-            )
-            for s, image_masks in zip(samples, masks)
-        ]
+        boxes = torch.cat([s.proposal_boxes.tensor for s in samples]).detach()
+        targets = resize_masks(
+            masks.masks,
+            masks.rows([s.gt_index[:n] for s, n in zip(samples, positives)]),
+            pixel_boxes(boxes[foreground]),
+            outputs.mask_logits.shape[-1],
+            self.mask_threshold,
+        )
         category = outputs.category
-        self._log(foreground, outputs.seg_classes, len(samples), stage)
-        mask = mask_loss(outputs.mask_logits, torch.cat(targets), foreground, image, len(samples))
+        self._log(len(foreground), outputs.seg_classes, len(samples), stage)
+        mask = mask_loss(outputs.mask_logits, targets, foreground, image, len(samples))
         return {
             f"loss_mask_stage{stage}": mask * self.mask_loss_weight,
             f"loss_cls_stage{stage + 1}": class_loss(category.cls_logits, classes, image, rows),
@@ -338,23 +343,23 @@ class MNCROIHeads(nn.Module):
             ),
             f"loss_box_reg_stage{stage + 1}": box_loss(
                 category.deltas,
-                torch.cat([s.proposal_boxes.tensor for s in samples]).detach(),
+                boxes,
                 torch.cat([s.gt_boxes.tensor for s in samples]),
                 classes,
                 self.box_transform,
                 self.smooth_l1_beta,
                 image,
                 rows,
+                foreground,
             ),
         }
 
     @torch.no_grad()
-    def _log(self, foreground: Tensor, seg_classes: Tensor, images: int, stage: int) -> None:
-        counts = torch.stack([foreground.sum(), (seg_classes < self.num_classes).sum()])
-        boxes, masks = counts.tolist()
+    def _log(self, foreground: int, seg_classes: Tensor, images: int, stage: int) -> None:
+        masks = (seg_classes < self.num_classes).sum().item()
         storage = get_event_storage()
-        storage.put_scalar(f"stage{stage + 1}/num_boxes", len(foreground) / images)
-        storage.put_scalar(f"stage{stage + 1}/num_fg_boxes", boxes / images)
+        storage.put_scalar(f"stage{stage + 1}/num_boxes", len(seg_classes) / images)
+        storage.put_scalar(f"stage{stage + 1}/num_fg_boxes", foreground / images)
         storage.put_scalar(f"stage{stage + 1}/num_fg_masks", masks / images)
 
     # ------------------------------------------------------------------------------- inference

@@ -3,10 +3,13 @@ from the boxes that the later stages were trained on (MNC paper, sections 3.1 an
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from d2ext.modeling.regions.boxes import boxes_inside, clip_boxes
+from d2ext.modeling.regions.batching import to_device
+from d2ext.modeling.regions.boxes import boxes_inside, clip_boxes, sizes_of_rows
 from d2ext.modeling.rpn.caffe import AnchorPredictions, CaffeRPN
 from mnc.box_transform import MNCBoxTransform, exact_boxes
 from mnc.gradient_limit import limit_gradient
@@ -28,12 +31,12 @@ def relabel_anchors(labels: Tensor, samples: Instances, inside: Tensor) -> Tenso
     Returns:
         (A,) labels; anchors of background boxes are 0, those of foreground boxes 1.
     """
-    labels = labels.clone()
+    anchors, nowhere = samples.anchor_index, len(labels)
+    known = (anchors >= 0) & inside[anchors.clamp(min=0)]
+    labels = F.pad(labels, (0, 1))
     for chosen, value in ((~samples.foreground, 0), (samples.foreground, 1)):
-        anchors = samples.anchor_index[chosen]
-        anchors = anchors[anchors >= 0]
-        labels[anchors[inside[anchors]]] = value
-    return labels
+        labels = labels.index_fill(0, anchors.masked_fill(~(known & chosen), nowhere), value)
+    return labels[:nowhere]
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -99,15 +102,20 @@ class DifferentiableRPN(CaffeRPN):
         proposals = []
         for image, size in enumerate(image_sizes):
             scale = scales[image] if self.scale_min_size and scales is not None else 1.0
-            chosen = self.propose_in_image(predictions, image, size, self.min_box_size * scale)
-            source = predictions.anchors.tensor[chosen.anchor_index]
-            decoded = self.box2box_transform.apply_deltas(
-                deltas[image, chosen.anchor_index], source
+            proposals.append(
+                self.propose_in_image(predictions, image, size, self.min_box_size * scale)
             )
-            passes = boxes_inside(source, size) & boxes_inside(decoded, size)
-            boxes = clip_boxes(decoded, size, whole_pixel=True)
-            chosen.proposal_boxes = exact_boxes(torch.where(passes[:, None], boxes, boxes.detach()))
-            proposals.append(chosen)
+        counts = [len(p) for p in proposals]
+        sizes, device = sizes_of_rows(image_sizes, counts), deltas.device
+        image = to_device(np.arange(len(counts)).repeat(counts), device)
+        anchor = torch.cat([p.anchor_index for p in proposals])
+        source = predictions.anchors.tensor[anchor]
+        decoded = self.box2box_transform.apply_deltas(deltas[image, anchor], source)
+        passes = boxes_inside(source, sizes) & boxes_inside(decoded, sizes)
+        boxes = clip_boxes(decoded, sizes, whole_pixel=True)
+        boxes = torch.where(passes[:, None], boxes, boxes.detach())
+        for proposal, own in zip(proposals, boxes.split(counts)):
+            proposal.proposal_boxes = exact_boxes(own)
         return proposals
 
     def losses_with_samples(

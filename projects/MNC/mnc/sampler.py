@@ -1,15 +1,25 @@
 """Training boxes of a pass: labelled by their IoU with the ground truth and drawn from intervals of
 it, with coordinates that are still part of the graph."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from d2ext.modeling.regions.sampling import image_generator, subsample
+from d2ext.modeling.regions.batching import (
+    Candidates,
+    Draw,
+    pad,
+    pad_targets,
+    pairwise_ious,
+    present,
+)
+from d2ext.modeling.regions.samples import Samples, gather_samples, split_samples
+from d2ext.modeling.regions.sampling import image_generator, random_ranks
 from mnc.box_transform import exact_boxes
 
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import Instances
 
 
 class MNCSampler:
@@ -56,7 +66,7 @@ class MNCSampler:
 
     def __call__(
         self, proposals: Sequence[Instances], targets: Sequence[Instances], tag: str
-    ) -> list[Instances]:
+    ) -> list[Samples]:
         """Sample from the proposals and the ground-truth boxes appended to them.
 
         Args:
@@ -64,27 +74,25 @@ class MNCSampler:
             targets: per image, with `gt_boxes` and `gt_classes`.
             tag: purpose of this round, see `image_generator`.
         """
-        samples = []
-        for image, (proposal, target) in enumerate(zip(proposals, targets)):
-            boxes, overlap, index = self._match(proposal.proposal_boxes.tensor, target)
-            rows = self._draw(overlap, image_generator(image, tag))
-            sample = self._select(*rows, boxes, index, target)
-            anchors = torch.full_like(index, -1)
-            if proposal.has("anchor_index"):
-                anchors[: len(proposal)] = proposal.anchor_index
-            sample.anchor_index = anchors[torch.cat(rows)]
-            samples.append(sample)
-        return samples
+        boxes = [p.proposal_boxes.tensor for p in proposals]
+        anchors = [
+            p.anchor_index
+            if p.has("anchor_index")
+            else torch.full((len(p),), -1, device=p.proposal_boxes.device)
+            for p in proposals
+        ]
+        return self._sample(boxes, targets, self._intervals, self._draw, tag, anchors)
 
-    def label_all(self, boxes: Sequence[Tensor], targets: Sequence[Instances]) -> list[Instances]:
+    def label_all(self, boxes: Sequence[Tensor], targets: Sequence[Instances]) -> list[Samples]:
         """Label boxes (tensors, R x 4 per image) and the ground truth; every one is kept."""
-        samples = []
-        for image_boxes, target in zip(boxes, targets):
-            candidates, overlap, index = self._match(image_boxes, target)
-            foreground = overlap >= self.iou_threshold
-            rows = foreground.nonzero()[:, 0], (~foreground).nonzero()[:, 0]
-            samples.append(self._select(*rows, candidates, index, target))
-        return samples
+
+        def foreground_and_rest(overlap: Tensor) -> list[Tensor]:
+            return [overlap >= self.iou_threshold, overlap < self.iou_threshold]
+
+        def everything(counts: Sequence[int], _) -> Draw:
+            return Draw.of(*map(np.arange, counts))
+
+        return self._sample(boxes, targets, foreground_and_rest, everything)
 
     def choose(self, overlap: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Indices of the sampled boxes, foreground first.
@@ -92,55 +100,59 @@ class MNCSampler:
         Args:
             overlap: (R,) highest IoU of each box with the ground truth.
         """
-        return torch.cat(self._draw(overlap, generator))
+        candidates = Candidates(torch.stack(self._intervals(overlap))[None])
+        return candidates.rows([self._draw(candidates.counts[0], generator)])
 
-    def _draw(self, overlap: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Indices of foreground and background; one box may be among both."""
+    def _intervals(self, overlap: Tensor) -> list[Tensor]:
+        """Masks of the foreground and of each background interval."""
+        background = [
+            (overlap >= low) & (overlap <= high) for low, high in self.background_intervals
+        ]
+        return [overlap >= self.iou_threshold, *background]
 
-        def draw(candidates: Tensor, count: int) -> Tensor:
-            none = torch.zeros_like(candidates)
-            return subsample(candidates, none, count, 1.0, generator)[0]
+    def _draw(self, counts: Sequence[int], generator: torch.Generator | None) -> Draw:
+        """Draw from the foreground and from each interval; one box may be drawn from both.
 
+        Args:
+            counts: number of candidates of each.
+        """
         size = self.batch_size_per_image
         # Python rounds halves to even, as the release does.
-        foreground = draw(overlap >= self.iou_threshold, round(size * self.positive_fraction))
-        rest = size - len(foreground)
-        background = [foreground[:0]]
-        for (low, high), fraction in zip(self.background_intervals, self.background_fractions):
-            background.append(draw((overlap >= low) & (overlap <= high), round(rest * fraction)))
-        return foreground, torch.cat(background)
+        ranks = [random_ranks(counts[0], round(size * self.positive_fraction), generator)]
+        rest = size - len(ranks[0])
+        for count, fraction in zip(counts[1:], self.background_fractions):
+            ranks.append(random_ranks(count, round(rest * fraction), generator))
+        return Draw.of(*ranks)
 
-    @staticmethod
-    def _match(boxes: Tensor, target: Instances) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes and ground truth together, their highest IoU, and the ground truth that has it."""
-        gt_boxes = target.gt_boxes.tensor.to(boxes.dtype)
-        boxes = torch.cat([boxes, gt_boxes])
-        if len(gt_boxes) == 0:
-            index = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
-            return boxes, boxes.detach().new_zeros(len(boxes)), index
-        overlap, index = pairwise_iou(Boxes(gt_boxes), Boxes(boxes.detach())).max(dim=0)
-        return boxes, overlap, index
-
-    def _select(
+    def _sample(
         self,
-        foreground: Tensor,
-        background: Tensor,
-        boxes: Tensor,
-        index: Tensor,
-        target: Instances,
-    ) -> Instances:
-        """The boxes of the rows `foreground`, then of `background`, labelled as such."""
-        rows = torch.cat([foreground, background])
-        result = Instances(target.image_size)
-        result.proposal_boxes = exact_boxes(boxes[rows])
-        result.gt_index = index = index[rows]
-        is_foreground = torch.arange(len(rows), device=rows.device) < len(foreground)
-        result.foreground = is_foreground
-        no_class = torch.full_like(index, self.num_classes)
-        if len(target.gt_boxes) == 0:
-            result.gt_classes = no_class
-            result.gt_boxes = exact_boxes(torch.zeros_like(boxes[rows]))
-        else:
-            result.gt_classes = torch.where(is_foreground, target.gt_classes[index], no_class)
-            result.gt_boxes = exact_boxes(target.gt_boxes.tensor.to(boxes.dtype)[index])
-        return result
+        boxes: Sequence[Tensor],
+        targets: Sequence[Instances],
+        masks: Callable[[Tensor], list[Tensor]],
+        draw: Callable[[Sequence[int], torch.Generator | None], Draw],
+        tag: str = "",
+        anchors: Sequence[Tensor] | None = None,
+    ) -> list[Samples]:
+        """Samples of all images.
+
+        Args:
+            boxes: per image, R x 4.
+            masks: what to draw from, of the highest IoU of each box with the ground truth.
+            draw: see `_draw`.
+            anchors: per image, the anchor (R,) of each box.
+        """
+        gt = pad_targets(targets)
+        counts, boxes = [len(b) for b in boxes], pad(boxes)
+        exists = torch.cat([present(counts, boxes), gt.present], dim=1)
+        boxes = torch.cat([boxes, gt.boxes.to(boxes.dtype)], dim=1)
+        iou = pairwise_ious(gt.boxes, boxes.detach().float())
+        overlap, index = iou.masked_fill(~gt.present[..., None], 0).max(dim=1)
+        candidates = Candidates(torch.stack(masks(overlap), dim=1) & exists[:, None])
+        drawn = [draw(c, tag and image_generator(i, tag)) for i, c in enumerate(candidates.counts)]
+        rows = candidates.rows(drawn)
+        fields = gather_samples(drawn, rows, boxes, index, gt, self.num_classes)
+        fields["foreground"] = fields.pop("positive")
+        if anchors is not None:
+            own = torch.full_like(gt.classes, -1)
+            fields["anchor_index"] = torch.cat([pad(anchors), own], dim=1).flatten()[rows]
+        return split_samples(fields, drawn, targets, [0] * len(drawn), exact_boxes)

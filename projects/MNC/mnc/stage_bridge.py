@@ -4,7 +4,7 @@ deltas of one class, and the gradient of the later stages flows back through the
 import torch
 from torch import Tensor
 
-from d2ext.modeling.regions.boxes import clip_boxes
+from d2ext.modeling.regions.boxes import ImageSize, clip_boxes
 from mnc.gradient_limit import limit_gradient
 
 from detectron2.modeling.box_regression import Box2BoxTransform
@@ -44,7 +44,7 @@ def bridge_boxes(
     deltas: Tensor,
     classes: Tensor,
     transform: Box2BoxTransform,
-    image_size: tuple[int, int],
+    image_size: ImageSize,
     gradient_limit: float | None = None,
 ) -> Tensor:
     """The boxes that the fourth stage starts from, in the order of those of the third.
@@ -56,7 +56,7 @@ def bridge_boxes(
         deltas: R x 4K.
         classes: (R,) the class to use, see `choose_classes`.
         transform: decoder of the deltas.
-        image_size: (height, width) without padding.
+        image_size: (height, width) without padding; or those of every box, see `sizes_of_rows`.
         gradient_limit: see `limit_gradient`; acts on the gradient of `deltas` only.
     """
     picked = limit_gradient(pick_deltas(deltas, classes), gradient_limit)

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from d2ext.modeling.regions.boxes import pixel_boxes
+from d2ext.modeling.regions.samples import positive_rows
+from d2ext.modeling.regions.targets import PackedMasks, pack_masks
 
 from detectron2.structures import Instances
 
@@ -31,33 +32,54 @@ def mask_ious(
     Returns:
         (Q,) float32.
     """
-    ious = torch.zeros(len(boxes), device=boxes.device)
     if len(boxes) == 0:
-        return ious
-    areas = masks.sum(dim=(1, 2))[gt_index]
-    height, width = masks.shape[-2:]
-    probabilities = probabilities.detach().float()
-    for row, (x1, y1, x2, y2) in enumerate(pixel_boxes(boxes).tolist()):
-        size = (y2 - y1 + 1, x2 - x1 + 1)
-        predicted = F.interpolate(
-            probabilities[row][None, None], size, mode="bilinear", align_corners=False
-        )[0, 0]
-        predicted = predicted >= threshold
-        top, left, bottom, right = max(y1, 0), max(x1, 0), min(y2 + 1, height), min(x2 + 1, width)
-        both = 0
-        if top < bottom and left < right:
-            inside = predicted[top - y1 : bottom - y1, left - x1 : right - x1]
-            both = (inside & masks[gt_index[row], top:bottom, left:right]).sum()
-        union = predicted.sum() + areas[row] - both
-        ious[row] = both / union.clamp(min=1)
-    return ious
+        return torch.zeros(0, device=boxes.device)
+    first, last = pixel_boxes(boxes).split(2, dim=1)
+    sides = last - first + 1
+    width, height = sides.amax(dim=0).tolist()
+    # Half precision would move pixels across the threshold.
+    with torch.autocast(boxes.device.type, enabled=False):
+        probabilities = probabilities.detach().float()
+        across = _weights(sides[:, :1], width, probabilities.shape[2])
+        down = _weights(sides[:, 1:], height, probabilities.shape[1])
+        predicted = down @ (probabilities @ across.transpose(1, 2)) >= threshold
+    x, x_in_box, x_in_image = _pixels(first[:, :1], sides[:, :1], width, masks.shape[2])
+    y, y_in_box, y_in_image = _pixels(first[:, 1:], sides[:, 1:], height, masks.shape[1])
+    drawn = predicted & (y_in_box[..., None] & x_in_box[:, None])
+    truth = masks[gt_index[:, None, None], y[..., None], x[:, None]]
+    both = drawn & truth & (y_in_image[..., None] & x_in_image[:, None])
+    drawn, both = drawn.sum(dim=(1, 2)), both.sum(dim=(1, 2))
+    union = drawn + masks.sum(dim=(1, 2))[gt_index] - both
+    return both / union.clamp(min=1)
+
+
+def _weights(sides: Tensor, extent: int, size: int) -> Tensor:
+    """Weights (Q x extent x size) with which the pixels of boxes take `size` mask cells: bilinear,
+    with half-pixel centres.
+
+    Args:
+        sides: Q x 1 int64, the lengths of the boxes in pixels.
+        extent: number of pixels.
+    """
+    pixel = torch.arange(extent, device=sides.device)
+    position = ((size / sides.float()) * (pixel + 0.5) - 0.5).clamp(0, size - 1)
+    cell = torch.arange(size, device=sides.device)
+    return (1 - (position[..., None] - cell).abs()).clamp(min=0)
+
+
+def _pixels(first: Tensor, sides: Tensor, count: int, extent: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Q x count each: indices of pixels from `first` (Q x 1) on, and whether the boxes and whether
+    the image, of `extent` pixels, have them."""
+    number = torch.arange(count, device=first.device)
+    pixel = first + number
+    return pixel.clamp(0, extent - 1), number < sides, (pixel >= 0) & (pixel < extent)
 
 
 @torch.no_grad()
 def mask_level_classes(
     probabilities: Tensor,
     samples: Sequence[Instances],
-    masks: Sequence[Tensor],
+    masks: PackedMasks | Sequence[Tensor],
     num_classes: int,
     threshold: float,
     min_iou: float,
@@ -71,19 +93,15 @@ def mask_level_classes(
         threshold: see `mask_ious`.
         min_iou: least IoU of predicted mask and ground truth.
     """
-    classes, start = [], 0
-    for sample, image_masks in zip(samples, masks):
-        rows = sample.foreground.nonzero()[:, 0]
-        ious = mask_ious(
-            probabilities[start + rows, 0],
-            sample.proposal_boxes.tensor[rows],
-            image_masks,
-            sample.gt_index[rows],
-            threshold,
-        )
-        good = rows[ious >= min_iou]
-        image_classes = torch.full_like(sample.gt_classes, num_classes)
-        image_classes[good] = sample.gt_classes[good]
-        classes.append(image_classes)
-        start += len(sample)
-    return torch.cat(classes)
+    masks = pack_masks(masks)
+    rows, counts = positive_rows(samples, num_classes)
+    ious = mask_ious(
+        probabilities[rows, 0],
+        torch.cat([s.proposal_boxes.tensor for s in samples])[rows],
+        masks.masks,
+        masks.rows([s.gt_index[:n] for s, n in zip(samples, counts)]),
+        threshold,
+    )
+    classes = torch.cat([s.gt_classes for s in samples])
+    found = classes[rows].masked_fill(ious < min_iou, num_classes)
+    return torch.full_like(classes, num_classes).index_copy(0, rows, found)

@@ -74,6 +74,8 @@ class AsDetectron2(MultiStageROIHeads):
 def cascade_config(name):
     cfg = tiny_config()
     cfg.MODEL.ROI_HEADS.NAME = name
+    # one pooler for ours and detectron2's heads, so that results are equal to the last bit
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE = "PyramidROIAlign"
     return cfg
 
 

@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from d2ext.modeling.regions.boxes import clip_boxes, to_continuous, to_inclusive
+from d2ext.modeling.regions.boxes import (
+    boxes_inside,
+    clip_boxes,
+    sizes_of_rows,
+    to_continuous,
+    to_inclusive,
+)
 
 from detectron2.structures import Boxes, pairwise_iou
 
@@ -54,3 +60,16 @@ def test_gradient_reaches_the_corners_inside_the_image_only():
     boxes = torch.tensor([[-3.0, 2.0, 4.0, 12.0]], requires_grad=True)
     clip_boxes(boxes, (10, 6)).sum().backward()
     assert boxes.grad.tolist() == [[0.0, 1.0, 1.0, 0.0]]
+
+
+def test_boxes_of_several_images_are_clipped_each_to_its_own():
+    boxes = torch.tensor([[-2.0, 3, 8, 12], [1, 1, 6, 10], [-2, 3, 8, 12]])
+    sizes, counts = [(10, 6), (50, 60)], [2, 1]
+    rows = sizes_of_rows(sizes, counts)
+    for whole_pixel in (False, True):
+        alone = [
+            clip_boxes(own, size, whole_pixel=whole_pixel)
+            for own, size in zip(boxes.split(counts), sizes)
+        ]
+        assert torch.equal(clip_boxes(boxes, rows, whole_pixel=whole_pixel), torch.cat(alone))
+    assert boxes_inside(boxes, rows).tolist() == [False, True, False]

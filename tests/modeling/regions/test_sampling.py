@@ -7,7 +7,7 @@ from d2ext.modeling.regions.sampling import (
     best_matches,
     image_generator,
     image_seeds,
-    subsample,
+    share_ranks,
 )
 
 from detectron2.structures import Boxes, Instances
@@ -140,22 +140,18 @@ def test_zero_boxes_and_zero_ground_truths_give_complete_fields(num_boxes, num_g
     [(20, 0.25, 5, 15), (20, 0.75, 10, 10), (60, 0.25, 10, 30), (-1, 0.25, 10, 30)],
 )
 def test_sample_sizes_respect_the_share_of_positives(size, fraction, num_positive, num_negative):
-    positive = torch.zeros(45, dtype=torch.bool)
-    positive[::4][:10] = True
-    negative = ~positive
-    negative[40:] = False  # ignored from here on
-    pos, neg = subsample(positive, negative, size, fraction)
-    assert (len(pos), len(neg)) == (num_positive, min(num_negative, int(negative.sum())))
-    assert positive[pos].all() and negative[neg].all()
-    assert len(set(pos.tolist())) == len(pos) and pos.tolist() == sorted(pos.tolist())
+    pos, neg = share_ranks(10, 30, size, fraction)
+    assert (len(pos), len(neg)) == (num_positive, num_negative)
+    assert set(pos) <= set(range(10)) and set(neg) <= set(range(30))
+    for ranks in (pos, neg):
+        assert len(set(ranks)) == len(ranks) and ranks.tolist() == sorted(ranks)
 
 
 def test_every_candidate_is_drawn_equally_often():
-    positive = torch.zeros(10, dtype=torch.bool)
     generator = torch.Generator().manual_seed(0)
     counts = torch.zeros(10)
     for _ in range(2000):
-        counts[subsample(positive, ~positive, 3, 0.5, generator)[1]] += 1
+        counts[share_ranks(0, 10, 3, 0.5, generator)[1]] += 1
     # binomial(2000, 0.3): standard deviation 20.5
     assert ((counts - 600).abs() < 90).all()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from d2ext.modeling.regions.boxes import pixel_boxes, to_continuous
-from d2ext.modeling.regions.targets import align_masks, gt_bitmaps, resize_masks
+from d2ext.modeling.regions.targets import align_masks, gt_bitmaps, pack_masks, resize_masks
 from d2ext.utils.testing import random_batch
 
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
@@ -151,3 +151,24 @@ def test_polygons_become_bitmaps():
 def test_images_without_objects_have_no_bitmaps():
     target = Instances((10, 12), gt_boxes=Boxes([]), gt_classes=torch.zeros(0, dtype=torch.int64))
     assert gt_bitmaps(target).shape == (0, 10, 12)
+
+
+def test_masks_of_images_of_several_sizes_are_resized_in_one_call():
+    generator = torch.Generator().manual_seed(0)
+    masks = [
+        torch.rand(n, h, w, generator=generator) > 0.4
+        for n, h, w in ((2, 20, 30), (0, 9, 9), (3, 40, 24))
+    ]
+    index = [torch.tensor([1, 0]), torch.tensor([], dtype=torch.int64), torch.tensor([2, 0, 0])]
+    # One reaches over the border of the smaller image.
+    boxes = torch.tensor(
+        [[3, 4, 18, 15], [20, 10, 35, 25], [0, 0, 9, 9], [5, 5, 30, 50], [1, 2, 3, 4]]
+    )
+    packed = pack_masks(masks)
+    found = resize_masks(packed.masks, packed.rows(index), boxes, 7, 0.4)
+    alone = [
+        resize_masks(own, rows, b, 7, 0.4)
+        for own, rows, b in zip(masks, index, boxes.split([2, 0, 3]))
+    ]
+    assert torch.equal(found, torch.cat(alone)) and found.any()
+    assert pack_masks(packed) is packed

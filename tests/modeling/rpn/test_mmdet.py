@@ -4,9 +4,10 @@ import torch
 from d2ext.errors import UserError
 from d2ext.modeling import InsideAnchorRPN
 from d2ext.modeling.regions.sampling import image_seeds
+from d2ext.modeling.rpn.mmdet import nms_by_level
 from d2ext.utils.testing import tiny_config
 
-from detectron2.layers import ShapeSpec
+from detectron2.layers import ShapeSpec, batched_nms
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.proposal_generator import build_proposal_generator
@@ -175,6 +176,57 @@ def test_without_its_rules_it_equals_detectron2(features, targets):
         assert value == pytest.approx(expected[name].item(), rel=1e-6)
     for a, b in zip(proposals, expected_proposals):
         assert torch.equal(a.proposal_boxes.tensor, b.proposal_boxes.tensor)
+
+
+@pytest.mark.parametrize("min_size", [0.0, 12.0])
+def test_training_proposals_are_those_of_detectron2(features, min_size):
+    ours, theirs = (build_proposal_generator(config(n), SHAPES) for n in ("InsideAnchorRPN", "RPN"))
+    theirs.load_state_dict(ours.state_dict())
+    proposals = []
+    for rpn in (ours, theirs):
+        torch.nn.init.constant_(rpn.rpn_head.anchor_deltas.bias, 0.3)
+        # So many that detectron2 suppresses level by level, too.
+        rpn.pre_nms_topk, rpn.post_nms_topk, rpn.nms_thresh = {True: 2000}, {True: 300}, 0.5
+        rpn.min_box_size = min_size
+        maps = [torch.cat([features[f].repeat(1, 1, 3, 1)] * 2) for f in rpn.in_features]
+        anchors = rpn.anchor_generator(maps)
+        logits, deltas = rpn.rpn_head(maps)
+        logits = [100 * x.permute(0, 2, 3, 1).flatten(1) for x in logits]
+        deltas = [x.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3) for x in deltas]
+        sizes = [(192, 96), (150, 96), (192, 50), (90, 90)]
+        proposals.append(rpn.train().predict_proposals(anchors, logits, deltas, sizes))
+    for a, b in zip(*proposals, strict=True):
+        assert a.image_size == b.image_size and 20 < len(a) <= 300
+        assert torch.equal(a.proposal_boxes.tensor, b.proposal_boxes.tensor)
+        assert torch.equal(a.objectness_logits, b.objectness_logits)
+
+
+def test_diverged_proposals_stop_the_training(features, targets):
+    rpn = build_proposal_generator(config(), SHAPES)
+    torch.nn.init.constant_(rpn.rpn_head.anchor_deltas.bias, float("nan"))
+    with pytest.raises(FloatingPointError, match="diverged"):
+        run(rpn, features, targets)
+
+
+def test_another_box_loss_is_that_of_detectron2(features, targets):
+    rpn = build_proposal_generator(config(), SHAPES)
+    rpn.batch_size_per_image = 100000
+    _, smooth = run(rpn, features, targets)
+    rpn.box_reg_loss_type = "giou"
+    _, giou = run(rpn, features, targets)
+    assert smooth["loss_rpn_cls"].item() == pytest.approx(giou["loss_rpn_cls"].item(), rel=1e-6)
+    assert 0 < giou["loss_rpn_loc"].item() != smooth["loss_rpn_loc"].item()
+
+
+def test_levels_do_not_suppress_each_other():
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.randint(0, 30, (60, 2), generator=generator).float()
+    boxes, scores = torch.cat([corners, corners + 20], 1), torch.rand(60, generator=generator)
+    levels = [40, 0, 20]
+    level = torch.tensor([0, 1, 2]).repeat_interleave(torch.tensor(levels))
+    found = nms_by_level(boxes, scores, levels, 0.5)
+    assert torch.equal(found, batched_nms(boxes, scores, level, 0.5))
+    assert len(found) > len(nms_by_level(boxes, scores, [60], 0.5))
 
 
 def test_images_without_objects_give_a_zero_box_loss_connected_to_the_head(features, targets):

@@ -2,7 +2,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from d2ext.modeling import ClampedBox2BoxTransform, InsideAnchorRPN, ProposalSampler, SlimResNetFPN
+from d2ext.modeling import (
+    ClampedBox2BoxTransform,
+    InsideAnchorRPN,
+    ProposalSampler,
+    SlimResNetFPN,
+    build_region_pooler,
+)
 from d2ext.utils.testing import random_batch, training_losses
 from htc import FusedSemanticHead, HTCMaskHead, HTCROIHeads, HybridTaskCascade, add_htc_config
 
@@ -13,7 +19,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.matcher import Matcher
-from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead, FastRCNNOutputLayers
 
@@ -104,7 +109,7 @@ def test_r50_model_has_the_373_tensors_of_the_released_one(backbone):
 
 def lazy_model():
     def pooler(size, scales):
-        return L(ROIPooler)(
+        return L(build_region_pooler)(
             output_size=size, scales=scales, sampling_ratio=0, pooler_type="ROIAlignV2"
         )
 

@@ -1,13 +1,18 @@
 """Hybrid Task Cascade R-50-FPN with the constants of MMDetection's released models."""
 
-from d2ext.modeling import ClampedBox2BoxTransform, InsideAnchorRPN, ProposalSampler, ResNetFPN
+from d2ext.modeling import (
+    ClampedBox2BoxTransform,
+    InsideAnchorRPN,
+    ProposalSampler,
+    ResNetFPN,
+    build_region_pooler,
+)
 from htc import FusedSemanticHead, HTCMaskHead, HTCROIHeads, HybridTaskCascade
 
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.matcher import Matcher
-from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator import StandardRPNHead
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead, FastRCNNOutputLayers
 
@@ -57,7 +62,7 @@ model = L(HybridTaskCascade)(
             for _iou in _STAGE_IOUS
         ],
         box_in_features=["p2", "p3", "p4", "p5"],
-        box_pooler=L(ROIPooler)(
+        box_pooler=L(build_region_pooler)(
             output_size=7,
             scales=(1.0 / 4, 1.0 / 8, 1.0 / 16, 1.0 / 32),
             sampling_ratio=0,
@@ -85,7 +90,7 @@ model = L(HybridTaskCascade)(
             for _weights in _STAGE_WEIGHTS
         ],
         mask_in_features=["p2", "p3", "p4", "p5"],
-        mask_pooler=L(ROIPooler)(
+        mask_pooler=L(build_region_pooler)(
             output_size=14,
             scales=(1.0 / 4, 1.0 / 8, 1.0 / 16, 1.0 / 32),
             sampling_ratio=0,
@@ -115,7 +120,7 @@ model = L(HybridTaskCascade)(
             conv_dim=256,
             loss_weight=0.2,
         ),
-        semantic_pooler=L(ROIPooler)(
+        semantic_pooler=L(build_region_pooler)(
             output_size=14, scales=(1.0 / 8,), sampling_ratio=0, pooler_type="ROIAlignV2"
         ),
         semantic_fusion=["box", "mask"],
