@@ -12,7 +12,7 @@ export FORCE_CUDA
 JOBS ?= 2
 ARGS ?=
 
-.PHONY: help install demo test lint sanitize soak clean
+.PHONY: help install demo test lint sanitize emulate soak clean
 
 help:  ## this text
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ lint: install  ## style check (fix with: .venv/bin/ruff check --fix . && .venv/b
 
 sanitize: install  ## C++ operators under AddressSanitizer and UBSan (some ten minutes)
 	@dev/sanitize.sh $(abspath $(BIN)/python)
+
+emulate: install  ## operator tests on the CUDA kernels, emulated on the CPU (half an hour)
+	@$(BIN)/python -m tests.ops.emulation.run
 
 # Processes are killed at random moments, so nothing else should run on the machine.
 soak: install  ## faults by the hundred: kills, damage, hostile files; writes docs/reliability.md (hours)
