@@ -230,6 +230,7 @@ def save_config(experiment: Experiment, folder: str) -> None:
         return
     path = os.path.join(folder, "config.yaml")
     try:
+        os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".config") as temporary:
             portable_copy(experiment).write_config(os.path.join(temporary, "config.yaml"))
             for name in os.listdir(temporary):
