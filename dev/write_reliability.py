@@ -11,8 +11,9 @@ from pathlib import Path
 PAGE = Path(__file__).resolve().parents[1] / "docs/reliability.md"
 HEAD = """# Reliability
 
-Written by `make soak`, which provokes all this anew, for an hour and more on two cores; `make test`
-has a short form of each. Names of folders are left out of the messages.
+Written by `dev/write_reliability.py` from what the tests of `make soak` have counted. That provokes
+all this anew, for an hour and more on two cores; `make test` has a short form of each. Names of
+folders are left out of the messages.
 
 ## Counted
 
