@@ -51,7 +51,7 @@ def folder(change=lambda file, source: source, name: str = "plain") -> Path:
         text = as_cplusplus(change(file.name, file.read_text()))
         (csrc / "cuda" / file.name).write_text(text)
     objects = [_compile(file, csrc) for file in sorted((csrc / "cuda").glob("*.cu"))]
-    objects.append(_compile(HERE / "emulation.cpp", csrc))
+    objects += [_compile(file, csrc) for file in sorted(HERE.glob("*.cpp"))]
     paths = [f"-L{path}" for path in library_paths()]
     paths += [f"-Wl,-rpath,{path}" for path in library_paths()]
     libraries = ["-lc10", "-ltorch", "-ltorch_cpu", "-ldl"]

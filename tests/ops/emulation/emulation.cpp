@@ -1,5 +1,7 @@
 // The machine behind emulation.h: fibers, memory that is known by its address, and the record of who
 // touched which byte.
+#include "machine.h"
+
 #include <ATen/ATen.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
@@ -31,7 +33,6 @@ constexpr size_t kSharedLimit = 48 * 1024;  // what a kernel gets without asking
 constexpr unsigned kMaxGridYZ = 65535, kMaxThreads = 1024;
 
 enum class State { kReady, kBarrier, kShuffle, kDone };
-enum class Access { kRead, kWrite, kAtomic };
 
 // Who touched a byte last. `launch` tells whether the rest is of this launch.
 struct Touch {
@@ -85,8 +86,6 @@ int64_t order = 0;  // of the threads: 0 ascending, 1 descending, more: at rando
 void (*body)(void*) = nullptr;
 void* body_state = nullptr;
 uintptr_t host_stack = 0;  // from here on, with the arguments of the kernel
-
-#define UNSEEN __attribute__((no_sanitize("thread")))
 
 UNSEEN void stop(int thread, const char* what) {
   std::ostringstream text;
@@ -330,6 +329,8 @@ UNSEEN void record(
   }
 }
 
+}  // namespace
+
 UNSEEN void seen(uintptr_t address, size_t size, Access access, uintptr_t instruction) {
   if (running < 0) return;
   const int self = running;
@@ -340,8 +341,6 @@ UNSEEN void seen(uintptr_t address, size_t size, Access access, uintptr_t instru
   if (!own) record(address, size, access, instruction, self);
   running = self;
 }
-
-}  // namespace
 
 int& guards() {
   return guard_count;
@@ -414,80 +413,6 @@ void Launch::run(void (*thread)(void*), void* state) const {
     TORCH_CHECK(false, fault);
   }
 }
-
-// The calls that the compiler puts before the accesses of kernels.
-#define SEEN(size)                                                                          \
-  extern "C" UNSEEN void __tsan_read##size(void* address) {                                 \
-    seen(reinterpret_cast<uintptr_t>(address), size, Access::kRead,                         \
-         reinterpret_cast<uintptr_t>(__builtin_return_address(0)));                         \
-  }                                                                                         \
-  extern "C" UNSEEN void __tsan_write##size(void* address) {                                \
-    seen(reinterpret_cast<uintptr_t>(address), size, Access::kWrite,                        \
-         reinterpret_cast<uintptr_t>(__builtin_return_address(0)));                         \
-  }                                                                                         \
-  extern "C" UNSEEN void __tsan_unaligned_read##size(void* address) {                       \
-    seen(reinterpret_cast<uintptr_t>(address), size, Access::kRead,                         \
-         reinterpret_cast<uintptr_t>(__builtin_return_address(0)));                         \
-  }                                                                                         \
-  extern "C" UNSEEN void __tsan_unaligned_write##size(void* address) {                      \
-    seen(reinterpret_cast<uintptr_t>(address), size, Access::kWrite,                        \
-         reinterpret_cast<uintptr_t>(__builtin_return_address(0)));                         \
-  }
-SEEN(1)
-SEEN(2)
-SEEN(4)
-SEEN(8)
-SEEN(16)
-extern "C" UNSEEN void __tsan_read_range(void* address, size_t size) {
-  seen(reinterpret_cast<uintptr_t>(address), size, Access::kRead,
-       reinterpret_cast<uintptr_t>(__builtin_return_address(0)));
-}
-extern "C" UNSEEN void __tsan_write_range(void* address, size_t size) {
-  seen(reinterpret_cast<uintptr_t>(address), size, Access::kWrite,
-       reinterpret_cast<uintptr_t>(__builtin_return_address(0)));
-}
-// Of the host's reference counts.
-#define ATOMIC(bits)                                                                              \
-  using Int##bits = int##bits##_t;                                                                \
-  extern "C" UNSEEN Int##bits __tsan_atomic##bits##_load(const volatile Int##bits* at, int) {     \
-    return __atomic_load_n(at, __ATOMIC_SEQ_CST);                                                 \
-  }                                                                                               \
-  extern "C" UNSEEN void __tsan_atomic##bits##_store(volatile Int##bits* at, Int##bits x, int) {  \
-    __atomic_store_n(at, x, __ATOMIC_SEQ_CST);                                                    \
-  }                                                                                               \
-  extern "C" UNSEEN Int##bits __tsan_atomic##bits##_exchange(                                     \
-      volatile Int##bits* at, Int##bits x, int) {                                                 \
-    return __atomic_exchange_n(at, x, __ATOMIC_SEQ_CST);                                          \
-  }                                                                                               \
-  extern "C" UNSEEN Int##bits __tsan_atomic##bits##_fetch_add(                                    \
-      volatile Int##bits* at, Int##bits x, int) {                                                 \
-    return __atomic_fetch_add(at, x, __ATOMIC_SEQ_CST);                                           \
-  }                                                                                               \
-  extern "C" UNSEEN Int##bits __tsan_atomic##bits##_fetch_sub(                                    \
-      volatile Int##bits* at, Int##bits x, int) {                                                 \
-    return __atomic_fetch_sub(at, x, __ATOMIC_SEQ_CST);                                           \
-  }                                                                                               \
-  extern "C" UNSEEN bool __tsan_atomic##bits##_compare_exchange_strong(                           \
-      volatile Int##bits* at, Int##bits* expected, Int##bits x, int, int) {                       \
-    return __atomic_compare_exchange_n(                                                           \
-        at, expected, x, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                              \
-  }                                                                                               \
-  extern "C" UNSEEN bool __tsan_atomic##bits##_compare_exchange_weak(                             \
-      volatile Int##bits* at, Int##bits* expected, Int##bits x, int, int) {                       \
-    return __atomic_compare_exchange_n(                                                           \
-        at, expected, x, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                              \
-  }
-ATOMIC(8)
-ATOMIC(32)
-ATOMIC(64)
-extern "C" UNSEEN void __tsan_atomic_thread_fence(int) {
-  __atomic_thread_fence(__ATOMIC_SEQ_CST);
-}
-extern "C" UNSEEN void __tsan_init() {}
-extern "C" UNSEEN void __tsan_func_entry(void*) {}
-extern "C" UNSEEN void __tsan_func_exit() {}
-extern "C" UNSEEN void __tsan_vptr_update(void**, void*) {}
-extern "C" UNSEEN void __tsan_vptr_read(void**) {}
 
 TORCH_LIBRARY(d2ext_emulation, library) {
   library.def("launches() -> int", [] { return static_cast<int64_t>(launch_number); });
