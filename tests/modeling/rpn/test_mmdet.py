@@ -183,12 +183,15 @@ def test_training_proposals_are_those_of_detectron2(features, min_size):
     ours, theirs = (build_proposal_generator(config(n), SHAPES) for n in ("InsideAnchorRPN", "RPN"))
     theirs.load_state_dict(ours.state_dict())
     proposals = []
+    # No two scores are equal: which of two detectron2 takes first is not the same in its versions.
+    tall = {name: x.repeat(1, 1, 3, 1) for name, x in features.items()}
+    tall = {name: x * torch.linspace(1, 2, x.shape[2])[:, None] for name, x in tall.items()}
     for rpn in (ours, theirs):
         torch.nn.init.constant_(rpn.rpn_head.anchor_deltas.bias, 0.3)
         # So many that detectron2 suppresses level by level, too.
         rpn.pre_nms_topk, rpn.post_nms_topk, rpn.nms_thresh = {True: 2000}, {True: 300}, 0.5
         rpn.min_box_size = min_size
-        maps = [torch.cat([features[f].repeat(1, 1, 3, 1)] * 2) for f in rpn.in_features]
+        maps = [torch.cat([tall[f]] * 2) for f in rpn.in_features]
         anchors = rpn.anchor_generator(maps)
         logits, deltas = rpn.rpn_head(maps)
         logits = [100 * x.permute(0, 2, 3, 1).flatten(1) for x in logits]
