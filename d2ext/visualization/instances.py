@@ -42,15 +42,19 @@ def draw_predictions(
         UserError: a class without a name, or instances of another image size.
     """
     _check_size(rgb, tuple(instances.image_size), "the predictions")
-    instances = instances.to("cpu")
-    instances = instances[instances.scores >= threshold]
-    classes = instances.pred_classes.tolist()
-    masks = instances.pred_masks.numpy().astype(bool) if instances.has("pred_masks") else None
+    kept = instances.scores >= threshold
+    classes = instances.pred_classes[kept].tolist()
+    masks = None
+    if instances.has("pred_masks"):  # one by one: those of a photograph fill hundreds of MB
+        masks = [
+            instances.pred_masks[i].cpu().numpy().astype(bool, copy=False)
+            for i in kept.nonzero()[:, 0]
+        ]
     return overlay(
         rgb,
-        instances.pred_boxes.tensor.numpy(),
+        instances.pred_boxes.tensor[kept].cpu().numpy(),
         masks,
-        class_labels(classes, metadata, instances.scores.tolist()),
+        class_labels(classes, metadata, instances.scores[kept].tolist()),
         instance_colors(classes, _thing_colors(metadata)),
         scale,
     )

@@ -77,7 +77,7 @@ def resized(rgb: np.ndarray, scale: float | None = None) -> np.ndarray:
     size = (max(round(width * scale), 1), max(round(height * scale), 1))
     canvas = np.ascontiguousarray(rgb, dtype=np.uint8)
     if size == (width, height):
-        return canvas.copy()
+        return canvas.copy() if canvas is rgb else canvas
     enlarging = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
     return cv2.resize(canvas, size, interpolation=enlarging)
 
@@ -85,7 +85,7 @@ def resized(rgb: np.ndarray, scale: float | None = None) -> np.ndarray:
 def overlay(
     rgb: np.ndarray,
     boxes: np.ndarray,
-    masks: np.ndarray | None,
+    masks: Sequence[np.ndarray] | None,
     labels: Sequence[str],
     colors: Sequence[Color],
     scale: float | None = None,
@@ -96,7 +96,7 @@ def overlay(
     Args:
         rgb: uint8 (H, W, 3).
         boxes: (N, 4) x0, y0, x1, y1, continuous coordinates in pixels of the image.
-        masks: bool (N, H, W), or None.
+        masks: N of bool (H, W), or None.
         labels, colors: N each.
         scale: enlargement; default: `display_scale`.
         alpha: opacity of the masks.
@@ -122,16 +122,18 @@ def _blend_mask(canvas: np.ndarray, mask: np.ndarray, color: Color, alpha: float
     if mask.shape != (height, width):
         soft = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
         mask = soft > 0.5
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    if not len(rows):
+    mask = np.ascontiguousarray(mask).view(np.uint8)
+    left, top, columns, rows = cv2.boundingRect(mask)
+    if not rows:
         return
-    top, left = int(rows[0]), int(columns[0])
-    window = slice(top, rows[-1] + 1), slice(left, columns[-1] + 1)
-    mask = np.ascontiguousarray(mask[window])  # a photograph is large, its objects are not
+    # A photograph is large, its objects are not.
+    window = slice(top, top + rows), slice(left, left + columns)
+    mask = mask[window]
     tint = 255.0 * np.asarray(color)
+    tinted = ((1 - alpha) * np.arange(256)[:, None, None] + alpha * tint).astype(np.uint8)
     pixels = canvas[window]
-    pixels[mask] = ((1 - alpha) * pixels[mask] + alpha * tint).astype(np.uint8)
-    contours = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[-2]
+    pixels[...] = cv2.copyTo(cv2.LUT(pixels, tinted), mask, pixels.copy())
+    contours = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[-2]
     thickness = max(1, round((height * width) ** 0.5 / 300))
     cv2.drawContours(
         canvas, contours, -1, tint.tolist(), thickness, cv2.LINE_AA, offset=(left, top)
