@@ -19,11 +19,18 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 MAPPED = {
-    "mnc": "projects/MNC/mnc",
-    "fcis": "projects/FCIS/fcis",
-    "htc": "projects/HTC/htc",
+    "d2ext.projects.mnc": "projects/MNC/mnc",
+    "d2ext.projects.fcis": "projects/FCIS/fcis",
+    "d2ext.projects.htc": "projects/HTC/htc",
     "d2ext.configs": "configs",
 }
+# Where the wheel has the configs of a project: as far from d2ext/configs as in the repository.
+PROJECT_CONFIGS = {
+    "d2ext.projects.mnc.configs": "projects/MNC/configs",
+    "d2ext.projects.fcis.configs": "projects/FCIS/configs",
+    "d2ext.projects.htc.configs": "projects/HTC/configs",
+}
+CONFIG_FILES = ["**/*.yaml", "**/*.py", "**/*.pth"]
 
 
 def stop(message):
@@ -38,6 +45,10 @@ def packages():
             folders[name] = folder
             names.append(name)
             names += [f"{name}.{sub}" for sub in find_packages(folder)]
+    for name, folder in PROJECT_CONFIGS.items():
+        if (ROOT / folder).is_dir():
+            folders[name] = folder
+            names.append(name)
     return names, folders
 
 
@@ -147,6 +158,9 @@ names, folders = packages()
 setup(
     packages=names,
     package_dir=folders,
-    package_data={"d2ext.configs": ["**/*.yaml", "**/*.py", "**/*.pth"]},
+    package_data={
+        **dict.fromkeys(["d2ext.configs", *PROJECT_CONFIGS], CONFIG_FILES),
+        "d2ext.cli": ["project_template/**/*.j2"],
+    },
     **extension(),
 )

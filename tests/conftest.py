@@ -1,5 +1,6 @@
 """Fixtures of all tests: d2ext before detectron2, one thread, generated data, fixed seeds."""
 
+import importlib
 import importlib.util
 import json
 import logging
@@ -100,7 +101,7 @@ def run_python(tmp_path_factory):
     folder = tmp_path_factory.mktemp("process")
 
     def run(*arguments, path=(), cwd=folder, **environment):
-        search = [*map(str, path), str(ROOT), str(ROOT / "projects/HTC")]
+        search = [*map(str, path), str(ROOT)]
         return subprocess.run(
             [sys.executable, *map(str, arguments)],
             cwd=cwd,
@@ -120,11 +121,15 @@ def run_python(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def script(request):
-    """The script that a test file mirrors, as a module: `tests/tools/test_x.py` has `tools/x.py`.
+    """The script that a test file mirrors, as a module: `tests/tools/test_x.py` has `tools/x.py`,
+    and `tests/cli/test_x.py` the command `d2ext.cli.x`.
 
     Files beside the script can be imported, as when Python runs it.
     """
     folder, file = request.path.relative_to(ROOT / "tests").parts
+    if folder == "cli":
+        yield importlib.import_module(f"d2ext.cli.{Path(file).stem.removeprefix('test_')}")
+        return
     assert folder in SCRIPTS, f"{request.path} mirrors no script"
     path = ROOT / folder / file.removeprefix("test_")
     spec = importlib.util.spec_from_file_location(path.stem, path)

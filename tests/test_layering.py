@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Rows of names, the users of all others first; drawn in docs/architecture.md.
 TABLE = json.loads((ROOT / "docs/layers.json").read_text(encoding="utf-8"))["rows"]
 LEVELS = {name: level for level, row in enumerate(reversed(TABLE)) for name in row}
-PROJECTS = {path.parent.name: path.parent for path in ROOT.glob("projects/*/*/__init__.py")}
-PROJECTS = {name: path for name, path in PROJECTS.items() if name != "configs"}
+PROJECTS = [path.parent for path in ROOT.glob("projects/*/*/__init__.py")]
+PROJECTS = {f"d2ext.projects.{path.name}": path for path in PROJECTS if path.name != "configs"}
 SHIPPED = sorted(
     path
     for folder in ("d2ext", "projects", "configs", "tools", "demo", "dev", "examples")
@@ -31,8 +31,7 @@ def module_name(path):
     """Dotted name under which a file of a package is imported."""
     for package, folder in {"d2ext": ROOT / "d2ext", **PROJECTS}.items():
         if folder in path.parents:
-            parts = path.relative_to(folder.parent).with_suffix("").parts
-            assert parts[0] == package
+            parts = [package, *path.relative_to(folder).with_suffix("").parts]
             return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
     return None
 
@@ -81,10 +80,15 @@ def runs_at_import(node):
 def block(module):
     """The name in the table that a module belongs to; None for what lies outside."""
     parts = module.split(".")
-    if parts[0] in (*PROJECTS, "projects"):
+    if project_of(module):
         return "projects"
     name = ".".join(parts[:2]) if parts[0] == "d2ext" else parts[0]
     return name if name in LEVELS else None
+
+
+def project_of(module):
+    """The package of a project that a module belongs to; None for what lies outside."""
+    return next((x for x in PROJECTS if f"{module}.".startswith(f"{x}.")), None)
 
 
 def modules():
@@ -93,7 +97,8 @@ def modules():
 
 def test_the_table_has_what_is_there_and_nothing_else():
     folders = [p.parent.name for p in ROOT.glob("d2ext/*/__init__.py")]
-    files = [p.stem for p in ROOT.glob("d2ext/*.py") if p.stem != "__init__"]
+    folders.remove("projects")  # the door to those in projects/
+    files = [p.stem for p in ROOT.glob("d2ext/*.py") if not p.stem.startswith("__")]
     assert len(folders) > 5
     assert {f"d2ext.{name}" for name in folders + files} == {x for x in LEVELS if "." in x}
     assert all((ROOT / name).is_dir() for name in LEVELS if "." not in name)
@@ -184,9 +189,9 @@ def test_the_shared_package_knows_no_project():
     wrong = [
         f"{relative(path)} imports {imported}"
         for path in modules()
-        if module_name(path).startswith("d2ext")
+        if not project_of(module_name(path))
         for imported in imports(path)
-        if imported.split(".")[0] in (*PROJECTS, "projects", "configs")
+        if imported.startswith(("d2ext.projects", "projects", "configs"))
     ]
     assert wrong == []
 
@@ -195,12 +200,11 @@ def test_projects_import_neither_each_other_nor_the_engine():
     assert PROJECTS
     wrong = []
     for path in modules():
-        own = module_name(path).split(".")[0]
-        if own == "d2ext":
+        own = project_of(module_name(path))
+        if own is None:
             continue
         for imported in imports(path):
-            top = imported.split(".")[0]
-            if (top in PROJECTS and top != own) or imported.startswith("d2ext.engine"):
+            if project_of(imported) not in (None, own) or imported.startswith("d2ext.engine"):
                 wrong.append(f"{relative(path)} imports {imported}")
     assert wrong == []
 

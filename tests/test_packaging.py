@@ -64,12 +64,15 @@ def test_the_packages_of_the_projects_are_inside(files):
     folders = [folder for folder in folders if folder.name != "configs"]
     assert any(folder.name == "htc" for folder in folders)
     for folder in folders:
-        assert {f"{folder.name}/{name}" for name in sources(folder, "*.py")} <= files
+        place = f"d2ext/projects/{folder.name}"
+        assert {f"{place}/{name}" for name in sources(folder, "*.py")} <= files
+        configs = sources(folder.parent / "configs", ".py", ".yaml")
+        assert {f"{place}/configs/{name}" for name in configs} <= files and configs
 
 
 def test_nothing_else_is_inside(files):
     tops = {name.split("/")[0] for name in files if ".dist-info/" not in name}
-    assert "d2ext" in tops and not tops & {"tests", "tools", "demo", "datasets", "configs", "docs"}
+    assert tops == {"d2ext"}
     assert not any(name.endswith((".so", ".pyc")) for name in files)
 
 
@@ -79,7 +82,7 @@ def test_metadata_name_version_and_projects(wheel):
     assert any(line.startswith("torch>=") for line in metadata.get_all("Requires-Dist"))
     entries = configparser.ConfigParser()
     entries.read_string(read(wheel, "entry_points.txt"))
-    assert entries["d2ext.projects"]["htc"] == "htc"
+    assert entries["d2ext.projects"]["htc"] == "d2ext.projects.htc"
 
 
 def test_an_installed_copy_finds_its_configs_and_projects(wheel, run_python, tmp_path):
@@ -87,9 +90,10 @@ def test_an_installed_copy_finds_its_configs_and_projects(wheel, run_python, tmp
     zipfile.ZipFile(wheel).extractall(site)
     code = """
         import importlib.metadata, json
-        import d2ext, htc
-        from d2ext.config import get_config, get_config_file, load_config
+        import d2ext, d2ext.projects.htc as htc
+        from d2ext.config import find_config, get_config, get_config_file, load_config
         from d2ext.config.load import config_roots
+        KINDS = (".yaml", ".py")
         cfg = load_config(get_config_file("mask_rcnn_tiny.yaml"), ["SEED=3"])
         lazy = load_config(get_config_file("mask_rcnn_tiny.py"), ["train.seed=3"])
         print(json.dumps({
@@ -97,6 +101,7 @@ def test_an_installed_copy_finds_its_configs_and_projects(wheel, run_python, tmp
             "roots": [str(root) for root in config_roots()],
             "seeds": [cfg.SEED, lazy.train.seed],
             "period": get_config("common/train.py").train.log_period,
+            "kinds": [load_config(find_config(f"htc_tiny{x}")).get("VERSION") for x in KINDS],
             "version": importlib.metadata.version("d2ext"),
         }))
     """
@@ -104,9 +109,10 @@ def test_an_installed_copy_finds_its_configs_and_projects(wheel, run_python, tmp
     assert process.returncode == 0, process.stderr
     found = json.loads(process.stdout.splitlines()[-1])
     assert found == {
-        "from": [str(site / "d2ext/__init__.py"), str(site / "htc/__init__.py")],
+        "from": [str(site / "d2ext/__init__.py"), str(site / "d2ext/projects/htc/__init__.py")],
         "roots": [str(site / "d2ext/configs")],
         "seeds": [3, 3],
         "period": 20,
+        "kinds": [2, None],
         "version": d2ext.__version__,
     }

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from d2ext.config import get_cfg, load_config, load_projects
+from d2ext.cli.main import COMMANDS
+from d2ext.cli.main import main as d2ext_main
+from d2ext.config import find_config, get_cfg, load_config, load_projects
 from d2ext.config.overrides import LAZY_TO_YAML
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,6 +87,11 @@ def examples():
 def help_text(script):
     """What `python script --help` prints."""
     printed = io.StringIO()
+    if script.startswith("d2ext "):
+        with pytest.raises(SystemExit) as ending, contextlib.redirect_stdout(printed):
+            d2ext_main([script.partition(" ")[2], "--help"])
+        assert not ending.value.code
+        return printed.getvalue()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(sys, "argv", [script, "--help"])
         patch.syspath_prepend((ROOT / script).parent)  # as Python does for a script
@@ -122,6 +129,17 @@ def check_script(script, words):
             load_config(ROOT / config, overrides)  # raises for unknown keys and wrong types
 
 
+def check_d2ext(name, *words):
+    """A line such as `d2ext train htc_tiny --data shapes`."""
+    assert name in COMMANDS, f"d2ext has no command {name}"
+    check_options(f"d2ext {name}", words)
+    if name in ("train", "eval"):
+        config = next(w for w in words if not w.startswith("-"))
+        overrides = [w for w in words if re.match(r"\+?[A-Za-z][\w.]*\.[\w.]+=|[A-Z_]+=", w)]
+        if not is_readers(config):
+            load_config(find_config(config), overrides)
+
+
 def check_command(words):
     program, *words = words
     if program == "make":
@@ -129,6 +147,8 @@ def check_command(words):
     elif program in ("python", "torchrun"):
         script = next(i for i, w in enumerate(words) if not w.startswith("--"))
         check_script(words[script], words[script + 1 :])
+    elif program == "d2ext":
+        check_d2ext(*words)
     else:
         assert program in ("pip", "source"), f"unknown program {program}"
     for word in words:
@@ -144,14 +164,15 @@ def test_commands_name_existing_files_targets_options_and_keys(page, words):
 
 def output_folder(words):
     """Where a training command writes."""
-    config = words[words.index("--config-file") + 1]
+    first = words.index("--config-file") if "--config-file" in words else words.index("train")
+    config = words[first + 1]
     for word in words:
         key, equals, value = word.partition("=")
         if equals and key in ("OUTPUT_DIR", "train.output_dir"):
             return Path(value)
     if is_readers(config):
         return Path(config)
-    cfg = load_config(ROOT / config)
+    cfg = load_config(find_config(ROOT / config if "/" in config else config))
     return Path(cfg.train.output_dir if config.endswith(".py") else cfg.OUTPUT_DIR)
 
 
@@ -159,8 +180,8 @@ def output_folder(words):
 def test_no_training_of_a_page_is_refused_because_of_one_before(page):
     used = set()
     for words in commands(page):
-        script = next((w for w in words if w.endswith("train_net.py")), None)
-        if script is None or {"--resume", "--overwrite", "--eval-only"} & set(words):
+        trains = words[:2] == ["d2ext", "train"] or any(w.endswith("train_net.py") for w in words)
+        if not trains or {"--resume", "--overwrite", "--eval-only"} & set(words):
             continue
         folder = output_folder(words)
         assert folder not in used, f"{page}: {' '.join(words)} finds a run in {folder}"
@@ -172,6 +193,10 @@ def test_no_training_of_a_page_is_refused_because_of_one_before(page):
     [
         "make nonsense",
         "make test NONSENSE=1",
+        "d2ext nonsense",
+        "d2ext train htc_tiny --nonsense",
+        "d2ext train htc_nonsense",
+        "d2ext train htc_tiny MODEL.HTC.NONSENSE=1",
         "python projects/HTC/nonsense.py",
         "python projects/HTC/train_net.py --nonsense",
         "python tools/evaluate_stages.py --weight model.pth",

@@ -22,14 +22,28 @@ def find_config(name: str | os.PathLike) -> str:
     """
     if os.path.isfile(name):
         return os.fspath(name)
-    folders = [*config_roots(), *filter(None, map(project_configs, load_projects()))]
+    folders = config_folders()
     for ending in _ENDINGS:
         for folder in folders:
             if (folder / f"{name}{ending}").is_file():
                 return str(folder / f"{name}{ending}")
-    shipped = {path.stem for folder in folders for path in Path(folder).glob("*.yaml")}
-    known = sorted(x for x in shipped if not x.startswith("Base"))
+    known = list(shipped_configs())
     raise UserError(
         f"config '{os.fspath(name)}' is neither a file nor a shipped config"
         f"{nearest(str(name), known)}"
     )
+
+
+def config_folders() -> list[Path]:
+    """Those of the shared configs, then those of every installed project."""
+    return [*config_roots(), *filter(None, map(project_configs, load_projects()))]
+
+
+def shipped_configs() -> dict[str, list[Path]]:
+    """Name -> files of its kinds, yaml first, folder by folder; without the bases of others."""
+    found: dict[str, list[Path]] = {}
+    for folder in config_folders():
+        for path in sorted(folder.glob("*.yaml")) + sorted(folder.glob("*.py")):
+            if not path.name.startswith(("Base", "_")):
+                found.setdefault(path.stem, []).append(path)
+    return found

@@ -9,6 +9,7 @@ names in `_target_` what is called when it is used.
 """
 
 import builtins
+import io
 import re
 import traceback
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from d2ext.config.overrides import (
     parse_overrides,
     yaml_keys,
 )
-from d2ext.config.projects import load_projects
+from d2ext.config.projects import load_projects, with_present_names
 from d2ext.config.values import kind_of
 from d2ext.errors import UserError
 
@@ -143,8 +144,10 @@ def _load_lazy(path: str) -> DictConfig:
 
 def _load_saved_lazy(path: str) -> DictConfig:
     with open(path, encoding="utf-8") as f:
-        # Names of classes and functions of imported modules are understood, but nothing is called.
-        content = yaml.load(f, Loader=yaml.FullLoader)
+        text = io.StringIO(with_present_names(f.read()))
+    text.name = path  # for messages
+    # Names of classes and functions of imported modules are understood, but nothing is called.
+    content = yaml.load(text, Loader=yaml.FullLoader)
     return OmegaConf.create(content, flags={"allow_objects": True})
 
 

@@ -8,7 +8,9 @@ imports whatever is declared, so that every tool understands the configs of ever
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,3 +63,17 @@ def project_configs(name: str) -> Path | None:
             if folder.is_dir():
                 return folder
     return None
+
+
+def with_present_names(text: str) -> str:
+    """A saved lazy config, in which parts of projects are called by the names they have now.
+
+    `htc.meta_arch` was what is `d2ext.projects.htc.meta_arch` today; other projects may move their
+    package in the same way, if they keep the name of their entry point.
+    """
+    for entry in importlib.metadata.entry_points(group=_GROUP):
+        name = entry.name
+        if name != entry.module and name.isidentifier() and not importlib.util.find_spec(name):
+            called = rf"(_target_: ['\"]?|!!python/name:){name}\."
+            text = re.sub(called, rf"\g<1>{entry.module}.", text)
+    return text

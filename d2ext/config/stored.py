@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from d2ext.config.load import LAZY_NODES, load_config
 from d2ext.config.overrides import apply_to_lazy, parse_overrides
-from d2ext.config.projects import load_projects
+from d2ext.config.projects import load_projects, with_present_names
 from d2ext.errors import UserError
 
 from detectron2.config import CfgNode
@@ -115,7 +115,7 @@ def is_lazy_content(content: dict[str, Any]) -> bool:
 
 def _parse(text: str, source: str) -> dict[str, Any]:
     try:
-        content = yaml.load(text, Loader=_DataLoader)
+        content = yaml.load(with_present_names(text), Loader=_DataLoader)
         if any(number > _MOST for number, _ in enumerate(_nodes(content))):
             raise ValueError("it has too many settings")
     except (yaml.YAMLError, RecursionError, ValueError, AttributeError, TypeError) as error:

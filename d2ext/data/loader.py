@@ -159,7 +159,7 @@ class Loader(torch.utils.data.DataLoader):
         if len(seen) > self._max_unreadable:
             raise UserError(
                 f"{text}; {len(seen)} images cannot be read, at most {self._max_unreadable} are "
-                "replaced: find them with tools/check_data.py --thorough"
+                "replaced: find them with d2ext check --thorough"
             )
         logger.warning(
             "%s; another image takes its place (%d of at most %d)",

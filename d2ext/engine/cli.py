@@ -6,6 +6,8 @@ import sys
 import warnings
 from collections.abc import Callable
 
+from d2ext.config import find_config
+from d2ext.data.folder import find_data
 from d2ext.engine import launch
 from d2ext.engine.experiment import Experiment
 from d2ext.engine.folder import training_folder
@@ -25,11 +27,12 @@ from detectron2.engine import default_argument_parser
 
 _EPILOG = """
 examples:
-  train                %(prog)s --config-file CONFIG.py train.output_dir=output/run1
+  train                %(prog)s CONFIG.py train.output_dir=output/run1
   continue             %(prog)s --config-file CONFIG.py train.output_dir=output/run1 --resume
   start anew           %(prog)s --config-file CONFIG.py train.output_dir=output/run1 --overwrite
   evaluate             %(prog)s --config-file CONFIG.yaml --eval-only MODEL.WEIGHTS=model.pth
-  your own data        %(prog)s --config-file CONFIG.yaml --register my=ann.json,images \\
+  your own data        %(prog)s mask_rcnn_tiny_finetune --data mydata OUTPUT_DIR=output/run1
+  or file by file      %(prog)s --config-file CONFIG.yaml --register my=ann.json,images \\
                            DATASETS.TRAIN=my DATASETS.TEST=my
   two CPU processes    torchrun --nproc-per-node=2 %(prog)s --config-file CONFIG.yaml
 """
@@ -42,6 +45,8 @@ def argument_parser() -> argparse.ArgumentParser:
         "resume": "continue from the last checkpoint in the output folder, exactly",
         "eval_only": "evaluate the weights named by an override, else the last checkpoint in the "
         "output folder, else the config's weights",
+        "config_file": "a .yaml or .py file, or the name of a shipped config; may be given without "
+        "the option, as the first word",
         "num_gpus": "number of GPUs of this machine (default: one, or the CPU without any)",
     }
     parser = argparse.ArgumentParser(
@@ -60,6 +65,15 @@ def argument_parser() -> argparse.ArgumentParser:
         metavar="NAME=ANN.json,IMAGES[,SEMANTIC]",
         help="make a COCO-format data set known under NAME (may be repeated)",
     )
+    parser.add_argument(
+        "--data",
+        metavar="FOLDER",
+        help="with train.json, val.json, test.json, as d2ext split writes it; or the name of "
+        "registered sets, such as shapes. A training is evaluated on val, else on test; "
+        "--eval-only takes both",
+    )
+    parser.add_argument("--images", metavar="FOLDER", help="of --data, where they are elsewhere")
+    parser.add_argument("--weights", metavar="FILE", help="the same as MODEL.WEIGHTS=FILE")
     parser.add_argument(
         "--overwrite",
         action="store_true",
@@ -136,11 +150,36 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _main(args: argparse.Namespace) -> None:
-    if not args.config_file:
-        raise UserError("--config-file is missing; give a .yaml or .py config, see --help")
+    _take_words(args)
     experiment = _build(args)
     check_device(experiment)
     launch.run(run_worker, args, experiment.device)
+
+
+def _take_words(args: argparse.Namespace) -> None:
+    """Turn the config's name, `--data` and `--weights` into what they stand for."""
+    if not args.config_file and args.opts and "=" not in args.opts[0]:
+        args.config_file = args.opts.pop(0)
+    if not args.config_file:
+        raise UserError("no config; name a shipped one or a .yaml or .py file, see --help")
+    args.config_file = find_config(args.config_file)
+    settings = []
+    if args.data:
+        names, texts = find_data(args.data, args.images)
+        args.register += texts
+        tested = [names[part] for part in ("val", "test") if part in names]
+        if args.eval_only and not tested:
+            raise UserError(f"--data {args.data} has nothing to evaluate on: no val and no test")
+        if not args.eval_only and "train" not in names:
+            raise UserError(f"--data {args.data} has no train part to train on")
+        if "train" in names:
+            settings.append(f"DATASETS.TRAIN={names['train']}")
+        settings.append(f"DATASETS.TEST={tuple(tested if args.eval_only else tested[:1])}")
+    elif args.images:
+        raise UserError("--images is for --data; with --register the folder is part of it")
+    if args.weights:
+        settings.append(f"MODEL.WEIGHTS={args.weights}")
+    args.opts[:0] = settings
 
 
 def _build(args: argparse.Namespace) -> Experiment:

@@ -9,8 +9,8 @@ from d2ext.checkpoint import Checkpointer, Importer, export_weights, list_import
 from d2ext.checkpoint import registry as registry_module
 from d2ext.checkpoint.registry import register_importer
 from d2ext.errors import UserError
+from d2ext.projects.htc import add_htc_config
 from d2ext.utils.testing import tiny_config
-from htc import add_htc_config
 
 from detectron2.modeling import build_model
 

@@ -6,9 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 import d2ext.config.projects as projects_module
-from d2ext.config import get_cfg, load_projects, project_configs
+from d2ext.config import find_config, get_cfg, load_config, load_projects, project_configs
+from d2ext.config.projects import with_present_names
+
+from detectron2.config import LazyConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,3 +84,33 @@ def test_configs_of_a_project_lie_in_its_package_or_beside_it(install):
     (folder / "configs").mkdir()
     assert project_configs("outside_project") == folder / "configs"
     assert project_configs("no_such_project") is None
+
+
+def test_a_saved_config_names_projects_as_they_are_called_now():
+    saved = (
+        "model: {_target_: htc.meta_arch.HybridTaskCascade, x: htc.y}\n"
+        "head: {_target_: 'mnc.heads.MNCMaskHead'}\n"
+        "f: !!python/name:fcis.sampler.FCISSampler ''\n"
+        "mine: {_target_: xhtc.a, y: _target_: torch.nn.ReLU}\n"
+    )
+    assert with_present_names(saved) == (
+        "model: {_target_: d2ext.projects.htc.meta_arch.HybridTaskCascade, x: htc.y}\n"
+        "head: {_target_: 'd2ext.projects.mnc.heads.MNCMaskHead'}\n"
+        "f: !!python/name:d2ext.projects.fcis.sampler.FCISSampler ''\n"
+        "mine: {_target_: xhtc.a, y: _target_: torch.nn.ReLU}\n"
+    )
+
+
+def test_the_names_of_a_package_that_is_installed_stay(install):
+    install("moved_project", "")
+    assert with_present_names("_target_: moved_project.a") == "_target_: moved_project.a"
+
+
+def test_a_lazy_config_saved_under_the_old_names_is_read(tmp_path):
+    new = load_config(find_config("htc_tiny.py"))
+    path = tmp_path / "config.yaml"
+    LazyConfig.save(new, str(path))
+    text = path.read_text()
+    assert text.count("d2ext.projects.htc.") >= 3
+    path.write_text(text.replace("d2ext.projects.htc.", "htc."))
+    assert OmegaConf.to_yaml(load_config(str(path))) == OmegaConf.to_yaml(new)

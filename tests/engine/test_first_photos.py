@@ -2,14 +2,13 @@
 and pictures, as docs/first_20_photos.md has them."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from tests.data.convert.helpers import photo
 
-ROOT = Path(__file__).resolve().parents[2]
+D2EXT = "d2ext/__main__.py"
 BOXES = {"cell": (6, 8, 30, 30), "leaf": (34, 10, 60, 44)}
 
 
@@ -34,25 +33,19 @@ def test_four_commands_lead_from_labelme_to_numbers_and_pictures(run_scripts, tm
     photos, out = tmp_path / "photos", tmp_path / "out"
     write_photos(photos, 6)
     split, my = tmp_path / "split", f"{photos}"
-    config = ROOT / "configs/mask_rcnn_tiny_finetune.yaml"
     convert = ["labelme", photos, "--output", tmp_path / "my.json"]
     shares = ["--output", split, "--shares", "0.67", "0.33", "0"]
-    sets = [
-        "--register",
-        f"train={split}/train.json,{my}",
-        "--register",
-        f"val={split}/val.json,{my}",
-    ]
     run_scripts(
-        ["tools/convert_dataset.py", *convert],
-        ["tools/convert_dataset.py", "split", tmp_path / "my.json", "--images", photos, *shares],
-        ["tools/train_net.py", "--config-file", config, *sets, f"OUTPUT_DIR={out}"]
+        [D2EXT, "convert", *convert],
+        [D2EXT, "split", tmp_path / "my.json", "--images", photos, *shares],
+        [D2EXT, "train", "mask_rcnn_tiny_finetune", "--data", split, f"OUTPUT_DIR={out}"]
         + ["--epochs", "3", "--image-size", "64"],
         [
             "tools/visualize_results.py",
             "--results",
-            out / "inference/val/coco_instances_results.json",
-            *sets[2:],
+            out / "inference/split_val/coco_instances_results.json",
+            "--register",
+            f"val={split}/val.json,{my}",
         ]
         + ["--output-dir", tmp_path / "pictures", "--confidence-threshold", "0"],
     )

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from d2ext.checkpoint import Checkpointer
 from d2ext.config import get_cfg
-from fcis import FCIS  # noqa: F401  registers the models
+from d2ext.projects.fcis import FCIS  # noqa: F401  registers the models
 
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes

@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from d2ext.checkpoint import Checkpointer
+from d2ext.projects.htc import add_htc_config
 from d2ext.utils.testing import tiny_config
-from htc import add_htc_config
 
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from d2ext.checkpoint import Checkpointer
 from d2ext.config import get_cfg
-from mnc import MultitaskNetworkCascade  # noqa: F401  registers the models
+from d2ext.projects.mnc import MultitaskNetworkCascade  # noqa: F401  registers the models
 
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes

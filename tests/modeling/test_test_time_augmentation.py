@@ -14,8 +14,8 @@ from d2ext.modeling.test_time_augmentation import (
     merge_views,
     with_test_time_augmentation,
 )
+from d2ext.projects.htc import add_htc_config
 from d2ext.utils.testing import tiny_config
-from htc import add_htc_config
 
 from detectron2.data.transforms import ResizeTransform
 from detectron2.modeling import build_model

@@ -66,9 +66,9 @@ def test_projects_and_configs_are_packaged():
     packages = run_setup(D2EXT_BUILD_EXT="0").stdout.split("PACKAGES ")[1].split()
     assert "d2ext.ops.reference" in packages
     for name, folder in {
-        "mnc": "projects/MNC/mnc",
-        "fcis": "projects/FCIS/fcis",
-        "htc": "projects/HTC/htc",
+        "d2ext.projects.mnc": "projects/MNC/mnc",
+        "d2ext.projects.fcis": "projects/FCIS/fcis",
+        "d2ext.projects.htc": "projects/HTC/htc",
         "d2ext.configs": "configs",
     }.items():
         assert (name in packages) == (ROOT / folder / "__init__.py").is_file()

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 _LOOKED_AT = 50  # files of a folder
-_COMMAND = "python tools/convert_dataset.py"
+_COMMAND = "d2ext convert"
 
 
 def _is_labelme(path: Path) -> bool:

@@ -5,11 +5,11 @@ Importing the package registers `FCIS` and `FCISROIHeads` for yaml configs.
 """
 
 from d2ext.config import register_config
-from fcis.config import add_fcis_config
-from fcis.meta_arch import FCIS
-from fcis.roi_heads import FCISROIHeads
-from fcis.sampler import RegionSampler
-from fcis.test_time_augmentation import FCISWithTTA
+from d2ext.projects.fcis.config import add_fcis_config
+from d2ext.projects.fcis.meta_arch import FCIS
+from d2ext.projects.fcis.roi_heads import FCISROIHeads
+from d2ext.projects.fcis.sampler import RegionSampler
+from d2ext.projects.fcis.test_time_augmentation import FCISWithTTA
 
 register_config(add_fcis_config)
 

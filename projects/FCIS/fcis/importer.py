@@ -14,7 +14,7 @@ from d2ext.checkpoint.importers.common import (
 from d2ext.checkpoint.importers.resnet import caffe_stem, mxnet_resnet_rules, strip_prefixes
 from d2ext.checkpoint.mapping import Rule
 from d2ext.checkpoint.registry import Importer, register_importer
-from fcis.roi_heads import FCISROIHeads
+from d2ext.projects.fcis.roi_heads import FCISROIHeads
 
 
 def foreground_deltas(x: Tensor) -> Tensor:

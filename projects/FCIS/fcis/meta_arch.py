@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from d2ext.modeling import ReproducibleRCNN
-from fcis.postprocessing import paste_instances, scale_boxes, vote_instances
-from fcis.test_time_augmentation import FCISWithTTA
+from d2ext.projects.fcis.postprocessing import paste_instances, scale_boxes, vote_instances
+from d2ext.projects.fcis.test_time_augmentation import FCISWithTTA
 
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY
 from detectron2.structures import Instances

@@ -15,8 +15,8 @@ from d2ext.modeling.regions.samples import Samples, positive_rows
 from d2ext.modeling.regions.targets import gt_bitmaps, pack_masks, resize_masks
 from d2ext.ops import MaskVoting, fcis_joint_head, ps_roi_assemble, ps_roi_mean
 from d2ext.ops.poolers import boxes_to_rois
-from fcis.losses import RegionLosses, hardest_regions, region_losses, total_losses
-from fcis.sampler import RegionSampler
+from d2ext.projects.fcis.losses import RegionLosses, hardest_regions, region_losses, total_losses
+from d2ext.projects.fcis.sampler import RegionSampler
 
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ShapeSpec

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from d2ext.modeling.test_time_augmentation import is_mirrored, mirror_boxes
-from fcis.postprocessing import scale_boxes, vote_instances
+from d2ext.projects.fcis.postprocessing import scale_boxes, vote_instances
 
 from detectron2.modeling.test_time_augmentation import DatasetMapperTTA
 from detectron2.structures import Instances

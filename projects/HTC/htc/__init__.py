@@ -5,11 +5,11 @@ configs.
 """
 
 from d2ext.config import register_config
-from htc.config import add_htc_config
-from htc.mask_head import HTCMaskHead
-from htc.meta_arch import HybridTaskCascade
-from htc.roi_heads import HTCROIHeads
-from htc.semantic_head import FusedSemanticHead
+from d2ext.projects.htc.config import add_htc_config
+from d2ext.projects.htc.mask_head import HTCMaskHead
+from d2ext.projects.htc.meta_arch import HybridTaskCascade
+from d2ext.projects.htc.roi_heads import HTCROIHeads
+from d2ext.projects.htc.semantic_head import FusedSemanticHead
 
 register_config(add_htc_config)
 

@@ -16,7 +16,7 @@ from d2ext.checkpoint.importers.resnet import strip_prefixes
 from d2ext.checkpoint.mapping import Rule
 from d2ext.checkpoint.registry import Importer, register_importer
 from d2ext.modeling import ClampedBox2BoxTransform
-from htc.roi_heads import HTCROIHeads
+from d2ext.projects.htc.roi_heads import HTCROIHeads
 
 
 def htc_rules() -> list[Rule]:

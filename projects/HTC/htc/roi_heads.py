@@ -11,8 +11,8 @@ from d2ext.modeling import MultiStageROIHeads, build_region_pooler
 from d2ext.modeling.cascade.from_config import cascade_from_config
 from d2ext.modeling.regions.losses import pick_class
 from d2ext.ops import pool_averaged
-from htc.mask_head import HTCMaskHead
-from htc.semantic_head import FusedSemanticHead
+from d2ext.projects.htc.mask_head import HTCMaskHead
+from d2ext.projects.htc.semantic_head import FusedSemanticHead
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec

@@ -5,15 +5,15 @@ Importing the package registers `MultitaskNetworkCascade`, `DifferentiableRPN` a
 """
 
 from d2ext.config import register_config
-from mnc.box_transform import MNCBoxTransform
-from mnc.config import add_mnc_config
-from mnc.heads import MNCCategoryHead, MNCMaskHead, MNCRes5CategoryHead
-from mnc.meta_arch import MultitaskNetworkCascade
-from mnc.pooler import build_pooler
-from mnc.roi_heads import MNCROIHeads
-from mnc.rpn import DifferentiableRPN
-from mnc.sampler import MNCSampler
-from mnc.voting import InstanceVoting
+from d2ext.projects.mnc.box_transform import MNCBoxTransform
+from d2ext.projects.mnc.config import add_mnc_config
+from d2ext.projects.mnc.heads import MNCCategoryHead, MNCMaskHead, MNCRes5CategoryHead
+from d2ext.projects.mnc.meta_arch import MultitaskNetworkCascade
+from d2ext.projects.mnc.pooler import build_pooler
+from d2ext.projects.mnc.roi_heads import MNCROIHeads
+from d2ext.projects.mnc.rpn import DifferentiableRPN
+from d2ext.projects.mnc.sampler import MNCSampler
+from d2ext.projects.mnc.voting import InstanceVoting
 
 register_config(add_mnc_config)
 

@@ -19,7 +19,7 @@ from d2ext.checkpoint.importers.vgg import (
 )
 from d2ext.checkpoint.mapping import Rule
 from d2ext.checkpoint.registry import Importer, register_importer
-from mnc.roi_heads import MNCROIHeads
+from d2ext.projects.mnc.roi_heads import MNCROIHeads
 
 _BLOBS = {"weight": 0, "bias": 1}
 _FC = {"box_fc6": "fc6", "box_fc7": "fc7", "mask_fc6": "fc6_mask", "mask_fc7": "fc7_mask"}

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from d2ext.modeling.regions.losses import global_mean_count
-from mnc.stage_bridge import pick_deltas
+from d2ext.projects.mnc.stage_bridge import pick_deltas
 
 from detectron2.modeling.box_regression import Box2BoxTransform
 

@@ -5,9 +5,9 @@ from torch import Tensor, nn
 from d2ext.modeling import ReproducibleRCNN
 from d2ext.modeling.regions.losses import connect_features
 from d2ext.modeling.rpn.caffe import AnchorPredictions
-from mnc.gradient_limit import loss_scale_probes, with_probes
-from mnc.roi_heads import category_feature
-from mnc.voting import InstanceVoting
+from d2ext.projects.mnc.gradient_limit import loss_scale_probes, with_probes
+from d2ext.projects.mnc.roi_heads import category_feature
+from d2ext.projects.mnc.voting import InstanceVoting
 
 from detectron2.config import configurable
 from detectron2.modeling.backbone import build_backbone

@@ -20,13 +20,18 @@ from d2ext.modeling.regions.batching import to_device
 from d2ext.modeling.regions.boxes import pixel_boxes, sizes_of_rows
 from d2ext.modeling.regions.samples import Samples, positive_rows
 from d2ext.modeling.regions.targets import PackedMasks, gt_bitmaps, pack_masks, resize_masks
-from mnc.box_transform import MNCBoxTransform, exact_boxes
-from mnc.heads import CategoryOutputs, MNCCategoryHead, MNCMaskHead, MNCRes5CategoryHead
-from mnc.losses import box_loss, class_loss, mask_loss
-from mnc.pooler import build_pooler
-from mnc.sampler import MNCSampler
-from mnc.stage_bridge import bridge_boxes, choose_classes
-from mnc.targets import mask_level_classes
+from d2ext.projects.mnc.box_transform import MNCBoxTransform, exact_boxes
+from d2ext.projects.mnc.heads import (
+    CategoryOutputs,
+    MNCCategoryHead,
+    MNCMaskHead,
+    MNCRes5CategoryHead,
+)
+from d2ext.projects.mnc.losses import box_loss, class_loss, mask_loss
+from d2ext.projects.mnc.pooler import build_pooler
+from d2ext.projects.mnc.sampler import MNCSampler
+from d2ext.projects.mnc.stage_bridge import bridge_boxes, choose_classes
+from d2ext.projects.mnc.targets import mask_level_classes
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from d2ext.modeling.regions.batching import to_device
 from d2ext.modeling.regions.boxes import boxes_inside, clip_boxes, sizes_of_rows
 from d2ext.modeling.rpn.caffe import AnchorPredictions, CaffeRPN
-from mnc.box_transform import MNCBoxTransform, exact_boxes
-from mnc.gradient_limit import limit_gradient
+from d2ext.projects.mnc.box_transform import MNCBoxTransform, exact_boxes
+from d2ext.projects.mnc.gradient_limit import limit_gradient
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec

@@ -17,7 +17,7 @@ from d2ext.modeling.regions.batching import (
 )
 from d2ext.modeling.regions.samples import Samples, gather_samples, split_samples
 from d2ext.modeling.regions.sampling import image_generator, random_ranks
-from mnc.box_transform import exact_boxes
+from d2ext.projects.mnc.box_transform import exact_boxes
 
 from detectron2.structures import Instances
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from d2ext.modeling.regions.boxes import ImageSize, clip_boxes
-from mnc.gradient_limit import limit_gradient
+from d2ext.projects.mnc.gradient_limit import limit_gradient
 
 from detectron2.modeling.box_regression import Box2BoxTransform
 

@@ -4,8 +4,8 @@ import torch
 
 from d2ext.modeling import ClampedBox2BoxTransform
 from d2ext.ops import MaskVoting
+from d2ext.projects.fcis import FCISROIHeads, RegionSampler, add_fcis_config
 from d2ext.utils.testing import tiny_config
-from fcis import FCISROIHeads, RegionSampler, add_fcis_config
 
 from detectron2.modeling import build_model
 

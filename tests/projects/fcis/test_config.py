@@ -12,10 +12,10 @@ from torch import nn
 
 from d2ext.config import get_cfg, load_config
 from d2ext.modeling.backbone import CaffeResNet
+from d2ext.projects.fcis import FCISROIHeads, add_fcis_config
+from d2ext.projects.fcis import config as fcis_config
 from d2ext.solver import build_optimizer
 from d2ext.solver.schedule import build_lr_multiplier
-from fcis import FCISROIHeads, add_fcis_config
-from fcis import config as fcis_config
 
 from detectron2.config import instantiate
 from detectron2.data.detection_utils import build_augmentation

@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from d2ext.ops import MaskVoting
-from fcis.postprocessing import paste_instances, place_masks, scale_boxes, vote_instances
+from d2ext.projects.fcis.postprocessing import (
+    paste_instances,
+    place_masks,
+    scale_boxes,
+    vote_instances,
+)
 
 from detectron2.structures import Boxes, Instances
 

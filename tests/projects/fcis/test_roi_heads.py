@@ -9,8 +9,8 @@ from d2ext.modeling.regions.boxes import pixel_boxes
 from d2ext.modeling.regions.targets import resize_masks
 from d2ext.ops import ps_roi_assemble, ps_roi_mean
 from d2ext.ops.poolers import boxes_to_rois
+from d2ext.projects.fcis.roi_heads import ScoreMaps
 from d2ext.utils.testing import near_objects, random_batch
-from fcis.roi_heads import ScoreMaps
 
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage

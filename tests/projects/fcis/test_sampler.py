@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from d2ext.modeling.regions.sampling import image_seeds
-from fcis import RegionSampler
+from d2ext.projects.fcis import RegionSampler
 
 from detectron2.structures import Boxes, Instances, pairwise_iou
 

@@ -5,8 +5,8 @@ import torch
 
 from d2ext.modeling.regions.boxes import to_inclusive
 from d2ext.modeling.test_time_augmentation import is_mirrored, with_test_time_augmentation
+from d2ext.projects.fcis import FCISWithTTA
 from d2ext.utils.testing import random_batch
-from fcis import FCISWithTTA
 
 from tests.projects.fcis.helpers import make_model
 

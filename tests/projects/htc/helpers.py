@@ -2,8 +2,8 @@
 
 import torch
 
+from d2ext.projects.htc import add_htc_config
 from d2ext.utils.testing import tiny_config
-from htc import add_htc_config
 
 from detectron2.modeling import build_model
 

@@ -6,8 +6,8 @@ import pytest
 
 from d2ext.config import load_config
 from d2ext.modeling import MultiStageROIHeads
-from htc import HTCROIHeads, add_htc_config
-from htc import config as htc_config
+from d2ext.projects.htc import HTCROIHeads, add_htc_config
+from d2ext.projects.htc import config as htc_config
 
 from detectron2.config import get_cfg
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from htc import HTCMaskHead
+from d2ext.projects.htc import HTCMaskHead
 
 from detectron2.layers import ShapeSpec
 

@@ -9,8 +9,14 @@ from d2ext.modeling import (
     SlimResNetFPN,
     build_region_pooler,
 )
+from d2ext.projects.htc import (
+    FusedSemanticHead,
+    HTCMaskHead,
+    HTCROIHeads,
+    HybridTaskCascade,
+    add_htc_config,
+)
 from d2ext.utils.testing import random_batch, training_losses
-from htc import FusedSemanticHead, HTCMaskHead, HTCROIHeads, HybridTaskCascade, add_htc_config
 
 from detectron2.config import LazyCall as L
 from detectron2.config import get_cfg, instantiate

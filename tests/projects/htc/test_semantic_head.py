@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from htc import FusedSemanticHead
+from d2ext.projects.htc import FusedSemanticHead
 
 from tests.projects.htc.helpers import pyramid
 

@@ -2,8 +2,8 @@
 
 import torch
 
+from d2ext.projects.mnc import add_mnc_config
 from d2ext.utils.testing import tiny_config
-from mnc import add_mnc_config
 
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances

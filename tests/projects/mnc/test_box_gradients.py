@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from d2ext.projects.mnc.box_transform import exact_boxes
 from d2ext.utils.testing import random_batch
-from mnc.box_transform import exact_boxes
 
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage

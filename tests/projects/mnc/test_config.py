@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from d2ext.config import get_config
-from mnc import InstanceVoting, MNCROIHeads, add_mnc_config, build_pooler
-from mnc import config as mnc_config
+from d2ext.projects.mnc import InstanceVoting, MNCROIHeads, add_mnc_config, build_pooler
+from d2ext.projects.mnc import config as mnc_config
 
 from detectron2.config import get_cfg, instantiate
 

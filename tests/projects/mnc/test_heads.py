@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mnc import MNCCategoryHead, MNCMaskHead, MNCRes5CategoryHead
+from d2ext.projects.mnc import MNCCategoryHead, MNCMaskHead, MNCRes5CategoryHead
 
 from detectron2.layers import ShapeSpec
 

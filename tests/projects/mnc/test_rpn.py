@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from d2ext.modeling import CaffeRPN
+from d2ext.projects.mnc.rpn import relabel_anchors
 from d2ext.utils.testing import random_batch
-from mnc.rpn import relabel_anchors
 
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage

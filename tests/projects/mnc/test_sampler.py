@@ -1,7 +1,7 @@
 import torch
 
 from d2ext.modeling.regions.sampling import image_seeds
-from mnc import MNCSampler
+from d2ext.projects.mnc import MNCSampler
 
 from detectron2.structures import Boxes, Instances
 

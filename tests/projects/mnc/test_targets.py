@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from d2ext.modeling.regions.boxes import pixel_boxes
-from mnc.targets import mask_ious
+from d2ext.projects.mnc.targets import mask_ious
 
 
 @pytest.fixture

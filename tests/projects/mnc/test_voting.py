@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from d2ext.errors import UserError
-from mnc import InstanceVoting
+from d2ext.projects.mnc import InstanceVoting
 
 from detectron2.structures import Boxes, Instances
 

@@ -4,7 +4,7 @@ import math
 
 from d2ext.modeling import CaffeResNet, CaffeRPN, ClampedBox2BoxTransform, RoundedAnchorGenerator
 from d2ext.ops import MaskVoting
-from fcis import FCIS, FCISROIHeads, RegionSampler
+from d2ext.projects.fcis import FCIS, FCISROIHeads, RegionSampler
 
 from detectron2.config import LazyCall as L
 from detectron2.modeling.matcher import Matcher

@@ -7,7 +7,7 @@ from d2ext.modeling import (
     ResNetFPN,
     build_region_pooler,
 )
-from htc import FusedSemanticHead, HTCMaskHead, HTCROIHeads, HybridTaskCascade
+from d2ext.projects.htc import FusedSemanticHead, HTCMaskHead, HTCROIHeads, HybridTaskCascade
 
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec

@@ -6,7 +6,7 @@ else is the VGG-16 network's.
 """
 
 from d2ext.modeling import CaffeResNet
-from mnc import MNCRes5CategoryHead
+from d2ext.projects.mnc import MNCRes5CategoryHead
 
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec

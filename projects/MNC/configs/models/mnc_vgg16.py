@@ -1,7 +1,7 @@
 """Multi-task Network Cascades as released: VGG-16, 20 classes, five stages."""
 
 from d2ext.modeling import VGG16, RoundedAnchorGenerator
-from mnc import (
+from d2ext.projects.mnc import (
     DifferentiableRPN,
     InstanceVoting,
     MNCBoxTransform,

@@ -71,11 +71,11 @@ def test_giving_the_source_to_register_names_the_conversion(tmp_path, name):
     given = source.parent if source.is_file() else source
     if name == "cvat":
         given = given.parent
-    with pytest.raises(UserError, match=f"convert it: .*convert_dataset.py {command} "):
+    with pytest.raises(UserError, match=f"convert it: .*d2ext convert {command} "):
         register_coco_dataset("given", str(given), str(tmp_path))
     if name in ("yolo", "labelme"):
         file = source if name == "yolo" else source / "a.json"
-        with pytest.raises(UserError, match=f"convert it: .*convert_dataset.py {command} "):
+        with pytest.raises(UserError, match=f"convert it: .*d2ext convert {command} "):
             register_coco_dataset("given", str(file), str(tmp_path))
 
 
@@ -89,7 +89,7 @@ def test_mistakes_of_the_command_line_end_in_one_line(convert, tmp_path):
         (("labelme", photos, "--classes", "leaf,cell"), "'stone' is not among leaf, cell"),
         (("labelme", photos, "--classes", "leaf,leaf"), "'leaf' is listed twice"),
         (("cvat", photos / "a.json"), "image folder"),
-        (("split", photos / "a.json", "--images", photos), "convert it: python tools"),
+        (("split", photos / "a.json", "--images", photos), "convert it: d2ext convert"),
     ):
         status, _, err, data = convert(*arguments)
         assert status == 1 and words in err and err.count("\n") == 1 and data is None, err

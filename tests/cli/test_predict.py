@@ -1,4 +1,4 @@
-"""demo.py: which images it takes, what it writes, and how it reports what it cannot read."""
+"""`d2ext predict`: which images it takes, what it writes, and how it reports what it cannot."""
 
 import json
 import os

@@ -1,6 +1,5 @@
 """A new project: it can be installed, its tests pass, it trains; and what is refused."""
 
-import importlib.util
 import shutil
 import subprocess
 import sys
@@ -12,18 +11,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("new_project", ROOT / "tools/new_project.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def project(tool, tmp_path_factory):
+def project(script, tmp_path_factory):
     """Folder of a new project."""
     into = tmp_path_factory.mktemp("new") / "not yet there"
-    assert tool.main(["my_new_network", "--into", str(into)]) == 0
+    assert script.main(["my_new_network", "--into", str(into)]) == 0
     return into / "my_new_network"
 
 
@@ -86,23 +77,23 @@ def test_the_tools_find_it_and_train_it(site, run_scripts, register_argument, tm
     ],
 )
 def test_a_name_that_is_none_or_is_taken_is_refused_in_one_line(
-    tool, tmp_path, capsys, name, words
+    script, tmp_path, capsys, name, words
 ):
-    assert tool.main([name, "--into", str(tmp_path)]) == 1
+    assert script.main([name, "--into", str(tmp_path)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: NAME '{name}'") and words in line
     assert list(tmp_path.iterdir()) == []
 
 
-def test_existing_folders_are_left_alone(tool, project, capsys):
+def test_existing_folders_are_left_alone(script, project, capsys):
     before = {p: p.stat().st_mtime_ns for p in project.rglob("*")}
-    assert tool.main([project.name, "--into", str(project.parent)]) == 1
+    assert script.main([project.name, "--into", str(project.parent)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {project} exists already")
     assert {p: p.stat().st_mtime_ns for p in project.rglob("*")} == before
 
 
-def test_a_place_that_cannot_be_written_to_is_named(tool, capsys):
-    assert tool.main(["my_new_network", "--into", "/dev/null"]) == 1
+def test_a_place_that_cannot_be_written_to_is_named(script, capsys):
+    assert script.main(["my_new_network", "--into", "/dev/null"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: cannot write /dev/null/my_new_network: Not a directory")

@@ -1,4 +1,4 @@
-"""tools/check_data.py: what it prints of sound and broken data, and its exit status."""
+"""`d2ext check`: what it prints of sound and broken data, and its exit status."""
 
 import json
 import shutil
