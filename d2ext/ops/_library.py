@@ -14,8 +14,10 @@ from collections.abc import Callable
 import torch
 from torch.library import Library
 
+from d2ext.ops._transforms import make_call
+
 _LIBRARY = Library("d2ext", "DEF")
-_OPERATORS: list[str] = []
+_OPERATORS: dict[str, Callable] = {}  # by name, as `define_op` returns them
 
 
 def _load_extension() -> str:
@@ -55,6 +57,11 @@ def operators() -> tuple[str, ...]:
     return tuple(_OPERATORS)
 
 
+def operator(name: str) -> Callable:
+    """Operator `name` as `define_op` returned it."""
+    return _OPERATORS[name]
+
+
 def implementation(name: str, device: str) -> tuple[str, str]:
     """Which code runs operator `name` on `device` ("cpu" or "cuda"), and why.
 
@@ -77,7 +84,7 @@ def define_op(
     fake: Callable,
     setup_context: Callable | None = None,
     backward: Callable | None = None,
-) -> torch._ops.OpOverload:
+) -> Callable:
     """Define `d2ext::name` with all it needs to run, trace, compile and differentiate.
 
     Args:
@@ -86,6 +93,9 @@ def define_op(
         fake: shape function for tracing and compiling.
         setup_context, backward: as in `torch.library.register_autograd`. Without `backward`
             a gradient asked of the operator raises `NotImplementedError`.
+
+    Returns:
+        The operator, also for the transforms of `torch.func`.
     """
     try:
         _LIBRARY.define(name + signature, tags=(torch.Tag.pt2_compliant_tag,))
@@ -106,5 +116,5 @@ def define_op(
     torch.library.register_autograd(
         f"d2ext::{name}", backward, setup_context=setup_context, lib=_LIBRARY
     )
-    _OPERATORS.append(name)
-    return getattr(torch.ops.d2ext, name).default
+    _OPERATORS[name] = make_call(getattr(torch.ops.d2ext, name).default, setup_context, backward)
+    return _OPERATORS[name]
