@@ -3,8 +3,8 @@
 Environment:
     D2EXT_BUILD_EXT=0     no extension, on purpose
     FORCE_CUDA=1 / 0      with / without CUDA kernels; default: with, when a fitting nvcc is found
-    TORCH_CUDA_ARCH_LIST  architectures; default: those of the GPUs here, or else 7.0 to 12.0 as far as
-                          nvcc knows them
+    TORCH_CUDA_ARCH_LIST  architectures; default: those of the GPUs here, or else 7.0 to 12.0 as
+                          far as nvcc knows them
 """
 
 import glob
@@ -75,9 +75,9 @@ def with_cuda(torch):
 
 
 def architectures(torch):
-    """GPU architectures to build for, as in TORCH_CUDA_ARCH_LIST: those of the GPUs here, without any
-    the first of every major version from 7 to 12, whose code runs on the others of it. The newest has
-    PTX for GPUs that are newer still."""
+    """GPU architectures to build for, as in TORCH_CUDA_ARCH_LIST: those of the GPUs here, without
+    any the first of every major version from 7 to 12, whose code runs on the others of it. The
+    newest has PTX for GPUs that are newer still."""
     if os.environ.get("TORCH_CUDA_ARCH_LIST"):
         return re.split(r"[;,\s]+", os.environ["TORCH_CUDA_ARCH_LIST"].strip())
     listed = subprocess.run([find_nvcc(), "--list-gpu-arch"], capture_output=True, text=True).stdout
@@ -92,7 +92,7 @@ def architectures(torch):
 
 
 def architecture_flags(names):
-    """Of nvcc; given by us, as older versions of torch refuse architectures they have not heard of."""
+    """Of nvcc; given by us, as older versions of torch refuse architectures they do not know."""
     flags = []
     for name in names:
         number = name.removesuffix("+PTX").replace(".", "")

@@ -17,7 +17,8 @@ template <class T> void both(const T* a, const T* b, const T* c, T* kept, T* pla
   LOOP kept[i] = d2ext::rounded_product(a[i], b[i]) + c[i];
   LOOP plain[i] = a[i] * b[i] + c[i];
 }
-extern "C" void both_float(const float* a, const float* b, const float* c, float* k, float* p, int n) {
+extern "C" void both_float(
+    const float* a, const float* b, const float* c, float* k, float* p, int n) {
   both(a, b, c, k, p, n);
 }
 extern "C" void both_double(

@@ -103,7 +103,7 @@ def test_half_precision_rounds_once(impl, generator, make_rois, dtype, limit):
 
 @pytest.mark.parametrize("kind", [torch.rand, torch.randn])
 def test_very_many_bins_of_one_cell_lose_no_accuracy(generator, make_rois, kind):
-    """Half a million contributions to one cell; sums in their order would be off by 1e-4 and more."""
+    """Half a million contributions to one cell; plain sums would be off by 1e-4 and more."""
     rois = make_rois(300, 1, 16, 16, margin=0.0)
     feature, score = torch.ones(1, 4, 1, 1), torch.ones(1, 8, 1, 1)
     by_mean, by_cell, by_mask = (
