@@ -1,5 +1,6 @@
 """Inputs and peers of dev/benchmark_ops.py: what users run today in place of d2ext.ops."""
 
+import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -9,6 +10,7 @@ import torchvision
 from d2ext.ops.reference import joint_head as head_reference
 
 SCALE = 1 / 16
+HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None  # its peers are left out else
 
 
 # ------------------------------------------------------------------ inputs
@@ -70,6 +72,12 @@ def pooler_of_detectron2(size, scales, sampling_ratio, average) -> Callable:
         return out if average == 1 else F.adaptive_avg_pool2d(out, size)
 
     return pool
+
+
+def paste_of_detectron2(height: int, width: int) -> Callable:
+    from detectron2.layers.mask_ops import paste_masks_in_image
+
+    return lambda masks, boxes: paste_masks_in_image(masks, boxes, (height, width))
 
 
 def assembly_by_integral(score, rois, group, size):
