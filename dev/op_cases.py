@@ -295,9 +295,9 @@ class Cases:
             return ops.ps_roi_assemble(score, rois, SCALE, 7, 21, inclusive=True)
 
         def error(tensors):
-            oracle = head_reference.Assembly(
-                tensors[0].shape, tensors[1], SCALE, 7, 21, False, True
-            ).mean(head_reference.integral(tensors[0], 49))
+            oracle = head_reference.Assembly(tensors[0].shape, tensors[1], SCALE, 7, 21, True).mean(
+                head_reference.integral(tensors[0], 49)
+            )
             return relative(ours(*tensors), oracle.permute(0, 3, 1, 2))
 
         mb = (channels * height * width + count * 2 * classes * 441) * 4 / 1e6

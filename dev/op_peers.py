@@ -87,7 +87,7 @@ def assembly_by_integral(score, rois, group, size):
     table = F.pad(score, (1, 0, 1, 0)).cumsum(2).cumsum(3)
     table = table.view(batch, maps, group**2, height + 1, width + 1).permute(0, 2, 3, 4, 1)
     table = table.reshape(-1, maps)
-    assembly = head_reference.Assembly(score.shape, rois, SCALE, group, size, False, True)
+    assembly = head_reference.Assembly(score.shape, rois, SCALE, group, size, True)
     total = 0
     for rows, sign in assembly._corners():
         total = total + sign * table.index_select(0, rows)
