@@ -23,6 +23,7 @@ while [ $# -gt 0 ]; do
 done
 fail() { echo "check_cuda: $1" >&2; exit 1; }
 python=$(command -v "$python") || fail "no such python"
+case $python in /*) ;; *) python=$root/$python ;; esac
 "$python" -c 'import torch' 2>/dev/null || fail "$python has no torch"
 [ "$emulated" = 1 ] || "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' || fail "torch sees no GPU"
 
