@@ -3,7 +3,8 @@
 Environment:
     D2EXT_BUILD_EXT=0     no extension, on purpose
     FORCE_CUDA=1 / 0      with / without CUDA kernels; default: with, when a fitting nvcc is found
-    TORCH_CUDA_ARCH_LIST  architectures, default "9.0+PTX"
+    TORCH_CUDA_ARCH_LIST  architectures; default: those of the GPUs here, or else 7.0 to 12.0 as
+                          far as nvcc knows them
 """
 
 import glob
@@ -84,6 +85,34 @@ def with_cuda(torch):
     return True
 
 
+def architectures(torch):
+    """GPU architectures to build for, as in TORCH_CUDA_ARCH_LIST: those of the GPUs here, without
+    any the first of every major version from 7 to 12, whose code runs on the others of it. The
+    newest has PTX for GPUs that are newer still."""
+    if os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return re.split(r"[;,\s]+", os.environ["TORCH_CUDA_ARCH_LIST"].strip())
+    listed = subprocess.run([find_nvcc(), "--list-gpu-arch"], capture_output=True, text=True).stdout
+    known = sorted((int(a), int(b)) for a, b in re.findall(r"compute_(\d+)(\d)\b", listed))
+    known = [arch for arch in known if (7, 0) <= arch < (13, 0)]
+    here = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    wanted = {max([x for x in known if x[0] == gpu[0] and x <= gpu], default=None) for gpu in here}
+    if not here or None in wanted:
+        wanted |= {min(x for x in known if x[0] == major) for major, _ in known}
+    names = [f"{major}.{minor}" for major, minor in sorted(wanted - {None})]
+    return [*names[:-1], f"{names[-1]}+PTX"] if names else ["9.0+PTX"]
+
+
+def architecture_flags(names):
+    """Of nvcc; given by us, as older versions of torch refuse architectures they do not know."""
+    flags = []
+    for name in names:
+        number = name.removesuffix("+PTX").replace(".", "")
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if name.endswith("+PTX"):
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
 def cudart_folder():
     """A folder to link libcudart from when the toolkit has none: torch's wheels bring it, but
     without the plain name that the linker asks for."""
@@ -130,18 +159,23 @@ def extension():
         cxx = ["/O2", "/openmp"]
     cxx += os.environ.get("D2EXT_CXXFLAGS", "").split()
     link = [] if os.name == "nt" else ["-fopenmp"]
-    arguments, folders = {"cxx": cxx}, []
+    arguments, folders, macros = {"cxx": cxx}, [], []
     kind = CppExtension
     if with_cuda(torch):
         kind = CUDAExtension
         sources += glob.glob("d2ext/csrc/cuda/*.cu")
         folders = cudart_folder()
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "9.0+PTX")
+        names = architectures(torch)
+        print(f"d2ext: CUDA kernels for {', '.join(names)}")
+        macros = [("D2EXT_ARCHITECTURES", ",".join(names))]  # d2ext.ops asks for it
         arguments["nvcc"] = ["-O3", "--expt-relaxed-constexpr"]
+        if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+            arguments["nvcc"] += architecture_flags(names)
         arguments["nvcc"] += os.environ.get("D2EXT_NVCCFLAGS", "").split()
     module = kind(
         "d2ext._C",
         sorted(sources),
+        define_macros=macros,
         library_dirs=folders,
         extra_compile_args=arguments,
         extra_link_args=link + os.environ.get("D2EXT_LDFLAGS", "").split(),

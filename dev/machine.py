@@ -9,6 +9,15 @@ from collections.abc import Callable
 import torch
 import torchvision
 
+# With D2EXT_EMULATED=1 the extension at hand has the CUDA kernels in the place of those of the CPU
+# (tests/ops/emulation), so that everything made for a GPU can be rehearsed without one.
+EMULATED = os.environ.get("D2EXT_EMULATED", "0") not in ("", "0")
+
+
+def device_of(kind: str) -> torch.device:
+    """Where the tensors of a run on "cpu" or "cuda" are."""
+    return torch.device("cpu" if EMULATED else kind)
+
 
 def time_once(run: Callable, device: torch.device) -> tuple[float, float]:
     """Wall and process CPU seconds."""
@@ -56,6 +65,7 @@ def describe(device: torch.device) -> list[str]:
         with open("/proc/cpuinfo") as info:
             model = next((x.split(":")[1].strip() for x in info if x.startswith("model name")), "")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU {model}"
+    name += ", emulating a GPU" * EMULATED
     return [
         f"device {name}, {os.cpu_count()} processors, {torch.get_num_threads()} thread(s),"
         f" torch ISA {torch.backends.cpu.get_cpu_capability()}",

@@ -1,5 +1,6 @@
 """Inputs and peers of dev/benchmark_ops.py: what users run today in place of d2ext.ops."""
 
+import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -9,6 +10,7 @@ import torchvision
 from d2ext.ops.reference import joint_head as head_reference
 
 SCALE = 1 / 16
+HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None  # its peers are left out else
 
 
 # ------------------------------------------------------------------ inputs
@@ -72,6 +74,12 @@ def pooler_of_detectron2(size, scales, sampling_ratio, average) -> Callable:
     return pool
 
 
+def paste_of_detectron2(height: int, width: int) -> Callable:
+    from detectron2.layers.mask_ops import paste_masks_in_image
+
+    return lambda masks, boxes: paste_masks_in_image(masks, boxes, (height, width))
+
+
 def assembly_by_integral(score, rois, group, size):
     """Exact assembly in PyTorch: integral image, four reads per bin (N, 2K, P, P)."""
     batch, channels, height, width = score.shape
@@ -79,7 +87,7 @@ def assembly_by_integral(score, rois, group, size):
     table = F.pad(score, (1, 0, 1, 0)).cumsum(2).cumsum(3)
     table = table.view(batch, maps, group**2, height + 1, width + 1).permute(0, 2, 3, 4, 1)
     table = table.reshape(-1, maps)
-    assembly = head_reference.Assembly(score.shape, rois, SCALE, group, size, False, True)
+    assembly = head_reference.Assembly(score.shape, rois, SCALE, group, size, True)
     total = 0
     for rows, sign in assembly._corners():
         total = total + sign * table.index_select(0, rows)

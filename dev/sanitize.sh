@@ -28,5 +28,5 @@ unset D2EXT_DISABLE_EXT
 LD_PRELOAD="$preload" "$python" -c 'from d2ext import ops; assert ops.has_native()'
 # tracing and compiling exercise PyTorch, not the kernels; subprocesses have their own tests
 LD_PRELOAD="$preload" "$python" -m pytest tests/ops -p no:cacheprovider \
-  -k "not opcheck and not compiles and not symbolic and not command and not survive and not never_held and not build and not emulated" "$@"
+  -k "not opcheck and not compiles and not symbolic and not command and not survive and not never_held and not build and not loading and not emulated" "$@"
 echo "sanitize: clean"

@@ -1,8 +1,10 @@
-"""The wheel: what is inside, and that an installed copy finds its configs and projects."""
+"""Wheel and sdist: what is inside, that an installed copy finds its configs and projects, and that
+the sdist has all that the wheel and the extension are built from."""
 
 import configparser
 import json
 import shutil
+import tarfile
 import textwrap
 import zipfile
 from email.parser import Parser
@@ -13,24 +15,48 @@ import pytest
 import d2ext
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("d2ext", "configs", "projects", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+PARTS = (
+    "d2ext", "configs", "projects", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md",
+    "LICENSE", "CHANGELOG.md", "CITATION.cff",
+)  # fmt: skip
 SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so", "output")
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory, run_python):
-    """A wheel built from a copy of the sources, without the extension."""
-    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for part in filter(lambda p: (ROOT / p).exists(), PARTS):
+def tree(tmp_path_factory):
+    """A copy of the sources."""
+    source = tmp_path_factory.mktemp("source")
+    for part in PARTS:
         if (ROOT / part).is_dir():
             shutil.copytree(ROOT / part, source / part, ignore=SKIPPED)
         else:
             shutil.copy(ROOT / part, source / part)
-    code = f"from setuptools import build_meta; build_meta.build_wheel({str(target)!r})"
+    return source
+
+
+def build(run_python, kind, source, target):
+    """What `build_wheel` or `build_sdist` makes of a source folder, without the extension."""
+    code = f"from setuptools import build_meta; build_meta.build_{kind}({str(target)!r})"
     process = run_python("-c", code, cwd=source, D2EXT_BUILD_EXT="0")
     assert process.returncode == 0, process.stderr[-2000:]
-    (path,) = target.glob("*.whl")
+    (path,) = target.iterdir()
     return path
+
+
+@pytest.fixture(scope="module")
+def wheel(tree, tmp_path_factory, run_python):
+    """A wheel built from a copy of the sources, without the extension."""
+    return build(run_python, "wheel", tree, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def unpacked(tree, tmp_path_factory, run_python):
+    """The folder of an unpacked sdist."""
+    target = tmp_path_factory.mktemp("sdist")
+    with tarfile.open(build(run_python, "sdist", tree, target)) as archive:
+        archive.extractall(target / "unpacked", filter="data")
+    (folder,) = (target / "unpacked").iterdir()
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +99,22 @@ def test_the_packages_of_the_projects_are_inside(files):
 def test_nothing_else_is_inside(files):
     tops = {name.split("/")[0] for name in files if ".dist-info/" not in name}
     assert tops == {"d2ext"}
-    assert not any(name.endswith((".so", ".pyc")) for name in files)
+    assert not any(name.endswith((".so", ".pyc")) or "/csrc/" in name for name in files)
+
+
+def test_the_sdist_has_the_sources_of_the_extension(unpacked):
+    wanted = sources("d2ext/csrc")
+    assert {"checks.h", "cpu/pack.h", "cuda/common.cuh", "cuda/roi_warp.cu"} <= wanted
+    folder = unpacked / "d2ext/csrc"
+    assert {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} == wanted
+
+
+def test_the_wheel_of_the_sdist_is_that_of_the_sources(
+    unpacked, files, tmp_path_factory, run_python
+):
+    path = build(run_python, "wheel", unpacked, tmp_path_factory.mktemp("again"))
+    with zipfile.ZipFile(path) as archive:
+        assert set(archive.namelist()) == files
 
 
 def test_metadata_name_version_and_projects(wheel):

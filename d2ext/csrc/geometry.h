@@ -13,16 +13,40 @@
 
 namespace d2ext {
 
+// Make a value opaque to the compiler. A flag would not do: -ffp-contract=off takes the fused
+// operations from the vector loops of the same files too, and a detour over double is optimised away.
+// MSVC contracts nothing by itself.
+template <class T>
+D2EXT_HD void keep_rounded(T& value) {
+#if defined(__CUDA_ARCH__) || !defined(__GNUC__)
+  static_cast<void>(value);
+#elif defined(__x86_64__)
+  asm("" : "+x"(value));
+#elif defined(__aarch64__)
+  asm("" : "+w"(value));
+#else
+  asm("" : "+m"(value));
+#endif
+}
+
 // A product that is rounded before anything is added to it, whatever the compiler may contract.
 D2EXT_HD float rounded_product(float a, float b) {
 #ifdef __CUDA_ARCH__
   return __fmul_rn(a, b);
 #else
-  return static_cast<float>(static_cast<double>(a) * static_cast<double>(b));
+  float product = a * b;
+  keep_rounded(product);
+  return product;
 #endif
 }
 D2EXT_HD double rounded_product(double a, double b) {
-  return a * b;
+#ifdef __CUDA_ARCH__
+  return __dmul_rn(a, b);
+#else
+  double product = a * b;
+  keep_rounded(product);
+  return product;
+#endif
 }
 
 template <class T>

@@ -3,7 +3,7 @@
 They need torch alone. `python -m d2ext.ops` says which implementation runs on which device.
 """
 
-from d2ext.ops._library import has_native
+from d2ext.ops._library import has_native, watch_devices
 from d2ext.ops.joint_head import fcis_joint_head
 from d2ext.ops.mask_ops import mask_gate, mask_resize, mask_vote, paste_masks
 from d2ext.ops.mask_voting import MaskVoting, vote_candidates
@@ -11,6 +11,8 @@ from d2ext.ops.poolers import PyramidROIAlignPooler, RoIWarpPooler, pool_average
 from d2ext.ops.ps_roi import ps_roi_assemble, ps_roi_mean
 from d2ext.ops.pyramid_roi_align import pyramid_roi_align
 from d2ext.ops.roi_warp import RoIWarp, roi_warp, roi_warp_max_pool
+
+watch_devices()
 
 __all__ = [
     "MaskVoting",

@@ -8,6 +8,8 @@ from d2ext.ops import _library
 
 def table() -> list[tuple[str, str, str, str]]:
     """Rows of operator, device, implementation ("native" or "pytorch") and reason."""
+    if torch.cuda.is_available():
+        torch.cuda.init()  # which checks that the kernels run on these GPUs
     rows = []
     for name in _library.operators():
         for device in ("cpu", "cuda"):
@@ -19,8 +21,10 @@ def table() -> list[tuple[str, str, str, str]]:
 
 
 def main() -> None:
-    print(f"torch {torch.__version__}, extension {_library.EXTENSION_STATE}")
-    for name, device, kind, reason in table():
+    rows = table()
+    built = f", CUDA kernels for {_library.ARCHITECTURES}" if _library.ARCHITECTURES else ""
+    print(f"torch {torch.__version__}, extension {_library.EXTENSION_STATE}{built}")
+    for name, device, kind, reason in rows:
         print(f"{name:28} {device:5} {kind:8} {reason}")
 
 

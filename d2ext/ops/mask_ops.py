@@ -108,7 +108,8 @@ def _vote_fake(
 
 
 def _vote_setup(ctx, inputs, keyword_only_inputs, output):
-    raise NotImplementedError("mask_vote is not differentiable: call it under torch.no_grad()")
+    if any(ctx.needs_input_grad):
+        raise NotImplementedError("mask_vote is not differentiable: call it under torch.no_grad()")
 
 
 _paste_masks = define_op(

@@ -15,17 +15,23 @@ def show(**kwargs):
     for module in kwargs.get("ext_modules", []):
         print("MODULE", module.name, type(module).__name__, len(module.sources))
         print("CUDA", any(source.endswith(".cu") for source in module.sources))
+        print("FLAGS", *module.flags.get("nvcc", []))
+        print("MACROS", *(f"{name}={value}" for name, value in module.macros))
     print("PACKAGES", *sorted(kwargs["packages"]))
 setuptools.setup = show
 # a stand-in for torch: what is tested is what setup.py makes of it
 import types
 class CppExtension:
-    def __init__(self, name, sources, **kwargs):
-        self.name, self.sources = name, sources
+    def __init__(self, name, sources, extra_compile_args, define_macros, **kwargs):
+        self.name, self.sources, self.flags = name, sources, extra_compile_args
+        self.macros = define_macros
 class CUDAExtension(CppExtension):
     pass
 torch, extension = types.ModuleType("torch"), types.ModuleType("torch.utils.cpp_extension")
 torch.version = types.SimpleNamespace(cuda="13.0")
+GPUS = []
+torch.cuda = types.SimpleNamespace(
+    device_count=lambda: len(GPUS), get_device_capability=lambda i: GPUS[i])
 extension.BuildExtension, extension.CppExtension = object, CppExtension
 extension.CUDAExtension = CUDAExtension
 sys.modules.update({
@@ -46,6 +52,9 @@ import subprocess
 shutil.which = lambda name, *a, **k: "/fake/" + name
 run = subprocess.run
 def fake(command, *args, **kwargs):
+    if command[0].endswith("nvcc") and "--list-gpu-arch" in command:
+        names = " ".join(f"compute_{number}" for number in {known})
+        return subprocess.CompletedProcess(command, 0, names)
     if command[0].endswith("nvcc"):
         return subprocess.CompletedProcess(command, 0, "Cuda tools, release {release}, V")
     return run(command, *args, **kwargs)
@@ -53,8 +62,15 @@ subprocess.run = fake
 """
 
 
+def fake_nvcc(release, known=(80, 90)):
+    return FAKE_NVCC.replace("{release}", release).replace("{known}", str(list(known)))
+
+
 def run_setup(before="", **environment):
-    drop = ("FORCE_CUDA", "D2EXT_BUILD_EXT", "CUDA_HOME", "CUDA_PATH", "CXX")
+    drop = (
+        "FORCE_CUDA", "D2EXT_BUILD_EXT", "CUDA_HOME", "CUDA_PATH", "CXX", "TORCH_CUDA_ARCH_LIST",
+        "D2EXT_NVCCFLAGS",
+    )  # fmt: skip
     env = {key: value for key, value in os.environ.items() if key not in drop}
     command = [sys.executable, "-c", SCRIPT.replace("{before}", before)]
     return subprocess.run(
@@ -114,7 +130,7 @@ def test_cuda_forced_without_nvcc_is_an_error_of_one_line():
     [("13.1", None, True), ("12.4", None, False), ("13.0", "0", False), ("13.0", "1", True)],
 )
 def test_nvcc_of_the_same_major_version_decides(release, force, cuda):
-    code = FAKE_NVCC.replace("{release}", release)
+    code = fake_nvcc(release)
     result = run_setup(code, **({} if force is None else {"FORCE_CUDA": force}))
     assert result.returncode == 0, result.stderr
     assert f"CUDA {cuda}" in result.stdout
@@ -122,7 +138,41 @@ def test_nvcc_of_the_same_major_version_decides(release, force, cuda):
 
 
 def test_another_major_version_forced_is_an_error_of_one_line():
-    result = run_setup(FAKE_NVCC.replace("{release}", "12.4"), FORCE_CUDA="1")
+    result = run_setup(fake_nvcc("12.4"), FORCE_CUDA="1")
     assert result.returncode != 0
     last = result.stderr.strip().splitlines()[-1]
     assert "is CUDA 12 and torch was built for CUDA 13.0" in last
+
+
+NVCC_12 = (50, 52, 60, 70, 72, 75, 80, 86, 87, 89, 90)
+NVCC_13 = (75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121)
+
+
+@pytest.mark.parametrize(
+    ("known", "gpus", "built"),
+    [
+        (NVCC_12, [], "7.0,8.0,9.0+PTX"),
+        (NVCC_13, [], "7.5,8.0,9.0,10.0,11.0,12.0+PTX"),
+        (NVCC_13, [(8, 6)], "8.6+PTX"),
+        (NVCC_13, [(9, 0), (8, 0), (9, 0)], "8.0,9.0+PTX"),
+        (NVCC_12, [(12, 0)], "7.0,8.0,9.0+PTX"),  # newer than nvcc: PTX
+        (NVCC_13, [(7, 0)], "7.5,8.0,9.0,10.0,11.0,12.0+PTX"),  # older than nvcc: no kernel fits
+    ],
+)
+def test_architectures_are_those_of_the_gpus_here_or_all_that_nvcc_knows(known, gpus, built):
+    result = run_setup(fake_nvcc("13.0", known) + f"\nGPUS += {gpus}\n")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    (macros,) = (line for line in lines if line.startswith("MACROS"))
+    assert macros == f"MACROS D2EXT_ARCHITECTURES={built}"
+    (flags,) = (line for line in lines if line.startswith("FLAGS"))
+    numbers = built.replace(".", "").removesuffix("+PTX").split(",")
+    wanted = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers]
+    wanted.append(f"-gencode=arch=compute_{numbers[-1]},code=compute_{numbers[-1]}")
+    assert [flag for flag in flags.split() if "gencode" in flag] == wanted
+
+
+def test_architectures_asked_for_are_left_to_torch():
+    result = run_setup(fake_nvcc("13.0"), TORCH_CUDA_ARCH_LIST="8.6;9.0a+PTX")
+    assert "MACROS D2EXT_ARCHITECTURES=8.6,9.0a+PTX\n" in result.stdout
+    assert "gencode" not in result.stdout

@@ -66,6 +66,7 @@ def samples(double=False):
             ((rand(3, 17, 3, 2), feature.detach(), rois, *size, *full), {}),
             ((rand(3, 17, 3, 2), last.detach(), rois, *size, *full[:-1], False), {}),
             ((rand(0, 17, 3, 2), feature.detach(), none, *size, *full), {}),
+            ((rand(3, 17, 3, 2), feature.detach(), rois, *size, *full[:-2], False, False), {}),
         ],
         "roi_warp_max_pool": [
             ((feature, moving, *size), {}),
@@ -75,6 +76,7 @@ def samples(double=False):
         "roi_warp_max_pool_backward": [
             ((rand(3, 17, 3, 2), feature.detach(), rois, *size, *full[:3], True, True), {}),
             ((rand(3, 17, 3, 2), last.detach(), rois, *size, *full[:3], False, True), {}),
+            ((rand(3, 17, 3, 2), feature.detach(), rois, *size, *full[:3], False, False), {}),
         ],
         "pyramid_roi_align": [
             ((pyramid, rois, scales, 3, 2), canonical),
@@ -117,6 +119,7 @@ def samples(double=False):
                 {},
             ),
             ((None, rand(3, 2, 5, 5), score_last.detach(), rois, pick, *ps, True), {}),
+            ((None, None, score.detach(), rois, pick, *ps, False), {}),
         ],
         "mask_resize": [((masks, 3, 7), {}), ((masks[:0], 3, 7), {})],
         "mask_resize_backward": [((rand(3, 1, 3, 7), 4, 4), {})],
@@ -217,6 +220,22 @@ def test_results_are_bitwise_equal_for_any_number_of_threads(name):
                     assert torch.equal(a, b)
     finally:
         torch.set_num_threads(before)
+
+
+def test_gradients_nobody_wants_have_no_elements():
+    """Of all backward operators that say which ones are wanted."""
+    asked = 0
+    for name, entries in samples().items():
+        schema = getattr(torch.ops.d2ext, name).default._schema
+        flags = [i for i, x in enumerate(schema.arguments) if x.name.startswith("need_")]
+        for args, kwargs in entries if flags else []:
+            args = [False if i in flags else value for i, value in enumerate(args)]
+            found = getattr(torch.ops.d2ext, name)(*args, **kwargs)
+            assert [x.numel() for x in found] == [0, 0]
+            asked += 1
+    assert asked > 4
+    args, _ = samples()["fcis_joint_head_backward"][0]
+    assert not torch.ops.d2ext.fcis_joint_head_backward(None, None, *args[2:]).any()
 
 
 def test_autocast_leaves_coordinates_alone():

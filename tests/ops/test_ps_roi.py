@@ -101,6 +101,30 @@ def test_half_precision_rounds_once(impl, generator, make_rois, dtype, limit):
     assert found.dtype == dtype and relative_error(found, wanted) < limit
 
 
+@pytest.mark.parametrize("kind", [torch.rand, torch.randn])
+def test_very_many_bins_of_one_cell_lose_no_accuracy(generator, make_rois, kind):
+    """Half a million contributions to one cell; plain sums would be off by 1e-4 and more."""
+    rois = make_rois(300, 1, 16, 16, margin=0.0)
+    feature, score = torch.ones(1, 4, 1, 1), torch.ones(1, 8, 1, 1)
+    by_mean, by_cell, by_mask = (
+        kind(*shape, generator=generator)
+        for shape in ((300, 4), (300, 4, 40, 40), (300, 2, 40, 40))
+    )
+    where, picked = (rois, 1 / 16, 1), torch.zeros(300, dtype=torch.int64)
+    cases = [
+        ("ps_roi_mean", (feature, *where, 40)),
+        ("ps_roi_mean_backward", (by_mean, *where, 40, feature.shape, False)),
+        ("ps_roi_assemble_backward", (by_cell, *where, feature.shape, False)),
+        ("fcis_joint_head_backward", (None, by_mask, score, rois, picked, 1 / 16, 1, 40, False)),
+    ]
+    for name, args in cases:
+        exact = [
+            x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in args
+        ]
+        found, oracle = getattr(ops, name)(*args), getattr(reference, name)(*exact)
+        assert relative_error(found, oracle) < 2e-6, name
+
+
 @pytest.mark.parametrize("op", [ps_roi_assemble, ps_roi_mean])
 def test_gradcheck(make_rois, op):
     feature = torch.randn(2, 2 * 4, 4, 5, dtype=torch.float64, requires_grad=True)

@@ -170,18 +170,20 @@ template <class T>
 D2EXT_INLINE void add_mask_gradient(
     const HeadTask<T>& task, int64_t n, int column_part, int64_t lane) {
   const PsPlan& plan = *task.plan;
-  const int64_t bins = int64_t(task.size) * task.size;
-  for (int i = plan.part_first[task.part_row]; i < plan.part_first[task.part_row + 1]; ++i) {
-    const CellRange y = plan.rows[n * task.size + i];
-    for (int j = plan.part_first[column_part]; j < plan.part_first[column_part + 1]; ++j) {
-      const CellRange x = plan.columns[n * task.size + j];
-      const T share = static_cast<T>(plan.row_share[n * task.size + i]) *
-          static_cast<T>(plan.column_share[n * task.size + j]);
-      const T* upstream = task.grad_seg + n * 2 * bins + i * task.size + j;
-      const T outside = upstream[0] * share, inside = upstream[bins] * share;
-      for (int row = y.first; row < y.last; ++row) {
-        T* cell = task.tile_grad + (int64_t(row) * task.width + x.first) * kLanes + lane;
-        for (int column = x.first; column < x.last; ++column, cell += kLanes) {
+  const PsRun* rows = plan.row_runs.data() + n * task.size;
+  const PsRun* columns = plan.column_runs.data() + n * task.size;
+  const int* row_first = plan.row_run_first.data() + n * (task.group + 1) + task.part_row;
+  const int* column_first = plan.column_run_first.data() + n * (task.group + 1) + column_part;
+  const T* upstream = task.grad_seg + n * 2 * task.size * task.size;
+  const T* upstream_inside = upstream + task.size * task.size;
+  for (const PsRun* y = rows + row_first[0]; y < rows + row_first[1]; ++y) {
+    for (const PsRun* x = columns + column_first[0]; x < columns + column_first[1]; ++x) {
+      const double share = y->each * x->each;
+      const T outside = static_cast<T>(run_sum(upstream, task.size, *y, *x) * share);
+      const T inside = static_cast<T>(run_sum(upstream_inside, task.size, *y, *x) * share);
+      for (int row = y->cells.first; row < y->cells.last; ++row) {
+        T* cell = task.tile_grad + (int64_t(row) * task.width + x->cells.first) * kLanes + lane;
+        for (int column = x->cells.first; column < x->cells.last; ++column, cell += kLanes) {
           cell[0] += outside;
           cell[kClasses] += inside;
         }

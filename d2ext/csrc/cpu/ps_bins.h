@@ -24,8 +24,10 @@ inline bool one_or_two(CellRange range) {
 // Neighbouring output positions of one part that read the same cells; of small RoIs that is most.
 struct PsRun {
   CellRange cells;
+  double each;    // 1 / number of cells
   double share;   // how many they are / number of cells
   double corner;  // how many they are / 2, for sums over the first and last cell
+  int first, last;  // the positions, half-open
 };
 
 struct PsPlan {
@@ -104,8 +106,9 @@ struct PsPlan {
             previous->cells.last == bins[p].last) {
           previous->share += share;
           previous->corner += 0.5;
+          previous->last = p + 1;
         } else {
-          runs[made++] = {bins[p], share, 0.5};
+          runs[made++] = {bins[p], share, share, 0.5, p, p + 1};
         }
       }
     }
@@ -137,27 +140,35 @@ inline void assemble_map(
   }
 }
 
-// Its transpose: `from` gives the gradient of a bin.
+// Call `use` with the rows, the columns and the plane of all bins of one map of one RoI that have cells,
+// those of equal cells together: a cell takes part in few sums, however many bins there are.
 template <class T, class F>
-inline void spread_map(
-    const PsPlan& plan, int64_t roi, int group, int size, int64_t width, int64_t cells, T* planes,
-    const F& from) {
-  const CellRange* rows = plan.rows.data() + roi * size;
-  const CellRange* columns = plan.columns.data() + roi * size;
-  const double* row_share = plan.row_share.data() + roi * size;
-  const double* column_share = plan.column_share.data() + roi * size;
-  for (int i = 0; i < size; ++i) {
-    T* row_planes = planes + int64_t(plan.part[i]) * group * cells;
-    const T share = static_cast<T>(row_share[i]);
-    for (int j = 0; j < size; ++j) {
-      T* plane = row_planes + plan.part[j] * cells;
-      const T value = from(i * size + j) * (share * static_cast<T>(column_share[j]));
-      for (int row = rows[i].first; row < rows[i].last; ++row) {
-        T* cell = plane + row * width;
-        for (int x = columns[j].first; x < columns[j].last; ++x) cell[x] += value;
+inline void over_runs(
+    const PsPlan& plan, int64_t roi, int group, int size, int64_t cells, T* planes, const F& use) {
+  const PsRun* rows = plan.row_runs.data() + roi * size;
+  const PsRun* columns = plan.column_runs.data() + roi * size;
+  const int* row_first = plan.row_run_first.data() + roi * (group + 1);
+  const int* column_first = plan.column_run_first.data() + roi * (group + 1);
+  for (int a = 0; a < group; ++a) {
+    for (const PsRun* y = rows + row_first[a]; y < rows + row_first[a + 1]; ++y) {
+      for (int b = 0; b < group; ++b) {
+        T* plane = planes + (int64_t(a) * group + b) * cells;
+        for (const PsRun* x = columns + column_first[b]; x < columns + column_first[b + 1]; ++x) {
+          use(*y, *x, plane);
+        }
       }
     }
   }
+}
+
+// Sum of the gradients of the bins of a run.
+template <class T>
+inline double run_sum(const T* grad, int size, const PsRun& rows, const PsRun& columns) {
+  double sum = 0.0;
+  for (int i = rows.first; i < rows.last; ++i) {
+    for (int j = columns.first; j < columns.last; ++j) sum += grad[i * size + j];
+  }
+  return sum;
 }
 
 }  // namespace d2ext

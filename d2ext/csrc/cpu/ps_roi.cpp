@@ -128,12 +128,12 @@ void average(
   at::parallel_for(0, count * maps, 16, [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
       const int64_t n = index / maps, map = index % maps;
-      T total = T(0);
+      double total = 0.0;
       if (plan.image[n] >= 0) {
         const T* planes = input + (plan.image[n] * shape[1] + map * group * group) * cells;
         assemble_map(plan, n, group, size, width, cells, planes, [&](T value) { total += value; });
       }
-      output[index] = total / static_cast<T>(bins);
+      output[index] = static_cast<T>(total / static_cast<double>(bins));
     }
   });
 }
@@ -152,9 +152,17 @@ void spread(
       std::fill(planes, planes + group * group * cells, T(0));
       for (const int64_t n : plan.by_image[image]) {
         const T* from = grad + (n * maps + map) * (mean ? 1 : bins);
-        spread_map(plan, n, group, size, width, cells, planes, [&](int bin) {
-          return mean ? *from / static_cast<T>(bins) : from[bin];
-        });
+        const auto add = [&](const PsRun& rows, const PsRun& columns, T* plane) {
+          const double upstream = mean
+              ? *from / static_cast<double>(bins) * (rows.share * columns.share)
+              : run_sum(from, size, rows, columns) * (rows.each * columns.each);
+          const T value = static_cast<T>(upstream);
+          for (int row = rows.cells.first; row < rows.cells.last; ++row) {
+            T* cell = plane + row * width;
+            for (int x = columns.cells.first; x < columns.cells.last; ++x) cell[x] += value;
+          }
+        };
+        over_runs(plan, n, group, size, cells, planes, add);
       }
     }
   });

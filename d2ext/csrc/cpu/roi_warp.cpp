@@ -256,7 +256,9 @@ std::tuple<at::Tensor, at::Tensor> warp_backward(
   at::Tensor input_grad, rois_grad;
   if (need_input) input_grad = at::empty(input.sizes(), data.options().memory_format(layout));
   if (need_rois) rois_grad = at::empty(rois.sizes(), boxes.options());
-  if (grad.numel() == 0 || data.numel() == 0) {
+  if (!need_input && !need_rois) {
+    // nothing is asked for
+  } else if (grad.numel() == 0 || data.numel() == 0) {
     if (need_input) input_grad.zero_();
     if (need_rois) rois_grad.zero_();
   } else if (type == at::kDouble) {

@@ -177,6 +177,15 @@ __global__ void __launch_bounds__(kThreads, 1) paste(
   }
 }
 
+// The kernels count the cells of a plane, and its threads beyond the last one, in 32 bits.
+void check_planes(int64_t planes, int64_t mask_h, int64_t mask_w, int64_t out_h, int64_t out_w) {
+  const int64_t limit = (int64_t(1) << 31) - kThreads;
+  TORCH_CHECK(
+      mask_h * mask_w < limit && out_h * out_w < limit, "mask_resize: masks of ", mask_h, " x ",
+      mask_w, " to ", out_h, " x ", out_w, " are too large: 2^31 cells or more on CUDA");
+  TORCH_CHECK(planes < limit, "mask_resize: ", planes, " masks are too many");
+}
+
 }  // namespace
 
 at::Tensor mask_resize_cuda(const at::Tensor& masks, int64_t out_h, int64_t out_w) {
@@ -184,6 +193,7 @@ at::Tensor mask_resize_cuda(const at::Tensor& masks, int64_t out_h, int64_t out_
   const c10::cuda::CUDAGuard guard(masks.device());
   const at::Tensor data = masks.contiguous();
   const int64_t planes = masks.size(0) * masks.size(1);
+  check_planes(planes, masks.size(2), masks.size(3), out_h, out_w);
   at::Tensor output = at::empty(
       {masks.size(0), masks.size(1), out_h, out_w},
       data.options().memory_format(at::MemoryFormat::Contiguous));
@@ -205,6 +215,7 @@ at::Tensor mask_resize_backward_cuda(const at::Tensor& grad, int64_t mask_h, int
   const c10::cuda::CUDAGuard guard(grad.device());
   const at::Tensor upstream = grad.contiguous();
   const int64_t planes = grad.size(0) * grad.size(1);
+  check_planes(planes, mask_h, mask_w, grad.size(2), grad.size(3));
   at::Tensor output = at::empty(
       {grad.size(0), grad.size(1), mask_h, mask_w},
       upstream.options().memory_format(at::MemoryFormat::Contiguous));
@@ -223,9 +234,12 @@ at::Tensor mask_resize_backward_cuda(const at::Tensor& grad, int64_t mask_h, int
 
 static GateShape gate_shape(const at::Tensor& features, const at::Tensor& masks) {
   TORCH_CHECK(
-      features.numel() / std::max<int64_t>(features.size(0), 1) < (int64_t(1) << 31) &&
+      features.numel() / std::max<int64_t>(features.size(0), 1) <
+              (int64_t(1) << 31) - kThreads &&
           features.size(0) <= 65535,
       "mask_gate: features are too large");
+  check_planes(
+      masks.size(0), masks.size(2), masks.size(3), features.size(2), features.size(3));
   return {features.size(1), static_cast<int>(features.size(2)), static_cast<int>(features.size(3)),
           static_cast<int>(masks.size(2)), static_cast<int>(masks.size(3)),
           layout_of(features) == at::MemoryFormat::ChannelsLast};

@@ -76,7 +76,8 @@ std::tuple<at::Tensor, at::Tensor> run_backward(
   const at::Tensor data = input.contiguous(last), upstream = grad.contiguous(last);
   const at::Tensor boxes = rois.to(type).contiguous();
   const auto options = data.options().dtype(type).memory_format(std::nullopt);
-  const bool empty = grad.numel() == 0 || data.numel() == 0;
+  const bool empty =
+      grad.numel() == 0 || data.numel() == 0 || (!need_input && !need_rois);  // nothing to launch
   const bool ordered = need_input && at::globalContext().deterministicAlgorithms();
   const int64_t blocks = (shape.channels + kChannels - 1) / kChannels;
   // (B, H, W, C) in memory
