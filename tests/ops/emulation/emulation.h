@@ -120,3 +120,5 @@ template <class A, class B>
 constexpr std::common_type_t<A, B> max(A a, B b) {
   return a < b ? b : a;
 }
+
+#include "intrinsics.h"
