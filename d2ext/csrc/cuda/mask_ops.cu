@@ -81,39 +81,49 @@ struct GateShape {
   bool last;  // channels_last
 };
 
-// A block per instance.
-template <class T>
-__global__ void __launch_bounds__(kThreads, 1) gate_forward(
-    const T* features, const T* masks, GateShape shape, T* output) {
-  using A = Accumulate<T>;
-  const int cells = shape.height * shape.width;
-  const int64_t base = int64_t(blockIdx.x) * shape.channels * cells;
-  const T* mask = masks + int64_t(blockIdx.x) * shape.mask_h * shape.mask_w;
-  const int channels = static_cast<int>(shape.channels);
-  for (int i = threadIdx.x; i < channels * cells; i += blockDim.x) {
-    const int cell = shape.last ? i / channels : i % cells;
-    const A gate = resized(
-        mask, shape.mask_h, shape.mask_w, cell / shape.width, cell % shape.width, shape.height,
-        shape.width);
-    output[base + i] = static_cast<T>(static_cast<A>(features[base + i]) * gate);
-  }
-}
+constexpr int kWarps = kThreads / 32;
 
-// A block per (cell, instance): the gradient of the gate there.
-template <class T>
-__global__ void gate_sums(
-    const T* grad, const T* features, GateShape shape, Accumulate<T>* sums) {
+// Features, or with kSums the gradient of the result, times the gate; and the sums over the channels of
+// gradient times features, the gradient of the gate. Neighbouring threads take neighbouring memory: cells,
+// or channels where those are last. The gate is computed once per thread. blockIdx.y: instance.
+template <class T, bool kSums>
+__global__ void __launch_bounds__(kThreads, 1) gate(
+    const T* __restrict__ input, const T* __restrict__ features, const T* __restrict__ masks,
+    GateShape shape, T* __restrict__ output, Accumulate<T>* __restrict__ sums) {
   using A = Accumulate<T>;
-  __shared__ A reduce[32];
-  const int cells = shape.height * shape.width, cell = blockIdx.x;
-  const int64_t n = blockIdx.y, base = n * shape.channels * cells;
+  __shared__ A partial[kWarps][33];
+  const int cells = shape.height * shape.width, channels = static_cast<int>(shape.channels);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int64_t n = blockIdx.y, base = n * channels * cells;
+  const int cell = shape.last ? blockIdx.x * kWarps + warp : blockIdx.x * 32 + lane;
   A sum = A(0);
-  for (int64_t c = threadIdx.x; c < shape.channels; c += blockDim.x) {
-    const int64_t at = base + (shape.last ? cell * shape.channels + c : c * cells + cell);
-    sum += static_cast<A>(grad[at]) * static_cast<A>(features[at]);
+  if (cell < cells) {
+    const A open = resized(
+        masks + n * shape.mask_h * shape.mask_w, shape.mask_h, shape.mask_w, cell / shape.width,
+        cell % shape.width, shape.height, shape.width);
+    const int first = shape.last ? lane : warp, step = shape.last ? 32 : kWarps;
+    const int64_t start = base + (shape.last ? int64_t(cell) * channels : cell);
+    const int64_t pitch = shape.last ? 1 : cells;
+#pragma unroll 4
+    for (int channel = first; channel < channels; channel += step) {
+      const int64_t at = start + channel * pitch;
+      const A value = static_cast<A>(input[at]);
+      if (kSums) sum += value * static_cast<A>(features[at]);
+      output[at] = static_cast<T>(value * open);
+    }
   }
-  sum = block_sum(sum, reduce);
-  if (threadIdx.x == 0) sums[n * cells + cell] = sum;
+  if (!kSums) return;
+  partial[warp][lane] = sum;
+  __syncthreads();
+  // the threads of a cell, in order
+  const int own = threadIdx.x, count = shape.last ? kWarps : 32;
+  const int to = blockIdx.x * count + own;
+  if (own >= count || to >= cells) return;
+  A total = A(0);
+  for (int i = 0; i < (shape.last ? 32 : kWarps); ++i) {
+    total += shape.last ? partial[own][i] : partial[i][own];
+  }
+  sums[n * cells + to] = total;
 }
 
 }  // namespace
@@ -170,6 +180,13 @@ static GateShape gate_shape(const at::Tensor& features, const at::Tensor& masks)
           layout_of(features) == at::MemoryFormat::ChannelsLast};
 }
 
+static dim3 gate_grid(const at::Tensor& features, const GateShape& shape) {
+  const int64_t cells = features.size(2) * features.size(3);
+  return dim3(
+      static_cast<unsigned>(blocks_for(cells, shape.last ? kWarps : 32)),
+      static_cast<unsigned>(features.size(0)));
+}
+
 at::Tensor mask_gate_cuda(const at::Tensor& features, const at::Tensor& masks) {
   check_gate("mask_gate", features, masks);
   const c10::cuda::CUDAGuard guard(features.device());
@@ -180,10 +197,10 @@ at::Tensor mask_gate_cuda(const at::Tensor& features, const at::Tensor& masks) {
   const GateShape shape = gate_shape(features, masks);
   dispatch(features.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    gate_forward<T><<<static_cast<unsigned>(features.size(0)), kThreads, 0,
-                      c10::cuda::getCurrentCUDAStream()>>>(
-        data.const_data_ptr<T>(), gates.const_data_ptr<T>(), shape,
-        output.mutable_data_ptr<T>());
+    gate<T, false><<<gate_grid(features, shape), kThreads, 0,
+                     c10::cuda::getCurrentCUDAStream()>>>(
+        data.const_data_ptr<T>(), nullptr, gates.const_data_ptr<T>(), shape,
+        output.mutable_data_ptr<T>(), nullptr);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return output;
@@ -212,13 +229,9 @@ std::tuple<at::Tensor, at::Tensor> mask_gate_backward_cuda(
   dispatch(features.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Accumulate<T>;
-    gate_forward<T><<<count, kThreads, 0, stream>>>(
-        upstream.const_data_ptr<T>(), gates.const_data_ptr<T>(), shape,
-        features_grad.mutable_data_ptr<T>());
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-    gate_sums<T><<<dim3(static_cast<unsigned>(cells), count), 64, 0, stream>>>(
-        upstream.const_data_ptr<T>(), data.const_data_ptr<T>(), shape,
-        sums.mutable_data_ptr<A>());
+    gate<T, true><<<gate_grid(features, shape), kThreads, 0, stream>>>(
+        upstream.const_data_ptr<T>(), data.const_data_ptr<T>(), gates.const_data_ptr<T>(), shape,
+        features_grad.mutable_data_ptr<T>(), sums.mutable_data_ptr<A>());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
     resize_backward<A, T><<<count, kThreads, 0, stream>>>(
         sums.const_data_ptr<A>(), shape.mask_h, shape.mask_w, shape.height, shape.width,

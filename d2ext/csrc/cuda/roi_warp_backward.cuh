@@ -338,16 +338,15 @@ __global__ void __launch_bounds__(kThreads, 1) warp_gather(
   const bool used = y < shape.height && x < shape.width && channel < shape.channels;
   A sum[kWidth] = {};
   for (int64_t first = 0; first < shape.count; first += kThreads) {
-    __syncthreads();
-    if (threadIdx.x < kThreads / 32) met[threadIdx.x] = 0;
-    __syncthreads();
+    bool meets = false;
     if (first + threadIdx.x < shape.count) {
       const Reach reach = in.plan.reach[first + threadIdx.x];
-      if (reach.image == image && reach.y1 < y0 + Tile::kHeight && reach.y2 >= y0 &&
-          reach.x1 < x0 + kTileWidth && reach.x2 >= x0) {
-        atomicOr(met + threadIdx.x / 32, 1u << (threadIdx.x % 32));
-      }
+      meets = reach.image == image && reach.y1 < y0 + Tile::kHeight && reach.y2 >= y0 &&
+          reach.x1 < x0 + kTileWidth && reach.x2 >= x0;
     }
+    const unsigned bits = __ballot_sync(0xffffffffu, meets);
+    __syncthreads();  // the batch before is done
+    if (threadIdx.x % 32 == 0) met[threadIdx.x / 32] = bits;
     __syncthreads();
     for (int i = 0; i < kThreads / 32; ++i) {
       for (unsigned left = used ? met[i] : 0; left != 0; left &= left - 1) {

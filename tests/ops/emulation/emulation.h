@@ -191,5 +191,3 @@ template <class A, class B>
 constexpr std::common_type_t<A, B> max(A a, B b) {
   return a < b ? b : a;
 }
-
-#include "intrinsics.h"
