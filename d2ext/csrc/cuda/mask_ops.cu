@@ -83,9 +83,10 @@ struct GateShape {
 
 constexpr int kWarps = kThreads / 32;
 
-// Features, or with kSums the gradient of the result, times the gate; and the sums over the channels of
-// gradient times features, the gradient of the gate. Neighbouring threads take neighbouring memory: cells,
-// or channels where those are last. The gate is computed once per thread. blockIdx.y: instance.
+// Features, or with kSums the gradient of the result, times the gate; and the sums over the channels
+// of gradient times features, the gradient of the gate. Neighbouring threads take neighbouring
+// memory: cells, or channels where those are last. The gate is computed once per thread.
+// blockIdx.y: instance.
 template <class T, bool kSums>
 __global__ void __launch_bounds__(kThreads, 1) gate(
     const T* __restrict__ input, const T* __restrict__ features, const T* __restrict__ masks,
@@ -223,18 +224,17 @@ std::tuple<at::Tensor, at::Tensor> mask_gate_backward_cuda(
   const GateShape shape = gate_shape(features, masks);
   const unsigned count = static_cast<unsigned>(features.size(0));
   const int64_t cells = features.size(2) * features.size(3);
-  const at::Tensor sums =
-      at::empty({features.size(0), cells}, gates.options().dtype(accumulate_type(masks)));
   const auto stream = c10::cuda::getCurrentCUDAStream();
   dispatch(features.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Accumulate<T>;
+    const Scratch<A> sums(features, features.size(0) * cells);
     gate<T, true><<<gate_grid(features, shape), kThreads, 0, stream>>>(
         upstream.const_data_ptr<T>(), data.const_data_ptr<T>(), gates.const_data_ptr<T>(), shape,
-        features_grad.mutable_data_ptr<T>(), sums.mutable_data_ptr<A>());
+        features_grad.mutable_data_ptr<T>(), sums.get());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
     resize_backward<A, T><<<count, kThreads, 0, stream>>>(
-        sums.const_data_ptr<A>(), shape.mask_h, shape.mask_w, shape.height, shape.width,
+        sums.get(), shape.mask_h, shape.mask_w, shape.height, shape.width,
         masks_grad.mutable_data_ptr<T>());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });

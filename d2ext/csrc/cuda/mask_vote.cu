@@ -1,6 +1,7 @@
-// Mask voting on CUDA. The candidates of a pixel are walked in list order; nothing of the image's size is
-// allocated. A tight box is found from the inside: a coarse grid of pixels gives a part of it, and only
-// what lies outside of that part is looked at more closely. The result does not depend on timing.
+// Mask voting on CUDA. The candidates of a pixel are walked in list order; nothing of the image's
+// size is allocated. A tight box is found from the inside: a coarse grid of pixels gives a part of
+// it, and only what lies outside of that part is looked at more closely. The result does not depend
+// on timing.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -13,6 +14,7 @@ constexpr int kEntries = 256;  // candidates in shared memory at a time
 constexpr int kLines = 16;     // of the first grid of pixels, along each axis
 constexpr int kStep = 4;       // pixels between those of the second grid
 constexpr int64_t kFill = 2048;  // blocks
+static_assert(kLines * kLines % kThreads == 0, "all threads of a block meet at barriers");
 
 template <class T>
 struct Votes {
@@ -82,7 +84,7 @@ __device__ __forceinline__ void load_entries(
   __syncthreads();
 }
 
-// Start a result; with as many candidates as fit they are loaded. All threads of the block call this.
+// Start a result; its candidates are loaded, if they fit. All threads of the block call this.
 template <class T>
 __device__ __forceinline__ void start_result(
     const Votes<T>& votes, int result, Entries<Accumulate<T>>& list) {
@@ -128,8 +130,8 @@ __device__ __forceinline__ Accumulate<T> voter_at(
   return corner ? value : static_cast<A>(value >= votes.thresh);
 }
 
-// The weighted average at a pixel, candidates in list order. All threads of the block call this, with
-// or without a pixel.
+// The weighted average at a pixel, candidates in list order. All threads of the block call this,
+// with or without a pixel.
 template <class T>
 __device__ __forceinline__ Accumulate<T> average_at(
     const Votes<T>& votes, Entries<Accumulate<T>>& list, bool wanted, int y, int x) {
@@ -207,7 +209,8 @@ __global__ void __launch_bounds__(kThreads, 1) vote_coarse(Votes<T> votes, Found
     }
     __syncthreads();
     const Extent whole = region;
-    const int step_x = (whole.x2 - whole.x1) / kLines + 1, step_y = (whole.y2 - whole.y1) / kLines + 1;
+    const int step_x = (whole.x2 - whole.x1) / kLines + 1;
+    const int step_y = (whole.y2 - whole.y1) / kLines + 1;
     Extent own = none;
     for (int i = threadIdx.x; i < kLines * kLines; i += blockDim.x) {
       const int y = whole.y1 + step_y / 2 + i / kLines * step_y;
@@ -220,8 +223,8 @@ __global__ void __launch_bounds__(kThreads, 1) vote_coarse(Votes<T> votes, Found
   }
 }
 
-// What the pixels outside of those known find, of a grid with `step` pixels between: several blocks per
-// result. Pixels inside of the known extent cannot make it larger.
+// What the pixels outside of those known find, of a grid with `step` pixels between: several blocks
+// per result. Pixels inside of the known extent cannot make it larger.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1) vote_extent(
     Votes<T> votes, int step, Found* found) {
@@ -233,8 +236,10 @@ __global__ void __launch_bounds__(kThreads, 1) vote_extent(
     Extent known = step > 1 ? of->coarse : of->middle;
     if (known.x2 < known.x1) known = {whole.x1, whole.y2 + 1, whole.x2, whole.y2};
     // lines of the grid; those above, below and beside what is known
-    const int above = (known.y1 - whole.y1 + step - 1) / step, below = (whole.y2 - known.y2 + step - 1) / step;
-    const int left = (known.x1 - whole.x1 + step - 1) / step, right = (whole.x2 - known.x2 + step - 1) / step;
+    const int above = (known.y1 - whole.y1 + step - 1) / step;
+    const int below = (whole.y2 - known.y2 + step - 1) / step;
+    const int left = (known.x1 - whole.x1 + step - 1) / step;
+    const int right = (whole.x2 - known.x2 + step - 1) / step;
     const int wide = (whole.x2 - whole.x1) / step + 1, beside = left + right;
     const int high = (known.y2 - known.y1) / step + 1;
     const int full = whole.x2 < whole.x1 ? 0 : (above + below) * wide;
@@ -281,7 +286,8 @@ __global__ void __launch_bounds__(kThreads, 1) vote_recrop(
     }
     if (blockIdx.x == 0 && threadIdx.x < 4) {
       const int lane = threadIdx.x;
-      out_boxes[result * 4 + lane] = lane == 0 ? box[0] : lane == 1 ? box[1] : lane == 2 ? box[2] : box[3];
+      out_boxes[result * 4 + lane] =
+          lane == 0 ? box[0] : lane == 1 ? box[1] : lane == 2 ? box[2] : box[3];
     }
     const int x0 = crop ? box[0] : 0, y0 = crop ? box[1] : 0;
     const int crop_w = crop ? box[2] - box[0] + 1 : votes.img_w;
@@ -328,8 +334,7 @@ std::tuple<at::Tensor, at::Tensor> mask_vote_cuda(
   at::Tensor out_masks = at::empty({results, masks.size(1), masks.size(2)}, data.options());
   at::Tensor out_boxes = at::empty({results, 4}, index.options());
   if (results == 0) return {out_masks, out_boxes};
-  const at::Tensor found =
-      at::empty({results, static_cast<int64_t>(sizeof(Found) / sizeof(int))}, index.options());
+  const Scratch<Found> found(masks, results);
   const auto stream = c10::cuda::getCurrentCUDAStream();
   dispatch(masks.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -340,21 +345,20 @@ std::tuple<at::Tensor, at::Tensor> mask_vote_cuda(
         static_cast<int>(index.size(0)), static_cast<int>(results),
         static_cast<int>(masks.size(0)), static_cast<int>(masks.size(1)), static_cast<int>(img_h),
         static_cast<int>(img_w), static_cast<A>(binary_thresh), rule};
-    Found* known = reinterpret_cast<Found*>(found.mutable_data_ptr<int>());
     const int64_t cells = masks.size(1) * masks.size(2);
     // enough blocks to fill a device, however few results there are
     const int64_t parts = std::clamp<int64_t>(kFill / results, 1, 64);
     const unsigned rows = static_cast<unsigned>(std::min<int64_t>(results, 65535));
     vote_coarse<T><<<static_cast<unsigned>(blocks_for(results, 1)), kThreads, 0, stream>>>(
-        votes, known);
+        votes, found.get());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
     for (const int step : {kStep, 1}) {
       vote_extent<T><<<dim3(static_cast<unsigned>(parts), rows), kThreads, 0, stream>>>(
-          votes, step, known);
+          votes, step, found.get());
       C10_CUDA_KERNEL_LAUNCH_CHECK();
     }
     vote_recrop<T><<<dim3(static_cast<unsigned>(blocks_for(cells)), rows), kThreads, 0, stream>>>(
-        votes, known, out_masks.mutable_data_ptr<T>(), out_boxes.mutable_data_ptr<int>());
+        votes, found.get(), out_masks.mutable_data_ptr<T>(), out_boxes.mutable_data_ptr<int>());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return {out_masks, out_boxes};

@@ -1,5 +1,5 @@
-// Pasting masks into images on CUDA. A block writes a piece of one image with wide stores; where the box
-// of the mask meets it, the piece is put together in shared memory first.
+// Pasting masks into images on CUDA. A block writes a piece of one image with wide stores; where the
+// box of the mask meets it, the piece is put together in shared memory first.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -113,9 +113,11 @@ __global__ void __launch_bounds__(kThreads, 1) paste(
           const T* top = mask + v.low * size;
           const T* low = mask + v.high * size;
           const A value = v.low_in *
-                  (u.low_in * static_cast<A>(top[u.low]) + u.high_in * static_cast<A>(top[u.high])) +
+                  (u.low_in * static_cast<A>(top[u.low]) +
+                   u.high_in * static_cast<A>(top[u.high])) +
               v.high_in *
-                  (u.low_in * static_cast<A>(low[u.low]) + u.high_in * static_cast<A>(low[u.high]));
+                  (u.low_in * static_cast<A>(low[u.low]) +
+                   u.high_in * static_cast<A>(low[u.high]));
           bytes[at - start] = static_cast<uint8_t>(pixel_byte(shape, value));
         }
       }

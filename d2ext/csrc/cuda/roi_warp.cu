@@ -28,8 +28,8 @@ struct Choice {
   static constexpr int width = kWidth;
 };
 
-// Call `run` with the kind and the channels per access as compile-time constants: four where the rows
-// of all tensors allow it, one for edge_max.
+// Call `run` with the kind and the channels per access as compile-time constants: four where the
+// rows of all tensors allow it, one for edge_max.
 template <class F>
 void with_choice(const Geometry& geometry, bool wide, const F& run) {
   switch (geometry.kind) {
@@ -106,9 +106,6 @@ std::tuple<at::Tensor, at::Tensor> run_backward(
   const at::Tensor data = input.contiguous(channels_last);
   const at::Tensor boxes = rois.to(type).contiguous();
   const int64_t bins = int64_t(shape.out_h) * shape.out_w;
-  const auto bytes_of = [&](int64_t count, size_t size) {
-    return at::empty({count * static_cast<int64_t>(size)}, rois.options().dtype(at::kByte));
-  };
   const bool choosing = geometry.kind != Kind::kPoint && need_input;
   const bool wide = fits_four(data) && (!last || fits_four(upstream));
   const auto stream = c10::cuda::getCurrentCUDAStream();
@@ -122,38 +119,31 @@ std::tuple<at::Tensor, at::Tensor> run_backward(
       const A* corners = boxes.const_data_ptr<A>();
       const T* rows = upstream.const_data_ptr<T>();  // (N, bins, C) for what gathers
       const dim3 grid = box_grid(shape);
-      at::Tensor turned, winners, partial;
-      if (!last && need_input) {
-        turned = at::empty({shape.count, bins, shape.channels}, input.options());
-        rows = turned.const_data_ptr<T>();
-      }
-      if (choosing) winners = bytes_of(grad.numel(), sizeof(Winner<C::kind>));
-      auto* won = choosing ? reinterpret_cast<Winner<C::kind>*>(winners.mutable_data_ptr<uint8_t>())
-                           : nullptr;
-      if (need_rois) partial = at::empty({grid.y, shape.count, 4}, floats);
-      if (turned.defined() || choosing || need_rois) {
+      using Won = Winner<C::kind>;
+      const Scratch<T> turned(data, !last && need_input ? grad.numel() : 0);
+      const Scratch<Won> winners(data, choosing ? grad.numel() : 0);
+      const Scratch<A> partial(data, need_rois ? int64_t(grid.y) * shape.count * 4 : 0);
+      if (!last && need_input) rows = turned.get();
+      Won* won = choosing ? winners.get() : nullptr;
+      if ((!last && need_input) || choosing || need_rois) {
         warp_boxes<T, C::kind, C::width><<<grid, kThreads, bytes, stream>>>(
             upstream.const_data_ptr<T>(), data.const_data_ptr<T>(), corners, scale, shape, last,
-            turned.defined() ? turned.mutable_data_ptr<T>() : nullptr, won,
-            need_rois ? partial.mutable_data_ptr<A>() : nullptr);
+            !last && need_input ? turned.get() : nullptr, won,
+            need_rois ? partial.get() : nullptr);
         C10_CUDA_KERNEL_LAUNCH_CHECK();
       }
       if (need_rois) {
         sum_boxes<A><<<static_cast<unsigned>(blocks_for(shape.count * 5)), kThreads, 0, stream>>>(
-            partial.const_data_ptr<A>(), grid.y, shape.count, by_rois.mutable_data_ptr<A>());
+            partial.get(), grid.y, shape.count, by_rois.mutable_data_ptr<A>());
         C10_CUDA_KERNEL_LAUNCH_CHECK();
       }
       if (!need_input) return;
       using Tile = GatherTile<C::width>;
       const int64_t samples = table_bytes<A>(geometry) / sizeof(WarpSample<A>);
-      const at::Tensor plan_samples = bytes_of(shape.count * samples, sizeof(AxisSample<A>));
-      const at::Tensor plan_ranges =
-          bytes_of(shape.count * (shape.height + shape.width), sizeof(BinRange));
-      const at::Tensor plan_reach = bytes_of(shape.count, sizeof(Reach));
-      const Plan<A> plan{
-          reinterpret_cast<AxisSample<A>*>(plan_samples.mutable_data_ptr<uint8_t>()),
-          reinterpret_cast<BinRange*>(plan_ranges.mutable_data_ptr<uint8_t>()),
-          reinterpret_cast<Reach*>(plan_reach.mutable_data_ptr<uint8_t>())};
+      const Scratch<AxisSample<A>> plan_samples(data, shape.count * samples);
+      const Scratch<BinRange> plan_ranges(data, shape.count * (shape.height + shape.width));
+      const Scratch<Reach> plan_reach(data, shape.count);
+      const Plan<A> plan{plan_samples.get(), plan_ranges.get(), plan_reach.get()};
       warp_plan<A, C::kind><<<static_cast<unsigned>(shape.count), kThreads, 0, stream>>>(
           corners, scale, shape, plan);
       C10_CUDA_KERNEL_LAUNCH_CHECK();

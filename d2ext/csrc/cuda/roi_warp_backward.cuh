@@ -1,7 +1,7 @@
-// Backward kernels of the RoI warp. Gradients of the features are gathered: every cell of the map adds up
-// the bins that read it, box by box in order, so the result does not depend on timing. For that, boxes
-// are prepared once: which bins read which rows and columns, with which weights, and which sample won
-// where a maximum is taken.
+// Backward kernels of the RoI warp. Gradients of the features are gathered: every cell of the map
+// adds up the bins that read it, box by box in order, so the result does not depend on timing. For
+// that, boxes are prepared once: which bins read which rows and columns, with which weights, and
+// which sample won where a maximum is taken.
 #pragma once
 
 #include "roi_warp_kernels.cuh"
@@ -29,8 +29,8 @@ struct Reach {
   int image, y1, y2, x1, x2;
 };
 
-// Prepared boxes: samples (N, rows then columns), ranges (N, height then width), reach (N). The samples
-// are not used for edge_max.
+// Prepared boxes: samples (N, rows then columns), ranges (N, height then width), reach (N). The
+// samples are not used for edge_max.
 template <class A>
 struct Plan {
   AxisSample<A>* samples;
@@ -118,9 +118,11 @@ __device__ __forceinline__ void add_box_gradient(
     const WarpSample<A>& y, const WarpSample<A>& x, A v00, A v01, A v10, A v11, A grad,
     BoxSums<A>& sums) {
   const A by_x = grad *
-      (y.weight0 * (x.slope0 * v00 + x.slope1 * v01) + y.weight1 * (x.slope0 * v10 + x.slope1 * v11));
+      (y.weight0 * (x.slope0 * v00 + x.slope1 * v01) +
+       y.weight1 * (x.slope0 * v10 + x.slope1 * v11));
   const A by_y = grad *
-      (x.weight0 * (y.slope0 * v00 + y.slope1 * v10) + x.weight1 * (y.slope0 * v01 + y.slope1 * v11));
+      (x.weight0 * (y.slope0 * v00 + y.slope1 * v10) +
+       x.weight1 * (y.slope0 * v01 + y.slope1 * v11));
   sums.x1 += by_x * (A(1) - x.part);
   sums.x2 += by_x * x.part;
   sums.y1 += by_y * (A(1) - y.part);
@@ -160,10 +162,10 @@ __device__ __forceinline__ void add_box_gradients(
 }
 
 // What is known box by box. Null pointers are left out: grad_last the gradient in channels_last,
-// winners (N, bins, C) the numbers of samples, partial (channel blocks, N, 4) the gradients of boxes.
+// winners (N, bins, C) the numbers of samples, partial (channel blocks, N, 4) the boxes' gradients.
 // `last`: the gradient comes in channels_last.
 template <class T, Kind kKind, int kWidth>
-__global__ void __launch_bounds__(kThreads, 1) warp_boxes(
+__global__ void __launch_bounds__(kThreads, kResident<T, kKind, kWidth, 3>) warp_boxes(
     const T* __restrict__ grad, const T* __restrict__ input,
     const Accumulate<T>* __restrict__ rois, Accumulate<T> scale, WarpShape shape, bool last,
     T* grad_last, Winner<kKind>* winners, Accumulate<T>* partial) {
@@ -185,7 +187,7 @@ __global__ void __launch_bounds__(kThreads, 1) warp_boxes(
       if (!last) {
         __syncthreads();
         const T* from = grad + (roi * all + group) * bins + first;
-        for_tile<T>(end - group, bins - first, bins, [&](int in_tile, int64_t in_tensor) {
+        for_tile(end - group, bins - first, bins, [&](int in_tile, int64_t in_tensor) {
           tile[in_tile] = from[in_tensor];
         });
         __syncthreads();
@@ -284,8 +286,10 @@ __device__ __forceinline__ void add_roi(
   for (int p = rows.first; p < rows.last; ++p) {
     const int64_t line = (roi * shape.out_h + p) * shape.out_w;
     A row[kPer];
+    if constexpr (kKind != Kind::kEdge) {
 #pragma unroll
-    for (int i = 0; i < kPer && kKind != Kind::kEdge; ++i) row[i] = weight_at(ys[p * kPer + i], y);
+      for (int i = 0; i < kPer; ++i) row[i] = weight_at(ys[p * kPer + i], y);
+    }
     for (int q = columns.first; q < columns.last; ++q) {
       const int64_t at = (line + q) * shape.channels + channel;
       const Channels<T, kWidth> grad = Channels<T, kWidth>::load(in.grad + at);
@@ -310,9 +314,11 @@ __device__ __forceinline__ void add_roi(
       for (int k = 0; k < kWidth; ++k) {
         const int number = static_cast<int>(won.value[k]), nx = span_x.steps + 1;
         if (number < 0) continue;
-        const A weight =
-            weight_at(warp_sample(span_y, p, number / nx, shape.height, shape.out_h, shape.rule), y) *
-            weight_at(warp_sample(span_x, q, number % nx, shape.width, shape.out_w, shape.rule), x);
+        const auto v = warp_sample(
+            span_y, p, number / nx, shape.height, shape.out_h, shape.rule);
+        const auto u = warp_sample(
+            span_x, q, number % nx, shape.width, shape.out_w, shape.rule);
+        const A weight = weight_at(v, y) * weight_at(u, x);
         if (weight != A(0)) sum[k] += static_cast<A>(grad.value[k]) * weight;
       }
     }
@@ -321,7 +327,7 @@ __device__ __forceinline__ void add_roi(
 
 // The gradient of the features, channels_last: a block per tile of cells and its channels.
 template <class T, Kind kKind, int kWidth>
-__global__ void __launch_bounds__(kThreads, 1) warp_gather(
+__global__ void __launch_bounds__(kThreads, kResident<T, kKind, kWidth, 4>) warp_gather(
     Gather<T> in, const Winner<kKind>* __restrict__ winners, T* input_grad) {
   using A = Accumulate<T>;
   using Tile = GatherTile<kWidth>;

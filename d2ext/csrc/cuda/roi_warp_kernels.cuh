@@ -1,7 +1,7 @@
 // Forward kernel of the RoI warp, and what it shares with the backward pass. Feature maps are
-// channels_last: neighbouring threads take neighbouring channels, four each where memory allows, and the
-// samples of both axes are in shared memory. Tensors that are not channels_last pass through a tile in
-// shared memory, so that every access is contiguous.
+// channels_last: neighbouring threads take neighbouring channels, four each where memory allows, and
+// the samples of both axes are in shared memory. Tensors that are not channels_last pass through a
+// tile in shared memory, so that every access is contiguous.
 #pragma once
 
 #include "common.cuh"
@@ -73,6 +73,12 @@ __device__ Box<A, kKind> load_box(
   }
   return box;
 }
+
+// Blocks that a multiprocessor shall hold, which bounds their registers: `wanted` where they
+// suffice.
+template <class T, Kind kKind, int kWidth, int wanted>
+constexpr int kResident =
+    kWidth > 1 && kKind != Kind::kEdge && sizeof(Accumulate<T>) == 4 ? wanted : 1;
 
 // Values of neighbouring channels, moved by one access.
 template <class T, int kWidth>
@@ -174,8 +180,9 @@ struct TileBins {
 };
 
 // Between a tile [channel][bin] and a tensor (N, C, bins) at the first channel and bin of the tile.
-template <class T, class Move>
-__device__ __forceinline__ void for_tile(int64_t channels, int bins, int64_t pitch, const Move& move) {
+template <class Move>
+__device__ __forceinline__ void for_tile(
+    int64_t channels, int bins, int64_t pitch, const Move& move) {
   for (int i = threadIdx.x; i < kChannels * kBins; i += kThreads) {
     const int channel = i / kBins, bin = i % kBins;
     if (channel < channels && bin < bins) move(channel * kPitch + bin, channel * pitch + bin);
@@ -184,7 +191,9 @@ __device__ __forceinline__ void for_tile(int64_t channels, int bins, int64_t pit
 
 // Input channels_last; `last`: the output too. A block per RoI and kGroups * kChannels channels.
 template <class T, Kind kKind, int kWidth>
-__global__ void __launch_bounds__(kThreads, 1) warp_forward(
+__global__ void
+__launch_bounds__(kThreads, kResident<T, kKind, kWidth, (kKind == Kind::kPool ? 3 : 4)>)
+warp_forward(
     const T* __restrict__ input, const Accumulate<T>* __restrict__ rois, Accumulate<T> scale,
     WarpShape shape, bool last, T* output) {
   using A = Accumulate<T>;
@@ -228,7 +237,7 @@ __global__ void __launch_bounds__(kThreads, 1) warp_forward(
       if (last) continue;
       __syncthreads();
       T* to = output + (roi * all + group) * bins + first;
-      for_tile<T>(end - group, bins - first, bins, [&](int in_tile, int64_t in_tensor) {
+      for_tile(end - group, bins - first, bins, [&](int in_tile, int64_t in_tensor) {
         to[in_tensor] = tile[in_tile];
       });
       __syncthreads();
