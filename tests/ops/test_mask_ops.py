@@ -75,6 +75,18 @@ def test_a_thousand_random_pastes_agree_with_float64(make_boxes):
     assert differing <= 1e-5 * total
 
 
+@pytest.mark.parametrize(("height", "width"), [(70, 333), (40, 1000), (2, 20000), (900, 1)])
+def test_images_of_any_width_are_pasted_into(impl, generator, make_boxes, height, width):
+    masks, boxes = random_masks(generator, 3, 14), make_boxes(3, height, width, margin=0.1)
+    found = impl.paste_masks(masks, boxes, height, width, threshold=-1.0)
+    oracle = reference.paste_masks(masks.double(), boxes, height, width, threshold=-1.0)
+    assert int((found.int() - oracle.int()).abs().max()) <= 1
+    for threshold in (0.0, 0.5):
+        found = impl.paste_masks(masks, boxes, height, width, threshold=threshold)
+        oracle = reference.paste_masks(masks.double(), boxes, height, width, threshold=threshold)
+        assert int((found != oracle).sum()) <= 1e-4 * found.numel()
+
+
 def test_boxes_without_area_or_number_give_empty_masks(impl):
     nan, inf = float("nan"), float("inf")
     boxes = torch.tensor(
@@ -238,6 +250,23 @@ def test_a_thousand_random_votes_agree_with_float64(generator, make_boxes):
         oracle = reference.mask_vote(masks.double(), boxes, *candidates, height, width, mode=mode)
         assert torch.equal(found[1], oracle[1])
         torch.testing.assert_close(found[0].double(), oracle[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["fcis", "crop", "mnc"])
+@pytest.mark.parametrize("lowest", [0.1, -0.3])
+def test_hundreds_of_voters_and_weights_below_zero(impl, generator, make_boxes, mode, lowest):
+    masks, boxes = random_masks(generator, 40, 7), make_boxes(40, 50, 60, margin=0.1)
+    boxes[:, 2:] += 20
+    lists = []
+    for count in (300, 30):
+        weights = torch.rand(count, generator=generator) + lowest
+        members = torch.randint(40, (count,), generator=generator)
+        lists.append((members.tolist(), (weights / weights.sum()).tolist()))
+    arguments = (boxes, *as_tensors(lists), 50, 60)
+    found = impl.mask_vote(masks, *arguments, mode=mode)
+    oracle = reference.mask_vote(masks.double(), *arguments, mode=mode)
+    assert torch.equal(found[1], oracle[1])
+    torch.testing.assert_close(found[0].double(), oracle[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["fcis", "crop", "mnc"])

@@ -239,6 +239,40 @@ def test_max_pool_equals_the_doubled_warp_and_pooling(impl, generator, make_rois
     torch.testing.assert_close(found[1], oracle[1])
 
 
+@pytest.mark.parametrize("name", ["point", "edge_max", "max_pool"])
+@pytest.mark.parametrize("channels", [4, 5])
+def test_hundreds_of_boxes_on_one_small_map(impl, generator, make_rois, name, channels):
+    pool = name == "max_pool"
+    op = "roi_warp_max_pool" if pool else "roi_warp"
+    tail = (True, False, "clamp_half", *(() if pool else (name,)), True, True)
+    feature = torch.randn(2, channels, 5, 6, dtype=torch.float64, generator=generator)
+    rois = make_rois(300, 2, 5 * 16, 6 * 16, torch.float64)
+    grad = torch.randn(300, channels, 2, 3, dtype=torch.float64, generator=generator)
+    arguments = (grad, feature, rois, 1 / 16, 2, 3, *tail)
+    found = getattr(impl, f"{op}_backward")(*arguments)
+    oracle = getattr(reference, f"{op}_backward")(*arguments)
+    torch.testing.assert_close(found[0], oracle[0])
+    torch.testing.assert_close(found[1], oracle[1])
+
+
+def test_memory_may_begin_anywhere(impl, generator, make_rois):
+    feature = torch.randn(2, 9, 13, 8, generator=generator).permute(0, 3, 1, 2)
+    grad = torch.randn(7, 4, 6, 8, generator=generator).permute(0, 3, 1, 2)
+    rois = make_rois(7, 2, 9 * 16, 13 * 16)
+    moved = [
+        torch.empty(x.numel() + 1)[1:].as_strided(x.shape, x.stride(), 1).copy_(x)
+        for x in (feature, grad)
+    ]
+    assert torch.equal(
+        impl.roi_warp(moved[0], rois, 1 / 16, 4, 6), impl.roi_warp(feature, rois, 1 / 16, 4, 6)
+    )
+    tail = (rois, 1 / 16, 4, 6, *ordered({}), True, True)
+    found = impl.roi_warp_backward(moved[1], moved[0], *tail)
+    oracle = impl.roi_warp_backward(grad, feature, *tail)
+    torch.testing.assert_close(found[0], oracle[0])
+    torch.testing.assert_close(found[1], oracle[1])
+
+
 BAD_ROWS = [
     [0.0, float("nan"), 0.0, 8.0, 8.0],
     [float("nan"), 0.0, 0.0, 8.0, 8.0],

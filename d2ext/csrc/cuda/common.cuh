@@ -2,6 +2,7 @@
 // lacks.
 #pragma once
 
+#include <c10/core/Allocator.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -43,6 +44,20 @@ void dispatch(at::ScalarType type, const F& run) {
 inline int64_t blocks_for(int64_t items, int64_t per_block = kThreads) {
   return std::min<int64_t>((items + per_block - 1) / per_block, int64_t(1) << 30);
 }
+
+// Memory of the current stream for values of T. Not a tensor: under deterministic algorithms torch
+// fills those.
+template <class T>
+struct Scratch {
+  c10::DataPtr memory;
+
+  Scratch() = default;
+  Scratch(const at::Tensor& beside, int64_t count)
+      : memory(c10::GetAllocator(beside.device().type())->allocate(count * sizeof(T))) {}
+  T* get() const {
+    return static_cast<T*>(memory.get());
+  }
+};
 
 // Sum over the block in a fixed order; the result is valid in thread 0. `scratch` holds 32 values.
 template <class T>

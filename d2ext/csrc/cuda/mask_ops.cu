@@ -1,4 +1,4 @@
-// Mask operators on CUDA: corner-anchored resize, gate, paste. All are deterministic.
+// Mask operators on CUDA: corner-anchored resize and gate. Both are deterministic.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -8,7 +8,6 @@
 namespace d2ext {
 namespace {
 
-// ------------------------------------------------------------------ resize and gate
 template <class T>
 __device__ __forceinline__ Accumulate<T> resized(
     const T* mask, int height, int width, int y, int x, int out_h, int out_w) {
@@ -82,99 +81,50 @@ struct GateShape {
   bool last;  // channels_last
 };
 
-// A block per instance.
-template <class T>
-__global__ void __launch_bounds__(kThreads, 1) gate_forward(
-    const T* features, const T* masks, GateShape shape, T* output) {
-  using A = Accumulate<T>;
-  const int cells = shape.height * shape.width;
-  const int64_t base = int64_t(blockIdx.x) * shape.channels * cells;
-  const T* mask = masks + int64_t(blockIdx.x) * shape.mask_h * shape.mask_w;
-  const int channels = static_cast<int>(shape.channels);
-  for (int i = threadIdx.x; i < channels * cells; i += blockDim.x) {
-    const int cell = shape.last ? i / channels : i % cells;
-    const A gate = resized(
-        mask, shape.mask_h, shape.mask_w, cell / shape.width, cell % shape.width, shape.height,
-        shape.width);
-    output[base + i] = static_cast<T>(static_cast<A>(features[base + i]) * gate);
-  }
-}
+constexpr int kWarps = kThreads / 32;
 
-// A block per (cell, instance): the gradient of the gate there.
-template <class T>
-__global__ void gate_sums(
-    const T* grad, const T* features, GateShape shape, Accumulate<T>* sums) {
+// Features, or with kSums the gradient of the result, times the gate; and the sums over the channels
+// of gradient times features, the gradient of the gate. Neighbouring threads take neighbouring
+// memory: cells, or channels where those are last. The gate is computed once per thread.
+// blockIdx.y: instance.
+template <class T, bool kSums>
+__global__ void __launch_bounds__(kThreads, 1) gate(
+    const T* __restrict__ input, const T* __restrict__ features, const T* __restrict__ masks,
+    GateShape shape, T* __restrict__ output, Accumulate<T>* __restrict__ sums) {
   using A = Accumulate<T>;
-  __shared__ A reduce[32];
-  const int cells = shape.height * shape.width, cell = blockIdx.x;
-  const int64_t n = blockIdx.y, base = n * shape.channels * cells;
+  __shared__ A partial[kWarps][33];
+  const int cells = shape.height * shape.width, channels = static_cast<int>(shape.channels);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int64_t n = blockIdx.y, base = n * channels * cells;
+  const int cell = shape.last ? blockIdx.x * kWarps + warp : blockIdx.x * 32 + lane;
   A sum = A(0);
-  for (int64_t c = threadIdx.x; c < shape.channels; c += blockDim.x) {
-    const int64_t at = base + (shape.last ? cell * shape.channels + c : c * cells + cell);
-    sum += static_cast<A>(grad[at]) * static_cast<A>(features[at]);
-  }
-  sum = block_sum(sum, reduce);
-  if (threadIdx.x == 0) sums[n * cells + cell] = sum;
-}
-
-// ------------------------------------------------------------------ paste
-constexpr int kPastePixels = 16;  // written by one store
-
-template <class T>
-__global__ void __launch_bounds__(kThreads, 1) paste(
-    const T* masks, const Accumulate<T>* boxes, int64_t count, int size, int img_h, int img_w,
-    Accumulate<T> threshold, bool as_bytes, uint8_t* output) {
-  using A = Accumulate<T>;
-  const int area = img_h * img_w;  // of one image, below 2^31
-  const int groups = (area + kPastePixels - 1) / kPastePixels;
-  for (int64_t n = blockIdx.y; n < count; n += gridDim.y) {
-    const A* box = boxes + n * 4;
-    const A x1 = box[0], y1 = box[1], x2 = box[2], y2 = box[3];
-    const bool solid =
-        finite(x1) && finite(y1) && finite(x2) && finite(y2) && x2 > x1 && y2 > y1;
-    const T* mask = masks + n * size * size;
-    uint8_t* image = output + n * area;
-    for (int group = blockIdx.x * blockDim.x + threadIdx.x; group < groups;
-         group += gridDim.x * blockDim.x) {
-      const int first = group * kPastePixels, pixels = min(kPastePixels, area - first);
-      uint32_t packed[kPastePixels / 4] = {0, 0, 0, 0};
-      int y = first / img_w, x = first - y * img_w;
-#pragma unroll
-      for (int i = 0; i < kPastePixels; ++i) {
-        A value = A(0);
-        const A u = paste_position(x, x1, x2, size), v = paste_position(y, y1, y2, size);
-        if (solid && u > A(-1) && u < A(size) && v > A(-1) && v < A(size)) {
-          const A left = floor(u), top = floor(v), a = u - left, b = v - top;
-          const int column = static_cast<int>(left), row = static_cast<int>(top);
-          const A right_in = column + 1 < size ? a : A(0), left_in = column >= 0 ? A(1) - a : A(0);
-          const A low_in = row + 1 < size ? b : A(0), top_in = row >= 0 ? A(1) - b : A(0);
-          const int c0 = max(column, 0), c1 = min(column + 1, size - 1);
-          const int r0 = max(row, 0) * size, r1 = min(row + 1, size - 1) * size;
-          value = top_in *
-                  (left_in * static_cast<A>(mask[r0 + c0]) +
-                   right_in * static_cast<A>(mask[r0 + c1])) +
-              low_in *
-                  (left_in * static_cast<A>(mask[r1 + c0]) +
-                   right_in * static_cast<A>(mask[r1 + c1]));
-        }
-        uint32_t byte = solid && value >= threshold;
-        if (as_bytes) {
-          byte = value > A(0) ? static_cast<uint32_t>(min(value * A(255), A(255))) : 0;
-        }
-        packed[i / 4] |= byte << (8 * (i % 4));
-        if (++x == img_w) x = 0, ++y;
-      }
-      uint8_t* to = image + first;
-      if (pixels == kPastePixels && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
-        *reinterpret_cast<uint4*>(to) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
-      } else {
-#pragma unroll
-        for (int i = 0; i < kPastePixels; ++i) {
-          if (i < pixels) to[i] = static_cast<uint8_t>(packed[i / 4] >> (8 * (i % 4)));
-        }
-      }
+  if (cell < cells) {
+    const A open = resized(
+        masks + n * shape.mask_h * shape.mask_w, shape.mask_h, shape.mask_w, cell / shape.width,
+        cell % shape.width, shape.height, shape.width);
+    const int first = shape.last ? lane : warp, step = shape.last ? 32 : kWarps;
+    const int64_t start = base + (shape.last ? int64_t(cell) * channels : cell);
+    const int64_t pitch = shape.last ? 1 : cells;
+#pragma unroll 4
+    for (int channel = first; channel < channels; channel += step) {
+      const int64_t at = start + channel * pitch;
+      const A value = static_cast<A>(input[at]);
+      if (kSums) sum += value * static_cast<A>(features[at]);
+      output[at] = static_cast<T>(value * open);
     }
   }
+  if (!kSums) return;
+  partial[warp][lane] = sum;
+  __syncthreads();
+  // the threads of a cell, in order
+  const int own = threadIdx.x, count = shape.last ? kWarps : 32;
+  const int to = blockIdx.x * count + own;
+  if (own >= count || to >= cells) return;
+  A total = A(0);
+  for (int i = 0; i < (shape.last ? 32 : kWarps); ++i) {
+    total += shape.last ? partial[own][i] : partial[i][own];
+  }
+  sums[n * cells + to] = total;
 }
 
 // The kernels count the cells of a plane, and its threads beyond the last one, in 32 bits.
@@ -245,6 +195,13 @@ static GateShape gate_shape(const at::Tensor& features, const at::Tensor& masks)
           layout_of(features) == at::MemoryFormat::ChannelsLast};
 }
 
+static dim3 gate_grid(const at::Tensor& features, const GateShape& shape) {
+  const int64_t cells = features.size(2) * features.size(3);
+  return dim3(
+      static_cast<unsigned>(blocks_for(cells, shape.last ? kWarps : 32)),
+      static_cast<unsigned>(features.size(0)));
+}
+
 at::Tensor mask_gate_cuda(const at::Tensor& features, const at::Tensor& masks) {
   check_gate("mask_gate", features, masks);
   const c10::cuda::CUDAGuard guard(features.device());
@@ -255,10 +212,10 @@ at::Tensor mask_gate_cuda(const at::Tensor& features, const at::Tensor& masks) {
   const GateShape shape = gate_shape(features, masks);
   dispatch(features.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    gate_forward<T><<<static_cast<unsigned>(features.size(0)), kThreads, 0,
-                      c10::cuda::getCurrentCUDAStream()>>>(
-        data.const_data_ptr<T>(), gates.const_data_ptr<T>(), shape,
-        output.mutable_data_ptr<T>());
+    gate<T, false><<<gate_grid(features, shape), kThreads, 0,
+                     c10::cuda::getCurrentCUDAStream()>>>(
+        data.const_data_ptr<T>(), nullptr, gates.const_data_ptr<T>(), shape,
+        output.mutable_data_ptr<T>(), nullptr);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return output;
@@ -281,54 +238,21 @@ std::tuple<at::Tensor, at::Tensor> mask_gate_backward_cuda(
   const GateShape shape = gate_shape(features, masks);
   const unsigned count = static_cast<unsigned>(features.size(0));
   const int64_t cells = features.size(2) * features.size(3);
-  const at::Tensor sums =
-      at::empty({features.size(0), cells}, gates.options().dtype(accumulate_type(masks)));
   const auto stream = c10::cuda::getCurrentCUDAStream();
   dispatch(features.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Accumulate<T>;
-    gate_forward<T><<<count, kThreads, 0, stream>>>(
-        upstream.const_data_ptr<T>(), gates.const_data_ptr<T>(), shape,
-        features_grad.mutable_data_ptr<T>());
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-    gate_sums<T><<<dim3(static_cast<unsigned>(cells), count), 64, 0, stream>>>(
-        upstream.const_data_ptr<T>(), data.const_data_ptr<T>(), shape,
-        sums.mutable_data_ptr<A>());
+    const Scratch<A> sums(features, features.size(0) * cells);
+    gate<T, true><<<gate_grid(features, shape), kThreads, 0, stream>>>(
+        upstream.const_data_ptr<T>(), data.const_data_ptr<T>(), gates.const_data_ptr<T>(), shape,
+        features_grad.mutable_data_ptr<T>(), sums.get());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
     resize_backward<A, T><<<count, kThreads, 0, stream>>>(
-        sums.const_data_ptr<A>(), shape.mask_h, shape.mask_w, shape.height, shape.width,
+        sums.get(), shape.mask_h, shape.mask_w, shape.height, shape.width,
         masks_grad.mutable_data_ptr<T>());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return {features_grad, masks_grad};
-}
-
-at::Tensor paste_masks_cuda(
-    const at::Tensor& masks, const at::Tensor& boxes, int64_t img_h, int64_t img_w,
-    double threshold) {
-  check_paste("paste_masks", masks, boxes, img_h, img_w);
-  TORCH_CHECK(img_h * img_w < (int64_t(1) << 31) - kPastePixels, "paste_masks: image is too large");
-  const c10::cuda::CUDAGuard guard(masks.device());
-  const at::Tensor data = masks.contiguous();
-  const at::Tensor corners = boxes.to(accumulate_type(masks)).contiguous();
-  at::Tensor output = at::empty(
-      {masks.size(0), img_h, img_w}, masks.options().dtype(threshold < 0 ? at::kByte : at::kBool));
-  if (output.numel() == 0) return output;
-  const int64_t groups = (img_h * img_w + kPastePixels - 1) / kPastePixels;
-  const dim3 grid(
-      static_cast<unsigned>(blocks_for(groups)),
-      static_cast<unsigned>(std::min<int64_t>(masks.size(0), 65535)));
-  dispatch(masks.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    using A = Accumulate<T>;
-    paste<T><<<grid, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
-        data.const_data_ptr<T>(), corners.const_data_ptr<A>(), masks.size(0),
-        static_cast<int>(masks.size(1)), static_cast<int>(img_h), static_cast<int>(img_w),
-        static_cast<A>(threshold), threshold < 0,
-        static_cast<uint8_t*>(output.mutable_data_ptr()));
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-  });
-  return output;
 }
 
 TORCH_LIBRARY_IMPL(d2ext, CUDA, library) {
@@ -336,7 +260,6 @@ TORCH_LIBRARY_IMPL(d2ext, CUDA, library) {
   library.impl("mask_resize_backward", &mask_resize_backward_cuda);
   library.impl("mask_gate", &mask_gate_cuda);
   library.impl("mask_gate_backward", &mask_gate_backward_cuda);
-  library.impl("paste_masks", &paste_masks_cuda);
 }
 
 }  // namespace d2ext

@@ -1,11 +1,9 @@
-// RoI warp on CUDA: shapes, layouts and launches of the kernels. Under
-// torch.use_deterministic_algorithms the backward pass takes the kernel without atomic additions.
-#include <ATen/Context.h>
+// RoI warp on CUDA: shapes, layouts and launches of the kernels. Both directions are deterministic.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include "roi_warp_kernels.cuh"
+#include "roi_warp_backward.cuh"
 
 namespace d2ext {
 namespace {
@@ -24,41 +22,60 @@ size_t table_bytes(const Geometry& geometry) {
   return sizeof(WarpSample<A>) * per_bin * (geometry.shape.out_h + geometry.shape.out_w);
 }
 
-// Call `run` with the kind as a compile-time constant.
+template <Kind kKind, int kWidth>
+struct Choice {
+  static constexpr Kind kind = kKind;
+  static constexpr int width = kWidth;
+};
+
+// Call `run` with the kind and the channels per access as compile-time constants: four where the
+// rows of all tensors allow it, one for edge_max.
 template <class F>
-void with_kind(Kind kind, const F& run) {
-  switch (kind) {
-    case Kind::kPoint: return run(std::integral_constant<Kind, Kind::kPoint>());
-    case Kind::kPool: return run(std::integral_constant<Kind, Kind::kPool>());
-    case Kind::kEdge: return run(std::integral_constant<Kind, Kind::kEdge>());
+void with_choice(const Geometry& geometry, bool wide, const F& run) {
+  switch (geometry.kind) {
+    case Kind::kPoint:
+      return wide ? run(Choice<Kind::kPoint, 4>()) : run(Choice<Kind::kPoint, 1>());
+    case Kind::kPool:
+      return wide ? run(Choice<Kind::kPool, 4>()) : run(Choice<Kind::kPool, 1>());
+    case Kind::kEdge: return run(Choice<Kind::kEdge, 1>());
   }
+}
+
+// Whether four channels of a channels_last tensor may be read at once.
+bool fits_four(const at::Tensor& tensor) {
+  const int64_t bytes = std::min<int64_t>(4 * tensor.element_size(), 16);
+  return tensor.size(1) % 4 == 0 &&
+      reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % bytes == 0;
+}
+
+dim3 box_grid(const WarpShape& shape) {
+  return dim3(
+      static_cast<unsigned>(shape.count),
+      static_cast<unsigned>((shape.channels + kGroups * kChannels - 1) / (kGroups * kChannels)));
 }
 
 at::Tensor run_forward(const at::Tensor& input, const at::Tensor& rois, const Geometry& geometry) {
   const c10::cuda::CUDAGuard guard(input.device());
   const auto layout = layout_of(input);
-  const at::Tensor data = input.contiguous(layout);
-  const at::Tensor boxes = rois.to(accumulate_type(input)).contiguous();
   const WarpShape& shape = geometry.shape;
   at::Tensor output = at::empty(
       {shape.count, shape.channels, shape.out_h, shape.out_w},
-      data.options().memory_format(layout));
+      input.options().memory_format(layout));
   if (output.numel() == 0) return output;
-  if (data.numel() == 0) return output.zero_();
-  const dim3 grid(
-      static_cast<unsigned>(shape.count),
-      static_cast<unsigned>((shape.channels + kChannels - 1) / kChannels));
+  if (input.numel() == 0) return output.zero_();
+  const at::Tensor data = input.contiguous(at::MemoryFormat::ChannelsLast);
+  const at::Tensor boxes = rois.to(accumulate_type(input)).contiguous();
   const auto stream = c10::cuda::getCurrentCUDAStream();
   const bool last = layout == at::MemoryFormat::ChannelsLast;
   dispatch(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Accumulate<T>;
-    with_kind(geometry.kind, [&](auto kind) {
-      constexpr Kind kKind = decltype(kind)::value;
-      const auto kernel = last ? warp_forward<T, kKind, true> : warp_forward<T, kKind, false>;
-      kernel<<<grid, kThreads, table_bytes<A>(geometry), stream>>>(
+    with_choice(geometry, fits_four(data), [&](auto choice) {
+      using C = decltype(choice);
+      const size_t bytes = table_bytes<A>(geometry);
+      warp_forward<T, C::kind, C::width><<<box_grid(shape), kThreads, bytes, stream>>>(
           data.const_data_ptr<T>(), boxes.const_data_ptr<A>(), static_cast<A>(geometry.scale),
-          shape, output.mutable_data_ptr<T>());
+          shape, last, output.mutable_data_ptr<T>());
       C10_CUDA_KERNEL_LAUNCH_CHECK();
     });
   });
@@ -72,66 +89,76 @@ std::tuple<at::Tensor, at::Tensor> run_backward(
   check_warp_gradient(geometry.op, grad, input, rois, shape.out_h, shape.out_w);
   const c10::cuda::CUDAGuard guard(input.device());
   const auto type = accumulate_type(input);
-  const auto last = at::MemoryFormat::ChannelsLast;
-  const at::Tensor data = input.contiguous(last), upstream = grad.contiguous(last);
+  const auto channels_last = at::MemoryFormat::ChannelsLast;
+  at::Tensor by_input = at::empty({0}, input.options()), by_rois = at::empty({0}, rois.options());
+  if (need_input) {
+    by_input = at::empty(input.sizes(), input.options().memory_format(channels_last));
+  }
+  const auto floats = rois.options().dtype(type);
+  if (need_rois) by_rois = at::empty({shape.count, 5}, floats);
+  if (grad.numel() == 0 || input.numel() == 0 || (!need_input && !need_rois)) {
+    if (need_input) by_input = by_input.zero_().contiguous(layout_of(input));
+    if (need_rois) by_rois = by_rois.zero_().to(rois.scalar_type());
+    return {by_input, by_rois};
+  }
+  const bool last = layout_of(grad) == channels_last;
+  const at::Tensor upstream = grad.contiguous(layout_of(grad));
+  const at::Tensor data = input.contiguous(channels_last);
   const at::Tensor boxes = rois.to(type).contiguous();
-  const auto options = data.options().dtype(type).memory_format(std::nullopt);
-  const bool empty =
-      grad.numel() == 0 || data.numel() == 0 || (!need_input && !need_rois);  // nothing to launch
-  const bool ordered = need_input && at::globalContext().deterministicAlgorithms();
-  const int64_t blocks = (shape.channels + kChannels - 1) / kChannels;
-  // (B, H, W, C) in memory
-  at::Tensor input_grad, rois_grad, partial;
-  if (need_input) {
-    input_grad = at::zeros({shape.batch, shape.height, shape.width, shape.channels}, options);
-  }
-  if (need_rois) rois_grad = at::zeros({shape.count, 5}, options);
-  if (need_rois && !empty) partial = at::empty({blocks, shape.count, 4}, options);
-  if (!empty) {
-    const auto stream = c10::cuda::getCurrentCUDAStream();
-    dispatch(input.scalar_type(), [&](auto zero) {
-      using T = decltype(zero);
-      using A = Accumulate<T>;
-      with_kind(geometry.kind, [&](auto kind) {
-        constexpr Kind kKind = decltype(kind)::value;
-        const size_t bytes = table_bytes<A>(geometry);
-        const A scale = static_cast<A>(geometry.scale);
-        if (ordered) {
-          const int segments = static_cast<int>(std::min<int64_t>(kSegments, shape.count));
-          const int64_t size = input_grad.numel();
-          const at::Tensor maps = at::zeros({segments, size}, options);
-          const dim3 grid(segments, static_cast<unsigned>(blocks));
-          warp_backward_ordered<T, kKind><<<grid, kChannels, bytes, stream>>>(
-              upstream.const_data_ptr<T>(), data.const_data_ptr<T>(), boxes.const_data_ptr<A>(),
-              scale, shape, segments, maps.mutable_data_ptr<A>());
-          C10_CUDA_KERNEL_LAUNCH_CHECK();
-          sum_segments<A><<<static_cast<unsigned>(blocks_for(size)), kThreads, 0, stream>>>(
-              maps.const_data_ptr<A>(), segments, size, input_grad.mutable_data_ptr<A>());
-          C10_CUDA_KERNEL_LAUNCH_CHECK();
-        }
-        if (!ordered || need_rois) {
-          const dim3 grid(static_cast<unsigned>(shape.count), static_cast<unsigned>(blocks));
-          warp_backward<T, kKind><<<grid, kThreads, bytes, stream>>>(
-              upstream.const_data_ptr<T>(), data.const_data_ptr<T>(), boxes.const_data_ptr<A>(),
-              scale, shape,
-              need_input && !ordered ? input_grad.mutable_data_ptr<A>() : nullptr,
-              need_rois ? partial.mutable_data_ptr<A>() : nullptr);
-          C10_CUDA_KERNEL_LAUNCH_CHECK();
-        }
-        if (need_rois) {
-          sum_boxes<A><<<static_cast<unsigned>(blocks_for(shape.count * 5)), kThreads, 0, stream>>>(
-              partial.const_data_ptr<A>(), blocks, shape.count, rois_grad.mutable_data_ptr<A>());
-          C10_CUDA_KERNEL_LAUNCH_CHECK();
-        }
-      });
+  const int64_t bins = int64_t(shape.out_h) * shape.out_w;
+  const bool choosing = geometry.kind != Kind::kPoint && need_input;
+  const bool wide = fits_four(data) && (!last || fits_four(upstream));
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  dispatch(input.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = Accumulate<T>;
+    with_choice(geometry, wide, [&](auto choice) {
+      using C = decltype(choice);
+      const size_t bytes = table_bytes<A>(geometry);
+      const A scale = static_cast<A>(geometry.scale);
+      const A* corners = boxes.const_data_ptr<A>();
+      const T* rows = upstream.const_data_ptr<T>();  // (N, bins, C) for what gathers
+      const dim3 grid = box_grid(shape);
+      using Won = Winner<C::kind>;
+      const Scratch<T> turned(data, !last && need_input ? grad.numel() : 0);
+      const Scratch<Won> winners(data, choosing ? grad.numel() : 0);
+      const Scratch<A> partial(data, need_rois ? int64_t(grid.y) * shape.count * 4 : 0);
+      if (!last && need_input) rows = turned.get();
+      Won* won = choosing ? winners.get() : nullptr;
+      if ((!last && need_input) || choosing || need_rois) {
+        warp_boxes<T, C::kind, C::width><<<grid, kThreads, bytes, stream>>>(
+            upstream.const_data_ptr<T>(), data.const_data_ptr<T>(), corners, scale, shape, last,
+            !last && need_input ? turned.get() : nullptr, won,
+            need_rois ? partial.get() : nullptr);
+        C10_CUDA_KERNEL_LAUNCH_CHECK();
+      }
+      if (need_rois) {
+        sum_boxes<A><<<static_cast<unsigned>(blocks_for(shape.count * 5)), kThreads, 0, stream>>>(
+            partial.get(), grid.y, shape.count, by_rois.mutable_data_ptr<A>());
+        C10_CUDA_KERNEL_LAUNCH_CHECK();
+      }
+      if (!need_input) return;
+      using Tile = GatherTile<C::width>;
+      const int64_t samples = table_bytes<A>(geometry) / sizeof(WarpSample<A>);
+      const Scratch<AxisSample<A>> plan_samples(data, shape.count * samples);
+      const Scratch<BinRange> plan_ranges(data, shape.count * (shape.height + shape.width));
+      const Scratch<Reach> plan_reach(data, shape.count);
+      const Plan<A> plan{plan_samples.get(), plan_ranges.get(), plan_reach.get()};
+      warp_plan<A, C::kind><<<static_cast<unsigned>(shape.count), kThreads, 0, stream>>>(
+          corners, scale, shape, plan);
+      C10_CUDA_KERNEL_LAUNCH_CHECK();
+      const int64_t tiles = shape.batch * ((shape.height + Tile::kHeight - 1) / Tile::kHeight) *
+          ((shape.width + kTileWidth - 1) / kTileWidth);
+      const dim3 cells(
+          static_cast<unsigned>(tiles),
+          static_cast<unsigned>((shape.channels + Tile::kChannels - 1) / Tile::kChannels));
+      warp_gather<T, C::kind, C::width><<<cells, kThreads, 0, stream>>>(
+          Gather<T>{rows, corners, scale, shape, plan}, won, by_input.mutable_data_ptr<T>());
+      C10_CUDA_KERNEL_LAUNCH_CHECK();
     });
-  }
-  at::Tensor by_input = at::empty({0}, input.options());
-  if (need_input) {
-    by_input =
-        input_grad.to(input.scalar_type()).permute({0, 3, 1, 2}).contiguous(layout_of(input));
-  }
-  return {by_input, need_rois ? rois_grad.to(rois.scalar_type()) : at::empty({0}, rois.options())};
+  });
+  if (need_input) by_input = by_input.contiguous(layout_of(input));
+  return {by_input, need_rois ? by_rois.to(rois.scalar_type()) : by_rois};
 }
 
 Geometry geometry_of(

@@ -1,6 +1,7 @@
-// Kernels of the RoI warp. Forward: a block takes one RoI and 32 channels, with the samples of both axes
-// in shared memory. Backward works on channels_last data: a warp takes one bin and 32 channels, so that
-// its loads and atomic additions are contiguous; box gradients are reduced in a fixed order.
+// Forward kernel of the RoI warp, and what it shares with the backward pass. Feature maps are
+// channels_last: neighbouring threads take neighbouring channels, four each where memory allows, and
+// the samples of both axes are in shared memory. Tensors that are not channels_last pass through a
+// tile in shared memory, so that every access is contiguous.
 #pragma once
 
 #include "common.cuh"
@@ -8,8 +9,10 @@
 namespace d2ext {
 namespace {
 
-constexpr int kChannels = 32;
-constexpr int kSegments = 32;  // deterministic backward: RoIs are split into this many groups
+constexpr int kChannels = 32;  // of a tile
+constexpr int kBins = 32;      // of a tile
+constexpr int kGroups = 2;     // tiles of channels that a block takes, one after the other
+constexpr int kPitch = kBins + 1;  // of a channel in a tile; no bank is met twice
 
 enum class Kind { kPoint, kPool, kEdge };
 
@@ -71,23 +74,54 @@ __device__ Box<A, kKind> load_box(
   return box;
 }
 
-template <class T, class A>
-__device__ __forceinline__ A read_sample(
-    const T* plane, int64_t cell, int width, const WarpSample<A>& y, const WarpSample<A>& x) {
-  const T* top = plane + int64_t(y.cell0) * width * cell;
-  const T* low = plane + int64_t(y.cell1) * width * cell;
-  return y.weight0 * x.weight0 * static_cast<A>(top[x.cell0 * cell]) +
-      y.weight0 * x.weight1 * static_cast<A>(top[x.cell1 * cell]) +
-      y.weight1 * x.weight0 * static_cast<A>(low[x.cell0 * cell]) +
-      y.weight1 * x.weight1 * static_cast<A>(low[x.cell1 * cell]);
-}
+// Blocks that a multiprocessor shall hold, which bounds their registers: `wanted` where they
+// suffice.
+template <class T, Kind kKind, int kWidth, int wanted>
+constexpr int kResident =
+    kWidth > 1 && kKind != Kind::kEdge && sizeof(Accumulate<T>) == 4 ? wanted : 1;
 
-// Value of one bin; `winner` is the number of the sample that gave it, -1 for none.
-template <class T, class A, Kind kKind>
-__device__ __forceinline__ A bin_value(
-    const T* plane, int64_t cell, int width, const Box<A, kKind>& box, int p, int q, int& winner) {
-  winner = -1;
-  A best = A(0);
+// Values of neighbouring channels, moved by one access.
+template <class T, int kWidth>
+struct alignas(sizeof(T) * kWidth < 16 ? sizeof(T) * kWidth : 16) Channels {
+  T value[kWidth];
+
+  static __device__ __forceinline__ Channels load(const T* from) {
+    return *reinterpret_cast<const Channels*>(from);
+  }
+  __device__ __forceinline__ void store(T* to) const {
+    *reinterpret_cast<Channels*>(to) = *this;
+  }
+};
+
+// The cells of one sample, in their channels.
+template <class T, int kWidth>
+struct Corners {
+  Channels<T, kWidth> value[4];
+
+  __device__ __forceinline__ Corners(
+      const T* plane, int64_t channels, int width, int y0, int y1, int x0, int x1) {
+    const int64_t top = int64_t(y0) * width, low = int64_t(y1) * width;
+    value[0] = Channels<T, kWidth>::load(plane + (top + x0) * channels);
+    value[1] = Channels<T, kWidth>::load(plane + (top + x1) * channels);
+    value[2] = Channels<T, kWidth>::load(plane + (low + x0) * channels);
+    value[3] = Channels<T, kWidth>::load(plane + (low + x1) * channels);
+  }
+  template <class A>
+  __device__ __forceinline__ A get(int corner, int channel) const {
+    return static_cast<A>(value[corner].value[channel]);
+  }
+};
+
+// Values of one bin; `winner` is the number of the sample that gave it, -1 for none.
+template <class T, class A, Kind kKind, int kWidth>
+__device__ __forceinline__ void bin_values(
+    const T* plane, int64_t channels, int width, const Box<A, kKind>& box, int p, int q,
+    A (&best)[kWidth], int (&winner)[kWidth]) {
+#pragma unroll
+  for (int k = 0; k < kWidth; ++k) {
+    best[k] = A(0);
+    winner[k] = -1;
+  }
   const int ny = box.y.count(), nx = box.x.count();
   for (int i = 0; i < ny; ++i) {
     const WarpSample<A> y = box.y.at(p, i);
@@ -95,173 +129,119 @@ __device__ __forceinline__ A bin_value(
       const WarpSample<A> x = box.x.at(q, j);
       const bool valid = y.valid && x.valid;
       if (!valid && kKind == Kind::kEdge) continue;
-      const A value = valid ? read_sample(plane, cell, width, y, x) : A(0);
-      if (winner < 0 || value > best) {
-        best = value;
-        winner = i * nx + j;
+      A value[kWidth];
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) value[k] = A(0);
+      if (valid) {
+        const Corners<T, kWidth> at(plane, channels, width, y.cell0, y.cell1, x.cell0, x.cell1);
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) {
+          value[k] = y.weight0 * x.weight0 * at.template get<A>(0, k) +
+              y.weight0 * x.weight1 * at.template get<A>(1, k) +
+              y.weight1 * x.weight0 * at.template get<A>(2, k) +
+              y.weight1 * x.weight1 * at.template get<A>(3, k);
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) {
+        if (winner[k] < 0 || value[k] > best[k]) {
+          best[k] = value[k];
+          winner[k] = i * nx + j;
+        }
       }
     }
   }
-  return best;
 }
 
-// kLast: channels_last input and output.
-template <class T, Kind kKind, bool kLast>
-__global__ void __launch_bounds__(kThreads, 1) warp_forward(
-    const T* input, const Accumulate<T>* rois, Accumulate<T> scale, WarpShape shape, T* output) {
-  using A = Accumulate<T>;
-  extern __shared__ double shared[];
-  const int64_t roi = blockIdx.x;
-  const int64_t channel0 = int64_t(blockIdx.y) * kChannels;
-  const int channels = static_cast<int>(min(int64_t(kChannels), shape.channels - channel0));
-  const int bins = shape.out_h * shape.out_w;
-  const int64_t cells = int64_t(shape.height) * shape.width;
-  const Box<A, kKind> box = load_box<A, kKind>(
-      rois + roi * 5, scale, shape, reinterpret_cast<WarpSample<A>*>(shared));
-  // both at the first channel of the block
-  T* const to = output + (roi * shape.channels * bins + channel0 * (kLast ? 1 : bins));
-  const T* const from = input + max(box.image, int64_t(0)) * shape.channels * cells +
-      channel0 * (kLast ? 1 : cells);
-  for (int i = threadIdx.x; i < bins * channels; i += blockDim.x) {
-    const int bin = kLast ? i / channels : i % bins;
-    const int channel = kLast ? i % channels : i / bins;
-    A value = A(0);
-    if (box.image >= 0) {
-      const T* plane = from + (kLast ? channel : channel * cells);
-      int winner;
-      value = bin_value<T, A, kKind>(
-          plane, kLast ? shape.channels : 1, shape.width, box, bin / shape.out_w,
-          bin % shape.out_w, winner);
-    }
-    to[kLast ? bin * shape.channels + channel : channel * bins + bin] = static_cast<T>(value);
-  }
-}
+// What a thread does in a tile: some channels of every kStep-th bin.
+template <int kWidth>
+struct Place {
+  static constexpr int kLanes = kChannels / kWidth, kStep = kThreads / kLanes;
+  static constexpr int kCount = kBins / kStep;
+  int bin, channel;  // within the tile
 
-template <class A>
-struct BoxSums {
-  A x1, y1, x2, y2;
+  __device__ __forceinline__ Place()
+      : bin(threadIdx.x / kLanes), channel(threadIdx.x % kLanes * kWidth) {}
 };
 
-// One bin and channel of the backward pass, channels_last. `add` takes (offset of a cell, value).
-template <class T, class A, Kind kKind, class Add>
-__device__ __forceinline__ void bin_backward(
-    const T* plane, const WarpShape& shape, const Box<A, kKind>& box, int p, int q, A scale,
-    A grad, bool need_rois, BoxSums<A>& sums, const Add& add) {
-  int winner = 0;
-  if (kKind != Kind::kPoint) {
-    bin_value<T, A, kKind>(plane, shape.channels, shape.width, box, p, q, winner);
-    if (winner < 0) return;
+// Rows and columns of the bins that a thread has in a tile: divided once for all its channels.
+template <int kWidth>
+struct TileBins {
+  int p[Place<kWidth>::kCount], q[Place<kWidth>::kCount];
+
+  __device__ __forceinline__ TileBins(int first, int out_w) {
+#pragma unroll
+    for (int i = 0; i < Place<kWidth>::kCount; ++i) {
+      const int bin = first + i * Place<kWidth>::kStep;
+      p[i] = bin / out_w;
+      q[i] = bin - p[i] * out_w;
+    }
   }
-  const int nx = box.x.count();
-  const WarpSample<A> y = box.y.at(p, winner / nx);
-  const WarpSample<A> x = box.x.at(q, winner % nx);
-  if (!y.valid || !x.valid) return;
-  const int64_t top = int64_t(y.cell0) * shape.width, low = int64_t(y.cell1) * shape.width;
-  const int64_t cells[4] = {
-      (top + x.cell0) * shape.channels, (top + x.cell1) * shape.channels,
-      (low + x.cell0) * shape.channels, (low + x.cell1) * shape.channels};
-  add(cells[0], grad * y.weight0 * x.weight0);
-  add(cells[1], grad * y.weight0 * x.weight1);
-  add(cells[2], grad * y.weight1 * x.weight0);
-  add(cells[3], grad * y.weight1 * x.weight1);
-  if (!need_rois) return;
-  const A v00 = static_cast<A>(plane[cells[0]]), v01 = static_cast<A>(plane[cells[1]]);
-  const A v10 = static_cast<A>(plane[cells[2]]), v11 = static_cast<A>(plane[cells[3]]);
-  const A by_x = grad * scale *
-      (y.weight0 * (x.slope0 * v00 + x.slope1 * v01) + y.weight1 * (x.slope0 * v10 + x.slope1 * v11));
-  const A by_y = grad * scale *
-      (x.weight0 * (y.slope0 * v00 + y.slope1 * v10) + x.weight1 * (y.slope0 * v01 + y.slope1 * v11));
-  sums.x1 += by_x * (A(1) - x.part);
-  sums.x2 += by_x * x.part;
-  sums.y1 += by_y * (A(1) - y.part);
-  sums.y2 += by_y * y.part;
+};
+
+// Between a tile [channel][bin] and a tensor (N, C, bins) at the first channel and bin of the tile.
+template <class Move>
+__device__ __forceinline__ void for_tile(
+    int64_t channels, int bins, int64_t pitch, const Move& move) {
+  for (int i = threadIdx.x; i < kChannels * kBins; i += kThreads) {
+    const int channel = i / kBins, bin = i % kBins;
+    if (channel < channels && bin < bins) move(channel * kPitch + bin, channel * pitch + bin);
+  }
 }
 
-// Everything channels_last. input_grad may be null; rois_partial (channel blocks, N, 4) too.
-template <class T, Kind kKind>
-__global__ void __launch_bounds__(kThreads, 1) warp_backward(
-    const T* grad, const T* input, const Accumulate<T>* rois, Accumulate<T> scale,
-    WarpShape shape, Accumulate<T>* input_grad, Accumulate<T>* rois_partial) {
+// Input channels_last; `last`: the output too. A block per RoI and kGroups * kChannels channels.
+template <class T, Kind kKind, int kWidth>
+__global__ void
+__launch_bounds__(kThreads, kResident<T, kKind, kWidth, (kKind == Kind::kPool ? 3 : 4)>)
+warp_forward(
+    const T* __restrict__ input, const Accumulate<T>* __restrict__ rois, Accumulate<T> scale,
+    WarpShape shape, bool last, T* output) {
   using A = Accumulate<T>;
   extern __shared__ double shared[];
-  __shared__ A reduce[32];
-  const int64_t roi = blockIdx.x;
-  const int64_t channel0 = int64_t(blockIdx.y) * kChannels;
-  const int channels = static_cast<int>(min(int64_t(kChannels), shape.channels - channel0));
+  __shared__ T tile[kChannels * kPitch];
+  const int64_t roi = blockIdx.x, all = shape.channels;
+  const int64_t begin = int64_t(blockIdx.y) * kGroups * kChannels;
+  const int64_t end = min(begin + kGroups * kChannels, all);
   const int bins = shape.out_h * shape.out_w;
-  const int64_t cells = int64_t(shape.height) * shape.width;
   const Box<A, kKind> box = load_box<A, kKind>(
       rois + roi * 5, scale, shape, reinterpret_cast<WarpSample<A>*>(shared));
-  BoxSums<A> sums = {A(0), A(0), A(0), A(0)};
-  if (box.image >= 0) {
-    const int64_t base = box.image * cells * shape.channels;
-    for (int i = threadIdx.x; i < bins * channels; i += blockDim.x) {
-      const int bin = i / channels;
-      const int64_t channel = channel0 + i % channels;
-      const A upstream = static_cast<A>(grad[(roi * bins + bin) * shape.channels + channel]);
-      A* to = input_grad == nullptr ? nullptr : input_grad + base + channel;
-      bin_backward<T, A, kKind>(
-          input + base + channel, shape, box, bin / shape.out_w, bin % shape.out_w, scale,
-          upstream, rois_partial != nullptr, sums, [to](int64_t cell, A value) {
-            if (to != nullptr) atomicAdd(to + cell, value);
-          });
+  const T* const from =
+      input + max(box.image, int64_t(0)) * all * shape.height * shape.width;
+  const Place<kWidth> place;
+  for (int first = 0; first < bins; first += kBins) {
+    const TileBins<kWidth> at(first + place.bin, shape.out_w);
+    for (int64_t group = begin; group < end; group += kChannels) {
+      const int64_t channel = group + place.channel;
+#pragma unroll
+      for (int i = 0; i < Place<kWidth>::kCount; ++i) {
+        const int bin = place.bin + i * Place<kWidth>::kStep;
+        if (first + bin >= bins || channel >= end) continue;
+        A value[kWidth] = {};
+        if (box.image >= 0) {
+          int winner[kWidth];
+          bin_values<T, A, kKind, kWidth>(
+              from + channel, all, shape.width, box, at.p[i], at.q[i], value, winner);
+        }
+        Channels<T, kWidth> result;
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) result.value[k] = static_cast<T>(value[k]);
+        if (last) {
+          result.store(output + (roi * bins + first + bin) * all + channel);
+          continue;
+        }
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) {
+          tile[(place.channel + k) * kPitch + bin] = result.value[k];
+        }
+      }
+      if (last) continue;
+      __syncthreads();
+      T* to = output + (roi * all + group) * bins + first;
+      for_tile(end - group, bins - first, bins, [&](int in_tile, int64_t in_tensor) {
+        to[in_tensor] = tile[in_tile];
+      });
+      __syncthreads();
     }
-  }
-  if (rois_partial == nullptr) return;
-  A* row = rois_partial + (int64_t(blockIdx.y) * shape.count + roi) * 4;
-  const A x1 = block_sum(sums.x1, reduce), y1 = block_sum(sums.y1, reduce);
-  const A x2 = block_sum(sums.x2, reduce), y2 = block_sum(sums.y2, reduce);
-  if (threadIdx.x == 0) row[0] = x1, row[1] = y1, row[2] = x2, row[3] = y2;
-}
-
-// Feature gradient without atomics: a warp owns 32 channels of a private map and takes the RoIs of its
-// segment in order. partial is (segments, B, H, W, C).
-template <class T, Kind kKind>
-__global__ void __launch_bounds__(kChannels, 1) warp_backward_ordered(
-    const T* grad, const T* input, const Accumulate<T>* rois, Accumulate<T> scale,
-    WarpShape shape, int segments, Accumulate<T>* partial) {
-  using A = Accumulate<T>;
-  extern __shared__ double shared[];
-  const int64_t channel = int64_t(blockIdx.y) * kChannels + threadIdx.x;
-  const int segment = blockIdx.x, bins = shape.out_h * shape.out_w;
-  const int64_t cells = int64_t(shape.height) * shape.width;
-  const int64_t first = shape.count * segment / segments;
-  const int64_t last = shape.count * (segment + 1) / segments;
-  for (int64_t roi = first; roi < last; ++roi) {
-    __syncthreads();  // the tables of the last RoI are no longer read
-    const Box<A, kKind> box = load_box<A, kKind>(
-        rois + roi * 5, scale, shape, reinterpret_cast<WarpSample<A>*>(shared));
-    if (box.image < 0 || channel >= shape.channels) continue;
-    const int64_t base = box.image * cells * shape.channels + channel;
-    A* to = partial + segment * shape.batch * cells * shape.channels + base;
-    BoxSums<A> unused = {A(0), A(0), A(0), A(0)};
-    for (int bin = 0; bin < bins; ++bin) {
-      const A upstream = static_cast<A>(grad[(roi * bins + bin) * shape.channels + channel]);
-      bin_backward<T, A, kKind>(
-          input + base, shape, box, bin / shape.out_w, bin % shape.out_w, scale, upstream, false,
-          unused, [to](int64_t cell, A value) { to[cell] += value; });
-    }
-  }
-}
-
-template <class A>
-__global__ void sum_segments(const A* partial, int segments, int64_t size, A* total) {
-  D2EXT_GRID_STRIDE(i, size) {
-    A sum = A(0);
-    for (int segment = 0; segment < segments; ++segment) sum += partial[segment * size + i];
-    total[i] = sum;
-  }
-}
-
-template <class A>
-__global__ void sum_boxes(const A* partial, int64_t blocks, int64_t count, A* rois_grad) {
-  D2EXT_GRID_STRIDE(i, count * 5) {
-    A sum = A(0);
-    if (i % 5 != 0) {
-      const int64_t at = i / 5 * 4 + i % 5 - 1;
-      for (int64_t block = 0; block < blocks; ++block) sum += partial[block * count * 4 + at];
-    }
-    rois_grad[i] = sum;
   }
 }
 

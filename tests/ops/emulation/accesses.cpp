@@ -1,5 +1,5 @@
-// The calls that `-fsanitize=thread` puts before the accesses of kernels, and those in the place of the
-// host's atomic operations.
+// The calls that `-fsanitize=thread` puts before the accesses of kernels and those in the place of the
+// host's atomic operations, and the call of `-fsanitize-coverage=trace-pc` in every basic block.
 #include "machine.h"
 
 namespace emulation {
@@ -72,8 +72,15 @@ extern "C" UNSEEN void __tsan_atomic_thread_fence(int) {
   __atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
 extern "C" UNSEEN void __tsan_init() {}
-extern "C" UNSEEN void __tsan_func_entry(void*) {}
-extern "C" UNSEEN void __tsan_func_exit() {}
+extern "C" UNSEEN void __tsan_func_entry(void* from) {
+  if (tracing) trace_call(reinterpret_cast<uintptr_t>(from));
+}
+extern "C" UNSEEN void __tsan_func_exit() {
+  if (tracing) trace_return();
+}
+extern "C" UNSEEN void __sanitizer_cov_trace_pc() {
+  if (tracing) trace_block(reinterpret_cast<uintptr_t>(__builtin_return_address(0)));
+}
 extern "C" UNSEEN void __tsan_vptr_update(void**, void*) {}
 extern "C" UNSEEN void __tsan_vptr_read(void**) {}
 

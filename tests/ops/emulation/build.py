@@ -23,7 +23,7 @@ _SHARED = re.compile(r"extern __shared__ (\w+) (\w+)\[\];")
 
 def as_cplusplus(source: str) -> str:
     """CUDA source with what C++ has no syntax for rewritten, line by line the same."""
-    source = _LAUNCH.sub(r'::emulation::launch("\1", \1\2, \3)(', source)
+    source = _LAUNCH.sub(r"::emulation::launch(\1\2, \3)(", source)
     source = _SHARED.sub(r"auto* \2 = static_cast<\1*>(::emulation::dynamic_shared());", source)
     return source.replace("TORCH_LIBRARY_IMPL(d2ext, CUDA,", "TORCH_LIBRARY_IMPL(d2ext, CPU,")
 
@@ -78,7 +78,8 @@ def _compile(file: Path, csrc: Path) -> Path:
     command = [*COMPILER, *FLAGS, f"-I{HERE / 'include'}", "-include", str(HERE / "emulation.h")]
     command += [f"-I{path}" for path in (csrc / "cuda", *include_paths())]
     if file.suffix == ".cu":
-        command += ["-fsanitize=thread", "-x", "c++"]
+        command += ["-fsanitize=thread", "-fsanitize-coverage=trace-pc", "-fno-reorder-blocks"]
+        command += ["-x", "c++"]
     command += [f"-ffile-prefix-map={csrc}=csrc"]
     own = [torch.__version__, *COMPILER, *FLAGS, file.suffix, *map(Path.read_text, _headers())]
     key = "\0".join([*own, *_texts(file, set())])

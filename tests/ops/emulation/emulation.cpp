@@ -1,25 +1,16 @@
-// The machine behind emulation.h: fibers, memory that is known by its address, and the record of who
-// touched which byte.
+// The machine behind emulation.h: fibers, barriers, exchanges within a warp, and launches.
 #include "machine.h"
 
 #include <ATen/ATen.h>
-#include <c10/core/Allocator.h>
-#include <c10/core/CPUAllocator.h>
-#include <c10/core/impl/alloc_cpu.h>
-#include <dlfcn.h>
-#include <link.h>
 #include <setjmp.h>
 #include <torch/library.h>
 #include <ucontext.h>
 
-#include <cstdio>
+#include <array>
 #include <cstdlib>
-#include <map>
 #include <memory>
-#include <mutex>
 #include <random>
 #include <sstream>
-#include <unordered_map>
 #include <vector>
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -27,28 +18,11 @@ dim3 threadIdx, blockIdx, blockDim, gridDim;
 namespace emulation {
 namespace {
 
-constexpr int kWarp = 32;
 constexpr size_t kStack = 128 * 1024, kHostStack = 8 * 1024 * 1024;
 constexpr size_t kSharedLimit = 48 * 1024;  // what a kernel gets without asking
 constexpr unsigned kMaxGridYZ = 65535, kMaxThreads = 1024;
 
-enum class State { kReady, kBarrier, kShuffle, kDone };
-
-// Who touched a byte last. `launch` tells whether the rest is of this launch.
-struct Touch {
-  int64_t block = 0;
-  int thread = 0;  // -1: several
-  int epoch = 0;
-  uint64_t launch = 0;
-};
-struct Byte {
-  Touch write, atomic, read;
-};
-
-struct Memory {
-  size_t size = 0;
-  std::vector<Byte> bytes;  // made at the first access
-};
+enum class State { kReady, kBarrier, kExchange, kDone };
 
 struct Fiber {
   ucontext_t context;
@@ -62,24 +36,15 @@ struct Thread {
   Fiber* fiber = nullptr;
   int line = 0;  // of the barrier
   uint64_t bits = 0;
-  int offset = 0;
+  bool orders = false;
 };
 
-std::mutex mutex;  // of `memories`
-std::map<uintptr_t, Memory> memories;
-std::vector<std::pair<uintptr_t, uintptr_t>> own_data;  // of this library: static shared memory
-
+std::vector<std::array<uint64_t, kWarp>> gathered;  // what the lanes of each warp gave last
 std::vector<std::unique_ptr<Fiber>> fibers;
 std::vector<Fiber*> idle;
 jmp_buf scheduler;
 std::vector<Thread> threads;
-int running = -1;  // number in the block, -1 outside of kernels
-int epoch = 0;
-int64_t block_number = 0;
-uint64_t launch_number = 0;
-const char* kernel_name = "";
-std::string fault;
-std::vector<char> shared;
+std::string kernel_name, fault;
 bool unchecked = false;
 int guard_count = 0;
 int64_t order = 0;  // of the threads: 0 ascending, 1 descending, more: at random
@@ -87,16 +52,9 @@ void (*body)(void*) = nullptr;
 void* body_state = nullptr;
 uintptr_t host_stack = 0;  // from here on, with the arguments of the kernel
 
-UNSEEN void stop(int thread, const char* what) {
-  std::ostringstream text;
-  text << kernel_name << ", block " << block_number << ", thread " << thread << ": " << what;
-  if (fault.empty()) fault = text.str();
-  _longjmp(scheduler, 1);
-}
-
 UNSEEN void yield(State state) {
-  Thread& self = threads[running];
-  running = -1;
+  Thread& self = threads[running.thread];
+  running.thread = -1;
   self.state = state;
   if (_setjmp(self.fiber->jump) == 0) _longjmp(scheduler, 1);
 }
@@ -104,8 +62,8 @@ UNSEEN void yield(State state) {
 UNSEEN void run_fiber() {
   while (true) {
     body(body_state);
-    Thread& self = threads[running];
-    running = -1;
+    Thread& self = threads[running.thread];
+    running.thread = -1;
     self.state = State::kDone;
     if (_setjmp(self.fiber->jump) == 0) _longjmp(scheduler, 1);
   }
@@ -131,7 +89,7 @@ UNSEEN void resume(int number) {
   if (_setjmp(scheduler) == 0) {
     Fiber* fiber = thread.fiber;
     if (fiber->started) {
-      running = number;
+      running.thread = number;
       _longjmp(fiber->jump, 1);
     }
     fiber->started = true;
@@ -140,7 +98,7 @@ UNSEEN void resume(int number) {
     fiber->context.uc_stack.ss_size = kStack;
     fiber->context.uc_link = nullptr;
     makecontext(&fiber->context, run_fiber, 0);
-    running = number;
+    running.thread = number;
     setcontext(&fiber->context);
   }
   Thread& back = threads[number];  // after the jump
@@ -148,7 +106,7 @@ UNSEEN void resume(int number) {
     idle.push_back(back.fiber);
     back.fiber = nullptr;
   }
-  running = -1;
+  running.thread = -1;
 }
 
 void release_barrier() {
@@ -164,182 +122,90 @@ void release_barrier() {
   if (waiting + ended < static_cast<int>(threads.size())) fault = "threads wait for each other";
   if (waiting > 0 && ended > 0) fault = "a barrier is not reached by threads that have ended";
   if (!fault.empty()) {
-    fault = std::string(kernel_name) + ", line " + std::to_string(line) + ": " + fault;
+    fault = kernel_name + ", line " + std::to_string(line) + ": " + fault;
     return;
   }
-  ++epoch;
+  ++running.epoch;
   for (Thread& thread : threads) thread.state = State::kReady;
 }
 
 // Whether a warp was released.
-bool release_shuffles() {
+bool release_exchanges() {
   bool any = false;
   const int count = static_cast<int>(threads.size());
   for (int first = 0; first < count; first += kWarp) {
     const int last = std::min(first + kWarp, count);
     bool all = true;
-    for (int i = first; i < last; ++i) all = all && threads[i].state == State::kShuffle;
-    if (!all) continue;
-    std::vector<uint64_t> values;
-    for (int i = first; i < last; ++i) values.push_back(threads[i].bits);
     for (int i = first; i < last; ++i) {
-      const int from = i - first + threads[i].offset;
-      if (from < last - first) threads[i].bits = values[from];
+      all = all && threads[i].state == State::kExchange && threads[i].orders == threads[first].orders;
+    }
+    if (!all) continue;
+    for (int i = first; i < last; ++i) {
+      gathered[i / kWarp][i - first] = threads[i].bits;
       threads[i].state = State::kReady;
     }
+    running.syncs[first / kWarp] += threads[first].orders;
     any = true;
   }
   return any;
 }
 
-std::vector<int> thread_order(int count) {
+std::vector<int> numbers_in_order(int count) {
   std::vector<int> numbers(count);
   for (int i = 0; i < count; ++i) numbers[i] = order == 1 ? count - 1 - i : i;
   if (order > 1) {
-    std::mt19937 random(static_cast<unsigned>(order + block_number));
+    std::mt19937 random(static_cast<unsigned>(order + running.block));
     std::shuffle(numbers.begin(), numbers.end(), random);
   }
   return numbers;
 }
 
-std::string name_of(uintptr_t instruction) {
-  Dl_info info;
-  std::ostringstream text;
-  text << kernel_name;
-  if (dladdr(reinterpret_cast<void*>(instruction), &info) && info.dli_fbase) {
-    text << " +" << std::hex << instruction - reinterpret_cast<uintptr_t>(info.dli_fbase);
-  }
-  return text.str();
-}
-
 void run_block(int count) {
+  const int warps = (count + kWarp - 1) / kWarp;
   threads.clear();
   threads.resize(count);
-  epoch = 0;
-  std::fill(shared.begin(), shared.end(), char(0xff));
-  const std::vector<int> numbers = thread_order(count);
+  gathered.resize(warps);
+  running.epoch = 0;
+  running.syncs.assign(warps, 0);
+  std::fill(running.shared.begin(), running.shared.end(), char(0xff));
+  if (tracing) begin_block(count);
+  const std::vector<int> numbers = numbers_in_order(count);
   while (fault.empty()) {
     bool ended = true;
     for (const int number : numbers) {
       if (threads[number].state == State::kReady) resume(number);
       ended = ended && threads[number].state == State::kDone;
       if (!fault.empty()) return;
+      if (tracing && (number % kWarp == kWarp - 1 || number == count - 1)) merge_warp();
     }
     if (ended) break;
-    if (!release_shuffles()) release_barrier();
-  }
-}
-
-// -------------------------------------------------------------------------------------------- memory
-
-struct Known : c10::Allocator {
-  c10::Allocator* base = nullptr;
-
-  static void remove(void* pointer) {
-    if (pointer == nullptr) return;
-    std::lock_guard<std::mutex> lock(mutex);
-    memories.erase(reinterpret_cast<uintptr_t>(pointer));
-    c10::free_cpu(pointer);
-  }
-  c10::DataPtr allocate(size_t size) override {
-    void* pointer = c10::alloc_cpu(size);
-    if (pointer != nullptr) {
-      std::memset(pointer, 0xff, size);  // NaN, -1: nothing may depend on it
-      std::lock_guard<std::mutex> lock(mutex);
-      memories[reinterpret_cast<uintptr_t>(pointer)] = Memory{size, {}};
-    }
-    return {pointer, pointer, &remove, c10::Device(c10::DeviceType::CPU)};
-  }
-  c10::DeleterFnPtr raw_deleter() const override { return &remove; }
-  void copy_data(void* to, const void* from, size_t count) const override {
-    std::memcpy(to, from, count);
-  }
-};
-
-Known known;
-
-int find_own_data(dl_phdr_info* info, size_t, void* anchor) {
-  Dl_info self;
-  dladdr(anchor, &self);
-  if (info->dlpi_addr != reinterpret_cast<uintptr_t>(self.dli_fbase)) return 0;
-  for (int i = 0; i < info->dlpi_phnum; ++i) {
-    const auto& part = info->dlpi_phdr[i];
-    if (part.p_type != PT_LOAD) continue;
-    const uintptr_t first = info->dlpi_addr + part.p_vaddr;
-    own_data.emplace_back(first, first + part.p_memsz);
-  }
-  return 1;
-}
-
-const bool prepared = [] {
-  known.base = c10::GetCPUAllocator();
-  c10::SetCPUAllocator(&known, 200);
-  if (const char* given = std::getenv("EMULATION_ORDER")) order = std::atoi(given);
-  dl_iterate_phdr(find_own_data, reinterpret_cast<void*>(&find_own_data));
-  return true;
-}();
-
-// Static shared memory: of this block alone.
-std::unordered_map<uintptr_t, Byte> shared_bytes;
-
-UNSEEN bool meets(const Touch& touch, int thread, bool in_block) {
-  if (touch.launch != launch_number) return false;
-  if (touch.block != block_number) return !in_block;
-  return touch.thread != thread && touch.epoch == epoch;
-}
-
-UNSEEN void watch(Byte& byte, Access access, int thread, bool in_block) {
-  const bool race = meets(byte.write, thread, in_block) ||
-      (access != Access::kRead && meets(byte.read, thread, in_block)) ||
-      (access != Access::kAtomic && meets(byte.atomic, thread, in_block));
-  if (race) stop(thread, "two threads touch one byte with no barrier between them");
-  Touch& touch =
-      access == Access::kRead ? byte.read : access == Access::kWrite ? byte.write : byte.atomic;
-  const bool several = touch.launch == launch_number && touch.block == block_number &&
-      touch.epoch == epoch && touch.thread != thread;
-  touch = {block_number, several ? -1 : thread, epoch, launch_number};
-}
-
-UNSEEN void record(
-    uintptr_t address, size_t size, Access access, uintptr_t instruction, int self) {
-  const auto dynamic = reinterpret_cast<uintptr_t>(shared.data());
-  bool inside = address >= dynamic && address + size <= dynamic + shared.size();
-  for (const auto& [first, last] : own_data) inside = inside || (address >= first && address < last);
-  if (inside) {
-    for (size_t i = 0; i < size; ++i) {
-      watch(shared_bytes[address + i], access, self, true);
-    }
-    return;
-  }
-  auto found = memories.upper_bound(address);
-  if (found == memories.begin() ||
-      address + size > std::prev(found)->first + std::prev(found)->second.size) {
-    static char text[160];
-    std::snprintf(
-        text, sizeof text, "%s of %zu bytes at %p, outside of all tensors, at %s",
-        access == Access::kRead ? "a read" : "a write", size, reinterpret_cast<void*>(address),
-        name_of(instruction).c_str());
-    stop(self, text);
-  }
-  --found;
-  Memory& memory = found->second;
-  if (memory.bytes.empty()) memory.bytes.resize(memory.size);
-  for (size_t i = 0; i < size; ++i) {
-    watch(memory.bytes[address - found->first + i], access, self, false);
+    if (!release_exchanges()) release_barrier();
   }
 }
 
 }  // namespace
 
-UNSEEN void seen(uintptr_t address, size_t size, Access access, uintptr_t instruction) {
-  if (running < 0) return;
-  const int self = running;
-  running = -1;  // what the record touches itself is not the kernel's
-  const auto stack = reinterpret_cast<uintptr_t>(threads[self].fiber->stack.get());
-  const bool own = (address >= stack && address < stack + kStack) ||
+Running running;
+
+void stop(int thread, const char* what) {
+  std::ostringstream text;
+  text << kernel_name << ", block " << running.block << ", thread " << thread << ": " << what;
+  if (fault.empty()) fault = text.str();
+  _longjmp(scheduler, 1);
+}
+
+bool of_the_thread(int thread, uintptr_t address) {
+  const auto stack = reinterpret_cast<uintptr_t>(threads[thread].fiber->stack.get());
+  for (const dim3* one : {&threadIdx, &blockIdx, &blockDim, &gridDim}) {
+    const auto first = reinterpret_cast<uintptr_t>(one);
+    if (address >= first && address < first + sizeof(dim3)) return true;
+  }
+  return (address >= stack && address < stack + kStack) ||
       (address >= host_stack && address < host_stack + kHostStack);
-  if (!own) record(address, size, access, instruction, self);
-  running = self;
+}
+
+int thread_order() {
+  return static_cast<int>(order);
 }
 
 int& guards() {
@@ -351,20 +217,21 @@ void note_check() {
 }
 
 UNSEEN void barrier(int line) {
-  threads[running].line = line;
+  threads[running.thread].line = line;
   yield(State::kBarrier);
 }
 
-UNSEEN uint64_t shuffle_down(uint64_t bits, int offset) {
-  const int self = running;
+UNSEEN Lanes exchange(uint64_t bits, bool orders) {
+  const int self = running.thread, count = static_cast<int>(threads.size());
   threads[self].bits = bits;
-  threads[self].offset = offset;
-  yield(State::kShuffle);
-  return threads[self].bits;
+  threads[self].orders = orders;
+  yield(State::kExchange);
+  return {gathered[self / kWarp].data(), self % kWarp,
+          std::min(kWarp, count - self / kWarp * kWarp)};
 }
 
 UNSEEN void* dynamic_shared() {
-  return shared.data();
+  return running.shared.data();
 }
 
 UNSEEN void note_atomic(const void* address, size_t size) {
@@ -374,8 +241,10 @@ UNSEEN void note_atomic(const void* address, size_t size) {
 }
 
 void Launch::run(void (*thread)(void*), void* state) const {
+  const Kernel& found = kernel_at(function);
+  const std::string& kernel = found.name;
   const auto limits = [&](const dim3& size) { return int64_t(size.x) * size.y * size.z; };
-  TORCH_CHECK(running < 0, kernel, ": a launch inside of a kernel");
+  TORCH_CHECK(running.thread < 0, kernel, ": a launch inside of a kernel");
   TORCH_CHECK(guard_count > 0, kernel, ": no device guard");
   TORCH_CHECK(stream.current, kernel, ": not on the current stream");
   TORCH_CHECK(!unchecked, kernel, ": the launch before was not checked");
@@ -383,7 +252,9 @@ void Launch::run(void (*thread)(void*), void* state) const {
       limits(grid) > 0 && grid.x <= 0x7fffffffu && grid.y <= kMaxGridYZ && grid.z <= kMaxGridYZ,
       kernel, ": a grid of ", grid.x, " x ", grid.y, " x ", grid.z);
   TORCH_CHECK(limits(block) > 0 && limits(block) <= kMaxThreads, kernel, ": a block of that size");
-  TORCH_CHECK(shared_bytes <= kSharedLimit, kernel, ": ", shared_bytes, " bytes of shared memory");
+  TORCH_CHECK(
+      found.shared_bytes + shared_bytes <= kSharedLimit, kernel, ": ", found.shared_bytes, " + ",
+      shared_bytes, " bytes of shared memory");
   unchecked = true;
   kernel_name = kernel;
   gridDim = grid;
@@ -391,21 +262,24 @@ void Launch::run(void (*thread)(void*), void* state) const {
   body = thread;
   body_state = state;
   host_stack = reinterpret_cast<uintptr_t>(&limits);
-  shared.assign(shared_bytes, 0);
+  running.shared.assign(shared_bytes, 0);
   fault.clear();
-  ++launch_number;
-  block_number = 0;
+  ++running.launch;
+  running.block = 0;
+  if (tracing) {
+    begin_launch(
+        kernel, limits(grid), static_cast<int>(limits(block)), found.shared_bytes + shared_bytes);
+  }
   for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z) {
     for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y) {
       for (blockIdx.x = 0; blockIdx.x < grid.x && fault.empty(); ++blockIdx.x) {
-        emulation::shared_bytes.clear();
         run_block(static_cast<int>(limits(block)));
-        ++block_number;
+        ++running.block;
       }
     }
   }
   threads.clear();
-  running = -1;
+  running.thread = -1;
   if (!fault.empty()) {  // the stacks of its threads are lost
     unchecked = false;
     idle.clear();
@@ -414,8 +288,13 @@ void Launch::run(void (*thread)(void*), void* state) const {
   }
 }
 
-TORCH_LIBRARY(d2ext_emulation, library) {
-  library.def("launches() -> int", [] { return static_cast<int64_t>(launch_number); });
+const bool prepared = [] {
+  if (const char* given = std::getenv("EMULATION_ORDER")) order = std::atoi(given);
+  return true;
+}();
+
+TORCH_LIBRARY_FRAGMENT(d2ext_emulation, library) {
+  library.def("launches() -> int", [] { return static_cast<int64_t>(running.launch); });
 }
 
 }  // namespace emulation

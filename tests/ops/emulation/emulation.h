@@ -5,7 +5,7 @@
 // other. The memory accesses of the kernels are seen through the calls that `-fsanitize=thread` puts
 // before them: every one has to lie within a tensor, shared memory or the stack of its thread, and no
 // two threads may touch one byte, one of them writing, without a barrier between them. Whatever breaks a
-// rule is an exception of the launch.
+// rule is an exception of the launch. On request the traffic to memory is counted (traffic.cpp).
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@
 #define __global__
 #define __device__
 #define __host__
-#define __forceinline__ inline
+#define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __shared__ static
 
@@ -27,12 +27,35 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-struct alignas(16) uint4 {
-  unsigned x, y, z, w;
-};
-inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
-  return {x, y, z, w};
-}
+// CUDA's vector types, loaded and stored whole, as one access.
+#define EMULATION_PACKED(Name, T, kCount, ...)                                                  \
+  struct alignas(sizeof(T) * kCount) Name {                                                     \
+    typedef char Whole __attribute__((vector_size(sizeof(T) * kCount), may_alias));             \
+    T __VA_ARGS__;                                                                              \
+    Name() = default;                                                                           \
+    Name(const Name& other) { *this = other; }                                                  \
+    template <class... Values>                                                                  \
+      requires(sizeof...(Values) == kCount)                                                     \
+    Name(Values... values) {                                                                    \
+      const T all[] = {static_cast<T>(values)...};                                              \
+      std::memcpy(this, all, sizeof all);                                                       \
+    }                                                                                           \
+    Name& operator=(const Name& other) {                                                        \
+      *reinterpret_cast<Whole*>(this) = *reinterpret_cast<const Whole*>(&other);                \
+      return *this;                                                                             \
+    }                                                                                           \
+  };                                                                                            \
+  template <class... Values>                                                                    \
+  Name make_##Name(Values... values) {                                                          \
+    return Name(values...);                                                                     \
+  }
+EMULATION_PACKED(uint2, unsigned, 2, x, y)
+EMULATION_PACKED(uint4, unsigned, 4, x, y, z, w)
+EMULATION_PACKED(int2, int, 2, x, y)
+EMULATION_PACKED(int4, int, 4, x, y, z, w)
+EMULATION_PACKED(float2, float, 2, x, y)
+EMULATION_PACKED(float4, float, 4, x, y, z, w)
+EMULATION_PACKED(double2, double, 2, x, y)
 
 // Of the thread that runs.
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -46,14 +69,19 @@ struct Stream {
 int& guards();      // of a device, alive
 void note_check();  // of the last launch
 void barrier(int line);
-// Bits of the value that the lane `offset` further has; the own ones past the end of the warp.
-uint64_t shuffle_down(uint64_t bits, int offset);
+// What all lanes of the warp give; it stays until the warp's next exchange. `orders`: accesses before
+// are seen by the warp after.
+struct Lanes {
+  const uint64_t* bits;
+  int self, count;
+};
+Lanes exchange(uint64_t bits, bool orders);
 void* dynamic_shared();
 // Announce an access that the compiler does not see as one of the kernel's.
 void note_atomic(const void* address, size_t size);
 
 struct Launch {
-  const char* kernel;
+  const void* function;
   dim3 grid, block;
   size_t shared_bytes;
   Stream stream;
@@ -64,12 +92,12 @@ struct Launch {
 
 template <class... Parameters>
 auto launch(
-    const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t bytes,
+    void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t bytes,
     Stream stream) {
   return [=](Parameters... arguments) {
     auto call = [&]() __attribute__((no_sanitize("thread"))) { kernel(arguments...); };
     using Call = decltype(call);
-    Launch{name, grid, block, bytes, stream}.run(
+    Launch{reinterpret_cast<const void*>(kernel), grid, block, bytes, stream}.run(
         [](void* state) __attribute__((no_sanitize("thread"))) {
           (*static_cast<Call*>(state))();
         },
@@ -89,14 +117,57 @@ __attribute__((no_sanitize("thread"))) T atomically(T* address, const Change& ch
 
 #define __syncthreads() ::emulation::barrier(__LINE__)
 
-template <class T>
-T __shfl_down_sync(unsigned, T value, int offset) {
+#define __syncwarp() (void)::emulation::exchange(0, true)
+
+namespace emulation {
+// The value of lane `from(own lane)`, the own one where there is none.
+template <class T, class From>
+__attribute__((no_sanitize("thread"))) T shuffle(T value, const From& from) {
   static_assert(sizeof(T) <= 8);
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
-  bits = ::emulation::shuffle_down(bits, offset);
+  const Lanes lanes = exchange(bits, false);
+  const int lane = from(lanes.self);
+  bits = lanes.bits[lane >= 0 && lane < lanes.count ? lane : lanes.self];
   std::memcpy(&value, &bits, sizeof(T));
   return value;
+}
+}  // namespace emulation
+
+template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+  return ::emulation::shuffle(value, [=](int) { return lane & 31; });
+}
+template <class T>
+T __shfl_down_sync(unsigned, T value, int offset) {
+  return ::emulation::shuffle(value, [=](int self) { return self + offset; });
+}
+template <class T>
+T __shfl_up_sync(unsigned, T value, int offset) {
+  return ::emulation::shuffle(value, [=](int self) { return self - offset; });
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  return ::emulation::shuffle(value, [=](int self) { return self ^ mask; });
+}
+__attribute__((no_sanitize("thread"))) inline unsigned __ballot_sync(unsigned, bool value) {
+  const ::emulation::Lanes lanes = ::emulation::exchange(value, false);
+  unsigned bits = 0;
+  for (int i = 0; i < lanes.count; ++i) bits |= static_cast<unsigned>(lanes.bits[i]) << i;
+  return bits;
+}
+inline bool __any_sync(unsigned mask, bool value) {
+  return __ballot_sync(mask, value) != 0;
+}
+inline int __ffs(unsigned bits) {
+  return __builtin_ffs(static_cast<int>(bits));
+}
+inline int __popc(unsigned bits) {
+  return __builtin_popcount(bits);
+}
+template <class T>
+T __ldg(const T* address) {
+  return *address;
 }
 
 template <class T>
