@@ -1,5 +1,5 @@
-"""What dev/kernel_traffic.py counts: every operator with a CUDA kernel at the layout of real networks,
-with fewer channels, classes or regions, so that the emulation takes seconds."""
+"""What dev/kernel_traffic.py counts: every operator with a CUDA kernel at the layout of real
+networks, with fewer channels, classes or regions, so that the emulation takes seconds."""
 
 from collections.abc import Callable
 

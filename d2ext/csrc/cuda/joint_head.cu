@@ -1,7 +1,7 @@
-// FCIS' joint head on CUDA. Forward: a block takes one class and part with both planes in shared memory
-// and a thread per RoI; partial sums are added up part by part. Backward: the same blocks note which side
-// wins every bin, one bit each, and `spread` does the rest. Neither uses atomics, both are deterministic,
-// and the assembled tensor is never held.
+// FCIS' joint head on CUDA. Forward: a block takes one class and part with both planes in shared
+// memory and a thread per RoI; partial sums are added up part by part. Backward: the same blocks
+// note which side wins every bin, one bit each, and `spread` does the rest. Neither uses atomics,
+// both are deterministic, and the assembled tensor is never held.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>

@@ -27,9 +27,9 @@ struct PsShape {
 
 constexpr int kMaxSide = 65535;  // cells of a map's side: a range is packed into 32 bits
 
-// What kernels see of a table: ranges of cells, rows before columns, twice: neighbouring threads have
-// neighbouring RoIs in some kernels, neighbouring bins of one RoI in others. Dividing in the kernels would
-// cost calls and spills.
+// What kernels see of a table: ranges of cells, rows before columns, twice, as neighbouring threads
+// have neighbouring RoIs in some kernels, neighbouring bins of one RoI in others. Dividing in the
+// kernels would cost calls and spills.
 template <class A>
 struct PsBins {
   const unsigned* by_position;  // (2, P, N)
@@ -62,7 +62,7 @@ struct PsTable {
 };
 
 template <class A>
-__global__ void fill_bins(
+static __global__ void fill_bins(
     const float* rois, float scale, PsShape shape, PsRule rule, unsigned* by_position,
     unsigned* by_roi, int* images, A* shares) {
   const int64_t ranges = shape.count * 2 * shape.size;

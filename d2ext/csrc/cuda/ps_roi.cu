@@ -1,4 +1,4 @@
-// Position-sensitive assembly and its mean on CUDA. Both passes are deterministic and use no atomics.
+// Position-sensitive assembly and its mean on CUDA. Both passes are deterministic, without atomics.
 #include <torch/library.h>
 
 #include "ps_spread.cuh"

@@ -13,7 +13,13 @@ from tests.ops.emulation.build import ROOT, folder
 # Tests of the CPU kernels' memory, of checks that would make a GPU wait, of compiling and of the
 # command line.
 LEFT_OUT = "not held and not little_else and not candidate_lists and not compiles and not command"
-OF_NO_KERNEL = ("test_build.py", "test_cuda.py", "test_emulated_kernels.py", "test_library.py")
+OF_NO_KERNEL = (
+    "test_build.py",
+    "test_cuda.py",
+    "test_emulated_kernels.py",
+    "test_emulated_traffic.py",
+    "test_library.py",
+)
 
 
 def run_tests(
