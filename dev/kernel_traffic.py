@@ -19,21 +19,25 @@ ROOT = Path(__file__).resolve().parents[1]
 SECTOR = 32
 HEAD = """# Memory traffic of the CUDA kernels
 
-What `python dev/kernel_traffic.py` counts in the [emulation](../ops.md#the-cuda-kernels-without-a-gpu), at reduced sizes:
-nothing here was measured on a GPU, and nothing says how long a kernel takes.
+What `python dev/kernel_traffic.py` counts in the
+[emulation](../ops.md#the-cuda-kernels-without-a-gpu), at reduced sizes: nothing here was measured
+on a GPU, and nothing says how long a kernel takes.
 
 - **floor**: all input tensors read once and all outputs written once.
-- **traffic**: what leaves the SM, and what bounds are set on: read sectors of 32 bytes that miss an L1 of 128 KiB
-  which each block has for itself, least recently used first to go, so that cells read again by the same block count
-  once; all stored sectors; one sector for every atomic addition to another sector of a warp's request; and what torch
-  itself zeroes, fills and copies inside of the operator. As a multiple of the floor.
+- **traffic**: what passes the L1 caches, and what bounds are set on, as a multiple of the floor:
+  read sectors of 32 bytes that miss an L1 of 128 KiB which each block has for itself, least
+  recently used first to go, so that cells read again by the same block count once; all stored
+  sectors; one sector for every atomic addition to another sector of a warp's request; and what
+  torch itself zeroes, fills and copies inside of the operator.
 - **requested**: the same without the L1: all sectors of all requests.
-- **lines a load**: lines of 128 bytes per load of a warp; 1 where neighbours read neighbours, up to 32.
+- **lines a load**: lines of 128 bytes per load of a warp; 1 where neighbours read neighbours, up
+  to 32.
 - **atomics**: sectors of atomic additions, per output element.
 - **bank ways**: how many times longer shared memory takes than without bank conflicts.
 - **lanes**: of 32, in the basic blocks that warps run through; the others wait.
-- **steps**: basic blocks that warps run through, per 32 elements of input and output: a measure of instructions.
-- **shared**: static and dynamic shared memory of a block.
+- **steps**: basic blocks that warps run through, per 32 elements of input and output: a measure
+  of instructions.
+- **shared KiB**: static and dynamic shared memory of a block.
 
 Instructions are those of g++, which may load again what nvcc keeps in a register.
 
@@ -61,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-# ------------------------------------------------------------------ counting, on the emulated kernels
+# ------------------------------------------------------------------ counting
 def moved_by_torch(profile) -> int:
     """Bytes that torch's own zero_, fill_ and copy_ inside of an operator read and write."""
     sizes = {"float": 4, "double": 8, "c10::Half": 2, "c10::BFloat16": 2, "long int": 8, "int": 4}

@@ -1,5 +1,5 @@
-"""What dev/kernel_traffic.py counts: every operator with a CUDA kernel at the layout of real networks,
-with fewer channels, classes or regions, so that the emulation takes seconds."""
+"""What dev/kernel_traffic.py counts: every operator with a CUDA kernel at the layout of real
+networks, with fewer channels, classes or regions, so that the emulation takes seconds."""
 
 from collections.abc import Callable
 
@@ -54,7 +54,7 @@ def _pyramid(backward: bool, last: bool) -> tuple:
     rois = op_peers.random_rois(count, 1, *extent)
     if not backward:
         forward = ops.pyramid_roi_align
-        return lambda f, r: forward(f, r, scales, size, size, 0, 1, 224.0, 4), (features, rois)
+        return lambda f, r: forward(f, r, scales, size, size), (features, rois)
     grad = torch.randn(count, channels, size, size).to(memory_format=layout)
     sizes = [1, channels, *(n for feature in features for n in feature.shape[2:])]
     op = ops.pyramid_roi_align_backward

@@ -16,34 +16,67 @@ struct PsShape {
   __host__ __device__ int parts() const {
     return group * group;
   }
+  __host__ __device__ int part_of(int i, int j) const {
+    return i * group / size * group + j * group / size;
+  }
   // first output position of a part
   __host__ __device__ int part_first(int part) const {
     return (part * size + group - 1) / group;
   }
 };
 
-// What kernels see of a table: (N, 2, P) ranges, rows then columns, with 1 / length (0 when empty), and
-// (N) images, -1 for a row that takes no part. Dividing in the kernels would cost calls and spills.
-struct PsBins {
-  const CellRange* ranges;
-  const double* shares;
-  const int* images;
-};
+constexpr int kMaxSide = 65535;  // cells of a map's side: a range is packed into 32 bits
 
-struct PsTable {
-  at::Tensor ranges, shares, images;
-  PsBins bins() const {
-    return {reinterpret_cast<const CellRange*>(ranges.const_data_ptr<int>()),
-            shares.const_data_ptr<double>(), images.const_data_ptr<int>()};
+// What kernels see of a table: ranges of cells, rows before columns, twice, as neighbouring threads
+// have neighbouring RoIs in some kernels, neighbouring bins of one RoI in others. Dividing in the
+// kernels would cost calls and spills.
+template <class A>
+struct PsBins {
+  const unsigned* by_position;  // (2, P, N)
+  const unsigned* by_roi;       // (N, 2, P)
+  const int* images;            // (N), -1 for a row that takes no part
+  const A* shares;              // 1 / number of cells, 0 for none
+
+  static __device__ __forceinline__ CellRange unpack(unsigned range) {
+    return {static_cast<int>(range & 0xffffu), static_cast<int>(range >> 16)};
+  }
+  __device__ __forceinline__ CellRange row(const PsShape& shape, int i, int64_t n) const {
+    return unpack(by_position[i * shape.count + n]);
+  }
+  __device__ __forceinline__ CellRange column(const PsShape& shape, int j, int64_t n) const {
+    return unpack(by_position[(shape.size + j) * shape.count + n]);
+  }
+  __device__ __forceinline__ A share(CellRange y, CellRange x) const {
+    return shares[y.last - y.first] * shares[x.last - x.first];
   }
 };
 
+struct PsTable {
+  at::Tensor by_position, by_roi, images, shares;
+  template <class A>
+  PsBins<A> bins() const {
+    return {reinterpret_cast<const unsigned*>(by_position.const_data_ptr<int>()),
+            reinterpret_cast<const unsigned*>(by_roi.const_data_ptr<int>()),
+            images.const_data_ptr<int>(), shares.const_data_ptr<A>()};
+  }
+};
+
+template <class A>
 static __global__ void fill_bins(
-    const float* rois, float scale, PsShape shape, PsRule rule, CellRange* ranges, double* shares,
-    int* images) {
-  D2EXT_GRID_STRIDE(i, shape.count * 2 * shape.size) {
-    const int64_t roi = i / (2 * shape.size);
-    const int axis = static_cast<int>(i / shape.size % 2), position = static_cast<int>(i % shape.size);
+    const float* rois, float scale, PsShape shape, PsRule rule, unsigned* by_position,
+    unsigned* by_roi, int* images, A* shares) {
+  const int64_t ranges = shape.count * 2 * shape.size;
+  D2EXT_GRID_STRIDE(item, 2 * ranges + max(shape.height, shape.width) + 1) {
+    if (item >= 2 * ranges) {
+      const int64_t length = item - 2 * ranges;
+      shares[length] = length > 0 ? static_cast<A>(1.0 / static_cast<double>(length)) : A(0);
+      continue;
+    }
+    const bool roi_first = item >= ranges;
+    const int64_t i = roi_first ? item - ranges : item;
+    const int64_t roi = roi_first ? i / (2 * shape.size) : i % shape.count;
+    const int line = static_cast<int>(roi_first ? i % (2 * shape.size) : i / shape.count);
+    const int axis = line / shape.size, position = line % shape.size;
     const float* row = rois + roi * 5;
     const int64_t image = roi_image(row, shape.batch);
     CellRange range = {0, 0};
@@ -52,27 +85,33 @@ static __global__ void fill_bins(
                                     : ps_span(row[1], row[3], scale, shape.size, rule);
       range = ps_bin(span, position, axis == 0 ? shape.height : shape.width);
     }
-    ranges[i] = range;
-    shares[i] = range.last > range.first ? 1.0 / (range.last - range.first) : 0.0;
-    if (axis == 0 && position == 0) images[roi] = static_cast<int>(image);
+    (roi_first ? by_roi : by_position)[i] =
+        static_cast<unsigned>(range.first) | static_cast<unsigned>(range.last) << 16;
+    if (!roi_first && line == 0) images[roi] = static_cast<int>(image);
   }
 }
 
-inline PsTable make_table(
-    const at::Tensor& rois, double scale, const PsShape& shape, PsRule rule) {
+// `A`: type of the shares.
+template <class A>
+PsTable make_table(const at::Tensor& rois, double scale, const PsShape& shape, PsRule rule) {
+  TORCH_CHECK(
+      shape.height <= kMaxSide && shape.width <= kMaxSide,
+      "position-sensitive operators: a map of more than ", kMaxSide, " rows or columns");
   const auto options = rois.options().dtype(at::kInt);
+  const int64_t longest = std::max(shape.height, shape.width);
   PsTable table{
-      at::empty({shape.count, 2, shape.size, 2}, options),
-      at::empty({shape.count, 2, shape.size}, options.dtype(at::kDouble)),
-      at::empty({shape.count}, options)};
+      at::empty({2, shape.size, shape.count}, options),
+      at::empty({shape.count, 2, shape.size}, options), at::empty({shape.count}, options),
+      at::empty({longest + 1}, options.dtype(c10::CppTypeToScalarType<A>::value))};
   if (shape.count == 0) return table;
   const at::Tensor boxes = rois.to(at::kFloat).contiguous();
-  const int64_t items = shape.count * 2 * shape.size;
-  fill_bins<<<static_cast<unsigned>(blocks_for(items)), kThreads, 0,
-              c10::cuda::getCurrentCUDAStream()>>>(
+  const int64_t items = 4 * shape.count * shape.size + longest + 1;
+  fill_bins<A><<<static_cast<unsigned>(blocks_for(items)), kThreads, 0,
+                 c10::cuda::getCurrentCUDAStream()>>>(
       boxes.const_data_ptr<float>(), static_cast<float>(scale), shape, rule,
-      reinterpret_cast<CellRange*>(table.ranges.mutable_data_ptr<int>()),
-      table.shares.mutable_data_ptr<double>(), table.images.mutable_data_ptr<int>());
+      reinterpret_cast<unsigned*>(table.by_position.mutable_data_ptr<int>()),
+      reinterpret_cast<unsigned*>(table.by_roi.mutable_data_ptr<int>()),
+      table.images.mutable_data_ptr<int>(), table.shares.mutable_data_ptr<A>());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return table;
 }

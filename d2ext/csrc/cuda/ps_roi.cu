@@ -1,35 +1,21 @@
-// Position-sensitive assembly and its mean on CUDA. The backward pass gathers: a block owns one channel
-// of one image and walks the RoIs in order, so it is deterministic and needs no atomics.
-#include <ATen/ops/zeros.h>
+// Position-sensitive assembly and its mean on CUDA. Both passes are deterministic, without atomics.
 #include <torch/library.h>
 
-#include "ps_bins.cuh"
+#include "ps_spread.cuh"
 
 namespace d2ext {
 namespace {
 
-// Mean of one bin; `ranges` and `shares` are those of the RoI, `planes` those of the map.
-template <class T>
-__device__ __forceinline__ Accumulate<T> bin_at(
-    const T* planes, const CellRange* ranges, const double* shares, const PsShape& shape, int i,
-    int j) {
-  using A = Accumulate<T>;
-  const int part = i * shape.group / shape.size * shape.group + j * shape.group / shape.size;
-  return bin_sum<A>(planes + part * shape.cells(), shape.width, ranges[i], ranges[shape.size + j]) *
-      (static_cast<A>(shares[i]) * static_cast<A>(shares[shape.size + j]));
-}
-
 // A block per RoI and map.
 template <class T, bool kMean>
 __global__ void __launch_bounds__(kThreads, 1) assemble(
-    const T* input, PsBins table, PsShape shape, T* output) {
+    const T* input, PsBins<Accumulate<T>> table, PsShape shape, T* output) {
   using A = Accumulate<T>;
   __shared__ A reduce[32];
   const int bins = shape.size * shape.size;
   const int64_t n = blockIdx.x;
   const int image = table.images[n];
-  const CellRange* ranges = table.ranges + n * 2 * shape.size;
-  const double* shares = table.shares + n * 2 * shape.size;
+  const unsigned* ranges = table.by_roi + n * 2 * shape.size;
   for (int64_t map = blockIdx.y; map < shape.maps; map += gridDim.y) {
     const int64_t row = n * shape.maps + map;
     const T* planes = input + (max(image, 0) * shape.maps + map) * shape.parts() * shape.cells();
@@ -37,7 +23,10 @@ __global__ void __launch_bounds__(kThreads, 1) assemble(
     for (int bin = threadIdx.x; bin < bins; bin += blockDim.x) {
       A value = A(0);
       if (image >= 0) {
-        value = bin_at(planes, ranges, shares, shape, bin / shape.size, bin % shape.size);
+        const int i = bin / shape.size, j = bin % shape.size;
+        const CellRange y = table.unpack(ranges[i]), x = table.unpack(ranges[shape.size + j]);
+        const T* plane = planes + shape.part_of(i, j) * shape.cells();
+        value = bin_sum<A>(plane, shape.width, y, x) * table.share(y, x);
       }
       if (!kMean) output[row * bins + bin] = static_cast<T>(value);
       sum += value;
@@ -48,47 +37,24 @@ __global__ void __launch_bounds__(kThreads, 1) assemble(
   }
 }
 
-// A block per channel (part, map) of one image; threads own cells. kMean: grad is (N, D), else
-// (N, D, P, P).
+// What `spread` spreads. kMean: grad is (N, D), else (N, D, P, P).
 template <class T, bool kMean>
-__global__ void __launch_bounds__(kThreads, 1) spread(
-    const T* grad, PsBins table, PsShape shape, T* input_grad) {
-  using A = Accumulate<T>;
-  const int cells = shape.height * shape.width, bins = shape.size * shape.size;
-  const int part = blockIdx.x, image = blockIdx.z;
-  const int part_y = part / shape.group, part_x = part % shape.group;
-  const int top = shape.part_first(part_y), bottom = shape.part_first(part_y + 1);
-  const int left = shape.part_first(part_x), right = shape.part_first(part_x + 1);
-  for (int64_t map = blockIdx.y; map < shape.maps; map += gridDim.y) {
-    T* plane = input_grad + ((image * shape.maps + map) * shape.parts() + part) * cells;
-    for (int cell = threadIdx.x; cell < cells; cell += blockDim.x) {
-      const int y = cell / shape.width, x = cell % shape.width;
-      A sum = A(0);
-      const CellRange* rows = table.ranges;
-      const double* shares = table.shares;
-      const T* from = grad + map * (kMean ? 1 : bins);
-      for (int n = 0; n < shape.count; ++n) {
-        const CellRange* columns = rows + shape.size;
-        const bool hit = table.images[n] == image && y >= rows[top].first && y < rows[bottom - 1].last &&
-            x >= columns[left].first && x < columns[right - 1].last;
-        for (int i = top; hit && i < bottom; ++i) {
-          if (y < rows[i].first || y >= rows[i].last) continue;
-          A row_sum = A(0);
-          for (int j = left; j < right; ++j) {
-            if (x < columns[j].first || x >= columns[j].last) continue;
-            row_sum += static_cast<A>(from[kMean ? 0 : i * shape.size + j]) *
-                static_cast<A>(shares[shape.size + j]);
-          }
-          sum += row_sum * static_cast<A>(shares[i]);
-        }
-        rows += 2 * shape.size;
-        shares += 2 * shape.size;
-        from += shape.maps * (kMean ? 1 : bins);
-      }
-      plane[cell] = static_cast<T>(kMean ? sum / static_cast<A>(bins) : sum);
+struct BinGradients {
+  static constexpr int kSides = 1;
+  const T* grad;
+
+  __device__ __forceinline__ void load(
+      const PsShape& shape, int64_t n, int64_t map, int, int, int i, int j,
+      Accumulate<T>* value) const {
+    using A = Accumulate<T>;
+    const int64_t row = n * shape.maps + map;
+    if (kMean) {
+      value[0] = static_cast<A>(grad[row]) / static_cast<A>(shape.size * shape.size);
+    } else {
+      value[0] = static_cast<A>(grad[(row * shape.size + i) * shape.size + j]);
     }
   }
-}
+};
 
 at::Tensor run_forward(
     const char* op, const at::Tensor& input, const at::Tensor& rois, double scale,
@@ -103,16 +69,17 @@ at::Tensor run_forward(
   if (output.numel() > 0 && data.numel() == 0) {
     output.zero_();
   } else if (output.numel() > 0) {
-    const PsTable table = make_table(rois, scale, shape, {inclusive});
     const auto stream = c10::cuda::getCurrentCUDAStream();
     dispatch(input.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
+      using A = Accumulate<T>;
+      const PsTable table = make_table<A>(rois, scale, shape, {inclusive});
       const auto kernel = is_mean ? assemble<T, true> : assemble<T, false>;
       const dim3 grid(
           static_cast<unsigned>(shape.count),
           static_cast<unsigned>(std::min<int64_t>(shape.maps, 65535)));
       kernel<<<grid, kThreads, 0, stream>>>(
-          data.const_data_ptr<T>(), table.bins(), shape,
+          data.const_data_ptr<T>(), table.bins<A>(), shape,
           output.mutable_data_ptr<T>());
       C10_CUDA_KERNEL_LAUNCH_CHECK();
     });
@@ -133,19 +100,16 @@ at::Tensor run_backward(
       at::empty(input_size, upstream.options().memory_format(at::MemoryFormat::Contiguous));
   if (input_grad.numel() == 0) return input_grad;
   TORCH_CHECK(shape.batch <= 65535, op, ": too many images");
-  const PsTable table = make_table(rois, scale, shape, {inclusive});
-  const auto stream = c10::cuda::getCurrentCUDAStream();
   dispatch(grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const auto kernel = is_mean ? spread<T, true> : spread<T, false>;
-    const dim3 grid(
-        static_cast<unsigned>(shape.parts()),
-        static_cast<unsigned>(std::min<int64_t>(shape.maps, 65535)),
-        static_cast<unsigned>(shape.batch));
-    kernel<<<grid, kThreads, 0, stream>>>(
-        upstream.const_data_ptr<T>(), table.bins(), shape,
-        input_grad.mutable_data_ptr<T>());
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    const PsTable table = make_table<Accumulate<T>>(rois, scale, shape, {inclusive});
+    const T* from = upstream.const_data_ptr<T>();
+    T* to = input_grad.mutable_data_ptr<T>();
+    if (is_mean) {
+      run_spread<T>(table, shape, BinGradients<T, true>{from}, to);
+    } else {
+      run_spread<T>(table, shape, BinGradients<T, false>{from}, to);
+    }
   });
   return input_grad;
 }

@@ -14,9 +14,14 @@ from tests.ops.emulation.build import ROOT, folder
 # command line.
 LEFT_OUT = "not held and not little_else and not candidate_lists and not compiles and not command"
 OF_NO_KERNEL = (
-    "test_build.py", "test_cuda.py", "test_emulated_kernels.py", "test_geometry.py",
-    "test_library.py", "test_loading.py",
-)  # fmt: skip
+    "test_build.py",
+    "test_cuda.py",
+    "test_emulated_kernels.py",
+    "test_emulated_traffic.py",
+    "test_geometry.py",
+    "test_library.py",
+    "test_loading.py",
+)
 
 
 def run_tests(
