@@ -105,7 +105,6 @@ std::tuple<at::Tensor, at::Tensor> run_backward(
   const at::Tensor upstream = grad.contiguous(layout_of(grad));
   const at::Tensor data = input.contiguous(channels_last);
   const at::Tensor boxes = rois.to(type).contiguous();
-  const int64_t bins = int64_t(shape.out_h) * shape.out_w;
   const bool choosing = geometry.kind != Kind::kPoint && need_input;
   const bool wide = fits_four(data) && (!last || fits_four(upstream));
   const auto stream = c10::cuda::getCurrentCUDAStream();

@@ -293,33 +293,33 @@ __device__ __forceinline__ void add_roi(
     for (int q = columns.first; q < columns.last; ++q) {
       const int64_t at = (line + q) * shape.channels + channel;
       const Channels<T, kWidth> grad = Channels<T, kWidth>::load(in.grad + at);
-      if (kKind == Kind::kPoint) {
+      if constexpr (kKind == Kind::kPoint) {
         const A weight = row[0] * weight_at(xs[q], x);
 #pragma unroll
         for (int k = 0; k < kWidth; ++k) sum[k] += static_cast<A>(grad.value[k]) * weight;
-        continue;
-      }
-      const auto won = Channels<Winner<kKind>, kWidth>::load(winners + at);
-      if (kKind == Kind::kPool) {
-        const A left = weight_at(xs[q * kPer], x), right = weight_at(xs[q * kPer + kPer - 1], x);
+      } else {
+        const auto won = Channels<Winner<kKind>, kWidth>::load(winners + at);
+        A left(0), right(0);
+        if constexpr (kKind == Kind::kPool) {
+          left = weight_at(xs[q * kPer], x);
+          right = weight_at(xs[q * kPer + kPer - 1], x);
+        }
 #pragma unroll
         for (int k = 0; k < kWidth; ++k) {
-          const A weight = (won.value[k] & 2 ? row[kPer - 1] : row[0]) *
-              (won.value[k] & 1 ? right : left);
+          const int number = static_cast<int>(won.value[k]);
+          A weight(0);
+          if constexpr (kKind == Kind::kPool) {
+            weight = (number & 2 ? row[kPer - 1] : row[0]) * (number & 1 ? right : left);
+          } else if (number >= 0) {
+            const int nx = span_x.steps + 1;
+            const auto v =
+                warp_sample(span_y, p, number / nx, shape.height, shape.out_h, shape.rule);
+            const auto u =
+                warp_sample(span_x, q, number % nx, shape.width, shape.out_w, shape.rule);
+            weight = weight_at(v, y) * weight_at(u, x);
+          }
           if (weight != A(0)) sum[k] += static_cast<A>(grad.value[k]) * weight;
         }
-        continue;
-      }
-#pragma unroll
-      for (int k = 0; k < kWidth; ++k) {
-        const int number = static_cast<int>(won.value[k]), nx = span_x.steps + 1;
-        if (number < 0) continue;
-        const auto v = warp_sample(
-            span_y, p, number / nx, shape.height, shape.out_h, shape.rule);
-        const auto u = warp_sample(
-            span_x, q, number % nx, shape.width, shape.out_w, shape.rule);
-        const A weight = weight_at(v, y) * weight_at(u, x);
-        if (weight != A(0)) sum[k] += static_cast<A>(grad.value[k]) * weight;
       }
     }
   }
