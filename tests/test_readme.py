@@ -131,7 +131,9 @@ def check_script(script, words):
 
 def check_d2ext(name, *words):
     """A line such as `d2ext train htc_tiny --data shapes`."""
-    assert name in COMMANDS, f"d2ext has no command {name}"
+    assert name in (*COMMANDS, "--help"), f"d2ext has no command {name}"
+    if name == "--help":
+        return
     check_options(f"d2ext {name}", words)
     if name in ("train", "eval"):
         config = next(w for w in words if not w.startswith("-"))

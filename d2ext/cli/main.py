@@ -8,6 +8,7 @@ import importlib
 import sys
 from typing import NamedTuple
 
+from d2ext.config.overrides import nearest
 from d2ext.version import __version__
 
 
@@ -60,8 +61,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"d2ext {__version__}")
         return 0
     if name not in COMMANDS:
-        from d2ext.config.overrides import nearest  # torch and detectron2 take seconds
-
         print(f"error: d2ext has no command '{name}'{nearest(name, COMMANDS)}", file=sys.stderr)
         return 2
     command = COMMANDS[name]

@@ -1,6 +1,5 @@
 """The command `d2ext`: what it knows, and what it says of mistakes."""
 
-import subprocess
 import sys
 
 import pytest
@@ -32,12 +31,6 @@ def test_a_misspelt_command_is_one_line_with_the_nearest(capsys):
     assert main(["trian"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "'trian'" in err and "train" in err
-
-
-def test_help_does_not_wait_for_torch():
-    code = "import sys, d2ext.cli.main as m; m.main(['--help']); print('torch' in sys.modules)"
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert process.stdout.splitlines()[-1] == "False", process.stderr
 
 
 def test_list_names_configs_of_all_projects_with_what_was_published(capsys):

@@ -69,7 +69,7 @@ def test_the_tools_find_it_and_train_it(site, run_scripts, register_argument, tm
         ("2nets", "cannot be that of a package"),
         ("lambda", "cannot be that of a package"),
         ("json", "a module of this name"),
-        ("htc", "a module of this name"),
+        ("htc", "a yaml key MODEL.HTC"),
         ("tests", "a module of this name"),
         ("rpn", "a yaml key MODEL.RPN"),
         ("retina_net", "a registered class RetinaNet"),

@@ -26,8 +26,8 @@ def flat(cfg, prefix=""):
 def added_keys():
     """Those of d2ext and of the projects in this repository."""
     load_projects()
-    cfg, own = detectron2_cfg(), {path.parent.name for path in ROOT.glob("projects/*/*/config.py")}
-    projects = [f for f in config_functions() if f.__module__.partition(".")[0] in own]
+    cfg = detectron2_cfg()
+    projects = [f for f in config_functions() if f.__module__.startswith("d2ext.projects.")]
     for function in (add_d2ext_config, add_modeling_config, *projects):
         function(cfg)
     return sorted(set(flat(cfg)) - set(flat(detectron2_cfg())))

@@ -55,8 +55,11 @@ def test_overrides_may_stand_before_and_after_options():
 @pytest.mark.parametrize(
     "argv, words",
     [
-        ([], "--config-file is missing"),
-        (["--config-file", "nowhere.yaml"], "'nowhere.yaml' does not exist"),
+        ([], "no config; name a shipped one"),
+        (
+            ["--config-file", "nowhere.yaml"],
+            "'nowhere.yaml' is neither a file nor a shipped config",
+        ),
         (["--config-file", "{yaml}", "SOLVER.MAX_ITR=3"], "SOLVER.MAX_ITER"),
         (["--config-file", "{py}", "train.max_itr=3"], "train.max_iter"),
         (["--config-file", "{yaml}", "DATASETS.TRAIN=shapes_trian"], "shapes_train"),
