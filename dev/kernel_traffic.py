@@ -121,7 +121,7 @@ def run_child(only: str) -> None:
         print(name, file=sys.stderr, flush=True)
         with torch.no_grad():
             found[name] = count_case(*make())
-    print(json.dumps(found))
+        print(json.dumps(found), flush=True)  # the last line counts
 
 
 # ------------------------------------------------------------------ the table

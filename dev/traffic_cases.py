@@ -94,10 +94,10 @@ def _masks(kind: str) -> tuple:
     ops, count = torch.ops.d2ext, 24
     masks, boxes = op_peers.smooth_masks(count, 28), _rois(count)[:, 1:]
     if kind == "paste":
-        return lambda m, b: ops.paste_masks(m, b, 304, 504, 0.5), (masks, boxes * 0.5)
+        return lambda m, b: ops.paste_masks(m, b, 304, 504), (masks, boxes * 0.5)
     if kind == "resize":
-        return lambda m: ops.mask_resize(m, 14, 14), (op_peers.smooth_masks(300, 21),)
-    feature, mask = torch.randn(count, 64, 14, 14), op_peers.smooth_masks(count, 21)
+        return lambda m: ops.mask_resize(m, 14, 14), (op_peers.smooth_masks(300, 21)[:, None],)
+    feature, mask = torch.randn(count, 64, 14, 14), op_peers.smooth_masks(count, 21)[:, None]
     if kind == "gate":
         return ops.mask_gate, (feature, mask)
     return ops.mask_gate_backward, (torch.randn_like(feature), feature, mask)
