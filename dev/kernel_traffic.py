@@ -183,7 +183,12 @@ def main() -> None:
     text = table(found, before, arguments.kernels)
     print(text)
     if arguments.output:
-        note = "`before → after` the kernels were changed for their traffic.\n\n" if before else ""
+        note = ""
+        if before:
+            note = (
+                "`a → b`: before and after the kernels were changed for their traffic; one number"
+            )
+            note += " where nothing changed, or was not counted before.\n\n"
         arguments.output.write_text(HEAD + note + text)
 
 
