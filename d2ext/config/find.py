@@ -29,7 +29,7 @@ def find_config(name: str | os.PathLike) -> str:
                 return str(folder / f"{name}{ending}")
     known = list(shipped_configs())
     raise UserError(
-        f"config '{os.fspath(name)}' is neither a file nor a shipped config"
+        f"config '{os.fspath(name)}' does not exist, neither as a file nor among the shipped ones"
         f"{nearest(str(name), known)}"
     )
 

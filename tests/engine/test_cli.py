@@ -58,7 +58,7 @@ def test_overrides_may_stand_before_and_after_options():
         ([], "no config; name a shipped one"),
         (
             ["--config-file", "nowhere.yaml"],
-            "'nowhere.yaml' is neither a file nor a shipped config",
+            "'nowhere.yaml' does not exist, neither as a file nor",
         ),
         (["--config-file", "{yaml}", "SOLVER.MAX_ITR=3"], "SOLVER.MAX_ITER"),
         (["--config-file", "{py}", "train.max_itr=3"], "train.max_iter"),

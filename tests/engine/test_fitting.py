@@ -115,7 +115,7 @@ def test_other_data_is_one_line(tmp_path, data, text):
 
 
 def test_an_unknown_config_names_the_nearest(tmp_path):
-    with pytest.raises(UserError, match="neither a file nor a shipped config .*mask_rcnn_tiny"):
+    with pytest.raises(UserError, match="does not exist, neither .*mask_rcnn_tiny"):
         fit("mask_rcn_tiny", "x", tmp_path)
     assert find_config("htc_tiny").endswith("projects/HTC/configs/htc_tiny.yaml")
     assert find_config("htc_tiny.py").endswith("htc_tiny.py")

@@ -3,14 +3,14 @@ targets, losses, voting. Classes there start with the background, here they end 
 
 import pytest
 import torch
-from fcis.losses import hardest_regions, region_losses, total_losses
-from fcis.postprocessing import vote_instances
-from fcis.roi_heads import ScoreMaps
-from fcis.sampler import RegionSampler
 from fvcore.nn import smooth_l1_loss
 
 from d2ext.modeling.regions.boxes import to_continuous, to_inclusive
 from d2ext.ops import MaskVoting
+from d2ext.projects.fcis.losses import hardest_regions, region_losses, total_losses
+from d2ext.projects.fcis.postprocessing import vote_instances
+from d2ext.projects.fcis.roi_heads import ScoreMaps
+from d2ext.projects.fcis.sampler import RegionSampler
 
 from detectron2.structures import Boxes, Instances
 

@@ -221,7 +221,7 @@ def test_measuring_the_scale_leaves_losses_and_gradients_as_they_are(network, mo
         return losses, [torch.zeros(1) if x is None else x for x in found]
 
     losses, gradients = step()
-    monkeypatch.setattr("mnc.meta_arch.with_probes", lambda losses, probes: losses)
+    monkeypatch.setattr("d2ext.projects.mnc.meta_arch.with_probes", lambda losses, probes: losses)
     for a, b in zip((*losses.values(), *gradients), (lambda x, y: (*x.values(), *y))(*step())):
         assert a.equal(b)
 

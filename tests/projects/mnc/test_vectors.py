@@ -6,16 +6,16 @@ and background is last.
 
 import pytest
 import torch
-from mnc import InstanceVoting, MNCBoxTransform, MNCSampler
-from mnc.box_transform import exact_boxes
-from mnc.losses import box_loss, mask_loss
-from mnc.stage_bridge import bridge_boxes
-from mnc.targets import mask_ious, mask_level_classes
 
 from d2ext.config import get_config
 from d2ext.modeling import VGG16, RoundedAnchorGenerator
 from d2ext.modeling.regions.boxes import to_continuous, to_inclusive
 from d2ext.modeling.rpn.caffe import AnchorPredictions
+from d2ext.projects.mnc import InstanceVoting, MNCBoxTransform, MNCSampler
+from d2ext.projects.mnc.box_transform import exact_boxes
+from d2ext.projects.mnc.losses import box_loss, mask_loss
+from d2ext.projects.mnc.stage_bridge import bridge_boxes
+from d2ext.projects.mnc.targets import mask_ious, mask_level_classes
 from d2ext.utils.testing import as_double as double
 from d2ext.utils.testing import assert_numbers as close
 
