@@ -157,9 +157,7 @@ D2EXT_INLINE void add_score_gradient(const HeadTask<T>& task, int64_t n, int col
         for (int row = y.first; row < y.last; ++row) {
           T* cell = task.tile_grad + (int64_t(row) * task.width + x.first) * kLanes;
           for (int column = x.first; column < x.last; ++column, cell += kLanes) {
-            Pack<T> total = Pack<T>::load(cell);
-            total.add(grad);
-            total.store(cell);
+            add_to_cell(grad, cell);
           }
         }
       });

@@ -51,8 +51,8 @@ __device__ __forceinline__ CellRange bins_of(int cell, const int2* ranges, int c
 
 // Grid (part rows x tiles, maps / sides, images); shared memory: `kSides` planes of a tile per warp.
 // `values.load` gives the gradients of bin (i, j) of a RoI, one per side: neighbouring maps, of which
-// a part's planes lie `parts` apart.
-template <class T, class Values>
+// a part's planes lie `parts` apart. `P` is what cells are summed in.
+template <class T, class P, class Values>
 __global__ void __launch_bounds__(kThreads, 1) spread(
     PsBins<Accumulate<T>> table, PsShape shape, PsTile tile, Values values, T* grad) {
   using A = Accumulate<T>;
@@ -69,12 +69,12 @@ __global__ void __launch_bounds__(kThreads, 1) spread(
   const int height = min(tile.height, shape.height - top);
   const int width = min(tile.width, shape.width - left);
   const int first_i = shape.part_first(part_y), last_i = shape.part_first(part_y + 1);
-  A* planes = reinterpret_cast<A*>(shared) + warp * kSides * tile.height * tile.width;
+  P* planes = reinterpret_cast<P*>(shared) + warp * kSides * tile.height * tile.width;
   for (int64_t map = blockIdx.y; map * kSides < shape.maps; map += gridDim.y) {
     for (int part_x = warp; part_x < shape.group; part_x += tile.warps) {
       const int part = part_y * shape.group + part_x;
       const int first_j = shape.part_first(part_x), last_j = shape.part_first(part_x + 1);
-      for (int cell = lane; cell < kSides * height * width; cell += 32) planes[cell] = A(0);
+      for (int cell = lane; cell < kSides * height * width; cell += 32) planes[cell] = P(0);
       // at most 32 bins at a time: whole rows of them if one fits
       const int row_bins = min(last_j - first_j, 32), rows = 32 / row_bins;
       const int row_chunks = (last_j - first_j + row_bins - 1) / row_bins;
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kThreads, 1) spread(
                     }
                   }
                 }
-                A* to = planes + (cell_y - top) * width + cell_x - left;
+                P* to = planes + (cell_y - top) * width + cell_x - left;
                 for (int side = 0; side < kSides; ++side) to[side * height * width] += sum[side];
               }
             }
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kThreads, 1) spread(
         T* plane = grad +
             ((image * shape.maps + map * kSides + side) * shape.parts() + part) * shape.cells();
         for (int y = 0; y < height; ++y) {
-          const A* from = planes + (side * height + y) * width;
+          const P* from = planes + (side * height + y) * width;
           T* to = plane + int64_t(top + y) * shape.width + left;
           for (int x = lane; x < width; x += 32) to[x] = static_cast<T>(from[x]);
         }
@@ -151,21 +151,31 @@ __global__ void __launch_bounds__(kThreads, 1) spread(
   }
 }
 
-// Fills all of `grad`, (images, maps x parts, height, width).
-template <class T, class Values>
-void run_spread(const PsTable& table, const PsShape& shape, const Values& values, T* grad) {
-  using A = Accumulate<T>;
+template <class T, class P, class Values>
+void launch_spread(const PsTable& table, const PsShape& shape, const Values& values, T* grad) {
   const int64_t maps = std::min<int64_t>(shape.maps / Values::kSides, 65535);
   const PsTile tile =
-      tile_of(shape, Values::kSides, sizeof(A), maps * shape.batch * shape.group);
+      tile_of(shape, Values::kSides, sizeof(P), maps * shape.batch * shape.group);
   const dim3 grid(
       static_cast<unsigned>(shape.group * tile.rows * tile.columns), static_cast<unsigned>(maps),
       static_cast<unsigned>(shape.batch));
-  const size_t bytes = sizeof(A) * Values::kSides * tile.warps * tile.height * tile.width;
-  const auto kernel = spread<T, Values>;
+  const size_t bytes = sizeof(P) * Values::kSides * tile.warps * tile.height * tile.width;
+  const auto kernel = spread<T, P, Values>;
   kernel<<<grid, 32 * tile.warps, bytes, c10::cuda::getCurrentCUDAStream()>>>(
-      table.bins<A>(), shape, tile, values, grad);
+      table.bins<Accumulate<T>>(), shape, tile, values, grad);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+// Fills all of `grad`, (images, maps x parts, height, width). On a small map very many bins meet in
+// one cell: where a part's planes fit into shared memory in double, they are summed so.
+template <class T, class Values>
+void run_spread(const PsTable& table, const PsShape& shape, const Values& values, T* grad) {
+  const size_t doubles = shape.cells() * Values::kSides * sizeof(double);
+  if (doubles <= kTileBytes / kSpreadWarps) {
+    launch_spread<T, double>(table, shape, values, grad);
+  } else {
+    launch_spread<T, Accumulate<T>>(table, shape, values, grad);
+  }
 }
 
 }  // namespace d2ext
