@@ -159,7 +159,7 @@ def extension():
         cxx = ["/O2", "/openmp"]
     cxx += os.environ.get("D2EXT_CXXFLAGS", "").split()
     link = [] if os.name == "nt" else ["-fopenmp"]
-    arguments, folders, macros = {"cxx": cxx}, [], []
+    arguments, folders = {"cxx": cxx}, []
     kind = CppExtension
     if with_cuda(torch):
         kind = CUDAExtension
@@ -167,7 +167,8 @@ def extension():
         folders = cudart_folder()
         names = architectures(torch)
         print(f"d2ext: CUDA kernels for {', '.join(names)}")
-        macros = [("D2EXT_ARCHITECTURES", ",".join(names))]  # d2ext.ops asks for it
+        # For library.cpp; not a macro of every file, as nvcc takes what follows a comma for another.
+        cxx += [f"-DD2EXT_ARCHITECTURES={','.join(names)}"]
         arguments["nvcc"] = ["-O3", "--expt-relaxed-constexpr"]
         if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
             arguments["nvcc"] += architecture_flags(names)
@@ -175,7 +176,6 @@ def extension():
     module = kind(
         "d2ext._C",
         sorted(sources),
-        define_macros=macros,
         library_dirs=folders,
         extra_compile_args=arguments,
         extra_link_args=link + os.environ.get("D2EXT_LDFLAGS", "").split(),

@@ -16,15 +16,14 @@ def show(**kwargs):
         print("MODULE", module.name, type(module).__name__, len(module.sources))
         print("CUDA", any(source.endswith(".cu") for source in module.sources))
         print("FLAGS", *module.flags.get("nvcc", []))
-        print("MACROS", *(f"{name}={value}" for name, value in module.macros))
+        print("CXX", *module.flags["cxx"])
     print("PACKAGES", *sorted(kwargs["packages"]))
 setuptools.setup = show
 # a stand-in for torch: what is tested is what setup.py makes of it
 import types
 class CppExtension:
-    def __init__(self, name, sources, extra_compile_args, define_macros, **kwargs):
+    def __init__(self, name, sources, extra_compile_args, **kwargs):
         self.name, self.sources, self.flags = name, sources, extra_compile_args
-        self.macros = define_macros
 class CUDAExtension(CppExtension):
     pass
 torch, extension = types.ModuleType("torch"), types.ModuleType("torch.utils.cpp_extension")
@@ -163,9 +162,10 @@ def test_architectures_are_those_of_the_gpus_here_or_all_that_nvcc_knows(known, 
     result = run_setup(fake_nvcc("13.0", known) + f"\nGPUS += {gpus}\n")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    (macros,) = (line for line in lines if line.startswith("MACROS"))
-    assert macros == f"MACROS D2EXT_ARCHITECTURES={built}"
+    (cxx,) = (line for line in lines if line.startswith("CXX"))
+    assert f"-DD2EXT_ARCHITECTURES={built}" in cxx.split()
     (flags,) = (line for line in lines if line.startswith("FLAGS"))
+    assert "-DD2EXT" not in flags  # nvcc would read `8.0,9.0` as two macros
     numbers = built.replace(".", "").removesuffix("+PTX").split(",")
     wanted = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers]
     wanted.append(f"-gencode=arch=compute_{numbers[-1]},code=compute_{numbers[-1]}")
@@ -174,5 +174,5 @@ def test_architectures_are_those_of_the_gpus_here_or_all_that_nvcc_knows(known, 
 
 def test_architectures_asked_for_are_left_to_torch():
     result = run_setup(fake_nvcc("13.0"), TORCH_CUDA_ARCH_LIST="8.6;9.0a+PTX")
-    assert "MACROS D2EXT_ARCHITECTURES=8.6,9.0a+PTX\n" in result.stdout
+    assert " -DD2EXT_ARCHITECTURES=8.6,9.0a+PTX\n" in result.stdout
     assert "gencode" not in result.stdout
