@@ -223,7 +223,10 @@ def mapper(args: argparse.Namespace) -> list[dict]:
         with tempfile.TemporaryDirectory() as folder:
             runs = mapper_cases.runs(folder, objects)
             times = in_turns(runs, max(args.rounds, 9), torch.device("cpu"))
+            loading = mapper_cases.in_a_loading_process(runs, max(args.rounds, 7))
         rows += compared("mapper", f"{objects} objects", times, mapper_cases.BASE)
+        case = f"{objects} objects, handed on by one worker"
+        rows += compared("mapper", case, loading, mapper_cases.BASE)
     return rows
 
 

@@ -1,5 +1,7 @@
 """Images with random outlines for dev/benchmark_models.py, and the mappers that load them."""
 
+import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from d2ext.data import InstanceSegMapper
 
@@ -15,6 +18,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
 BASE = "detectron2 polygon"
+WARM = 4  # images that are loaded before the time is taken
 HEIGHT, WIDTH = 480, 640
 
 
@@ -69,3 +73,34 @@ def runs(folder: str, objects: int) -> dict[str, Callable]:
     derived = ours["ours bitmask, semantic instances"]
     calls["ours bitmask, semantic instances, of RLE"] = lambda: derived(encoded)
     return calls
+
+
+def in_a_loading_process(runs: dict[str, Callable], rounds: int, images: int = 40) -> dict:
+    """Median seconds per image of each, in turns, that one worker of a `DataLoader` loads and hands
+    on to this process."""
+    times = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            loader = iter(
+                DataLoader(
+                    [run] * (images + WARM),
+                    batch_size=None,
+                    num_workers=1,
+                    collate_fn=_call,
+                    worker_init_fn=_one_thread,
+                )
+            )
+            for _ in range(WARM):
+                next(loader)
+            begin = time.perf_counter()
+            loaded = sum(1 for _ in loader)
+            times[name].append((time.perf_counter() - begin) / loaded)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _call(run: Callable):
+    return run()
+
+
+def _one_thread(worker: int) -> None:
+    cv2.setNumThreads(0)

@@ -13,7 +13,8 @@ import torch
 
 from d2ext.data.check.rle import compressed_runs
 
-_ITEM_SIZES = {torch.bool: 1, torch.int64: 8}
+from detectron2.structures import BitMasks
+
 _NOTHING = np.zeros((0, 0), np.uint8)
 
 
@@ -69,11 +70,34 @@ class CroppedMasks:
 
     def bitmaps(self) -> torch.Tensor:
         """The masks as a bool tensor (N, H, W)."""
-        whole = bitmaps_to_hand_on((len(self), *self.image_size))
+        whole = bitmaps_in_new_pages((len(self), *self.image_size))
         bitmaps = whole.numpy().view(np.uint8)
         for bitmap, (x0, y0, x1, y1), crop in zip(bitmaps, self.boxes.tolist(), self.crops):
             bitmap[y0:y1, x0:x1] = crop
         return whole
+
+    def bitmaps_on(self, device: torch.device) -> torch.Tensor:
+        """The same on a device, to which the boxes' bitmaps are copied only."""
+        height, width = self.image_size
+        x0, y0, x1, y1 = self.boxes.T
+        rows, owner = y1 - y0, np.repeat(np.arange(len(self)), y1 - y0)
+        # Every row of a crop is a run of pixels: where it begins in the crops and in the whole.
+        lengths = (x1 - x0)[owner]
+        starts = np.cumsum(lengths) - lengths
+        within = np.arange(len(owner)) - np.repeat(np.cumsum(rows) - rows, rows)
+        shifts = (owner * height + y0[owner] + within) * width + x0[owner] - starts
+        pixels = torch.from_numpy(_in_one(self.crops)).to(device)
+        runs = torch.from_numpy(np.stack([lengths, shifts])).to(device)
+        places = torch.arange(len(pixels), device=device)
+        places += torch.repeat_interleave(runs[1], runs[0], output_size=len(pixels))
+        whole = torch.zeros((len(self), height, width), dtype=torch.bool, device=device)
+        whole.view(-1)[places] = pixels.bool()
+        return whole
+
+    def __reduce__(self):
+        """Eight pixels in a byte: loading processes hand masks on."""
+        pixels = np.packbits(_in_one(self.crops))
+        return _unpack, (self.image_size, self.boxes, pixels)
 
     def paint(self, labels: np.ndarray, values: Sequence[int]) -> None:
         """Set the pixels of masks, one mask after the other.
@@ -86,26 +110,63 @@ class CroppedMasks:
             np.copyto(labels[y0:y1, x0:x1], value, where=crop.view(bool))
 
 
-def tensor_to_hand_on(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """A tensor to be filled; in a loading process, in the memory that it shares with the main one,
-    where it would be copied otherwise."""
-    size = math.prod(shape) * _ITEM_SIZES[dtype]
-    if not size or torch.utils.data.get_worker_info() is None:
-        return torch.empty(shape, dtype=dtype)
-    # As torch's own collating does.
-    storage = torch.UntypedStorage._new_shared(size)
-    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)
-
-
-def bitmaps_to_hand_on(shape: tuple[int, ...]) -> torch.Tensor:
-    """False everywhere; the same, in new pages, which the system provides when they are first
-    touched: around objects, most never are."""
+def bitmaps_in_new_pages(shape: tuple[int, ...]) -> torch.Tensor:
+    """False everywhere, in pages that the system provides when they are first touched: around
+    objects, most never are."""
     if not math.prod(shape) or not hasattr(mmap, "MAP_PRIVATE"):  # as on Windows
         return torch.zeros(shape, dtype=torch.bool)
-    if torch.utils.data.get_worker_info() is not None:
-        return tensor_to_hand_on(shape, torch.bool)  # new shared memory is zero
     pages = mmap.mmap(-1, math.prod(shape), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(pages, dtype=torch.bool).view(shape)
+
+
+def _in_one(crops: Sequence[np.ndarray]) -> np.ndarray:
+    """The pixels of all crops, row by row, uint8 (P,)."""
+    return np.concatenate([_NOTHING.ravel(), *(c.ravel() for c in crops)])
+
+
+def _unpack(image_size: tuple[int, int], boxes: np.ndarray, packed: np.ndarray) -> CroppedMasks:
+    """Masks from what `CroppedMasks.__reduce__` gives."""
+    widths, heights = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    ends = np.cumsum(widths * heights)
+    pixels = np.unpackbits(packed, count=int(ends[-1]) if len(ends) else 0)
+    crops = [
+        pixels[end - w * h : end].reshape(h, w) if w else _NOTHING
+        for w, h, end in zip(widths.tolist(), heights.tolist(), ends.tolist())
+    ]
+    return CroppedMasks(image_size, boxes, crops)
+
+
+class CroppedBitMasks(BitMasks):
+    """detectron2's `BitMasks`, drawn when somebody looks at their pixels.
+
+    A loading process hands on the boxes' bitmaps only, and to a GPU no others are copied.
+    """
+
+    def __init__(self, masks: CroppedMasks | torch.Tensor):
+        """
+        Args:
+            masks: also whole bitmaps, bool (N, H, W), as `BitMasks.cat` gives.
+        """
+        if isinstance(masks, CroppedMasks):
+            self.cropped, self.image_size = masks, torch.Size(masks.image_size)
+        else:
+            super().__init__(masks)
+
+    def __getattr__(self, name: str):
+        if name != "tensor" or "cropped" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        self.tensor = self.__dict__.pop("cropped").bitmaps()
+        return self.tensor
+
+    def __len__(self) -> int:
+        return len(self.__dict__.get("cropped", self.__dict__.get("tensor")))
+
+    def to(self, *args, **kwargs) -> BitMasks:
+        """As of the base class; the bitmaps of a GPU are drawn there."""
+        device = torch.device(args[0] if args else kwargs["device"])
+        if "cropped" in self.__dict__ and device.type != "cpu":
+            return BitMasks(self.cropped.bitmaps_on(device))
+        return super().to(*args, **kwargs)
 
 
 def join(parts: Sequence[CroppedMasks], order: Sequence[int]) -> CroppedMasks:

@@ -10,6 +10,7 @@ import torch
 from d2ext.data.augment import LargeScaleJitter, add_augmentations
 from d2ext.data.check.images import DECODE_ERRORS, map_finding, read_header, unsupported
 from d2ext.data.check.masks import check_masks
+from d2ext.data.cropped_masks import CroppedBitMasks
 from d2ext.data.loader import UnreadableImageError
 from d2ext.data.random_state import seeded_generators
 from d2ext.data.semantic import IGNORE_LABEL, check_semantic_mode, semantic_from_crops
@@ -20,7 +21,7 @@ from detectron2.config import configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.structures import Boxes, Instances, PolygonMasks
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class InstanceSegMapper(DatasetMapper):
 
     Training output, per image: the record's `file_name, image_id, height, width` (original size),
     `image` (uint8 (3, H, W), augmented), `instances` (`gt_boxes`, `gt_classes`, `gt_masks`; crowd
-    regions removed; the three fields exist even when there is no object), `sem_seg` (int64 (H, W),
+    regions removed; the three fields exist even when there is no object), `sem_seg` (uint8 (H, W),
     255 = ignore; absent with semantic="none") and `sample_seed` when the loader set one.
     Test output: `file_name, image_id, height, width, image`.
     """
@@ -162,7 +163,7 @@ class InstanceSegMapper(DatasetMapper):
         image, labels = augmented.image, augmented.sem_seg
         record["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if labels is not None:
-            record["sem_seg"] = torch.from_numpy(labels.astype(np.int64))
+            record["sem_seg"] = torch.from_numpy(np.array(labels, np.uint8))
         if self.is_train:
             self._transform_annotations(record, transforms, image.shape[:2])
         else:
@@ -224,7 +225,7 @@ class InstanceSegMapper(DatasetMapper):
         classes = [int(objects[i]["category_id"]) for i in rows]
         instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
         if bitmask:
-            instances.gt_masks = BitMasks(masks.bitmaps())
+            instances.gt_masks = CroppedBitMasks(masks)
         else:
             instances.gt_masks = PolygonMasks([polygons[i] for i in rows])
         return instances, masks

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from d2ext.data.catalog import check_registered, dataset_classes
-from d2ext.data.cropped_masks import CroppedMasks, tensor_to_hand_on
+from d2ext.data.cropped_masks import CroppedMasks
 from d2ext.errors import UserError
 
 from detectron2.data import MetadataCatalog
@@ -46,7 +46,10 @@ def semantic_from_instances(
             only: an annotated instance in front of a crowd keeps its class.
 
     Returns:
-        int64 (height, width).
+        uint8 (height, width).
+
+    Raises:
+        UserError: more than 254 classes, so that a label would be 255.
     """
     crops = [m.bool().cpu().numpy().view(np.uint8) for m in masks]
     cropped = CroppedMasks.around((height, width), crops)
@@ -67,18 +70,23 @@ def semantic_from_crops(
         ignore: masks of the regions labelled 255, or None.
 
     Returns:
-        int64 (height, width).
+        uint8 (height, width).
+
+    Raises:
+        UserError: more than 254 classes, so that a label would be 255.
     """
-    # Small numbers: the map is written several times and widened once.
-    dtype = np.min_scalar_type(max(num_classes, IGNORE_LABEL))
-    labels = np.full(masks.image_size, num_classes, dtype)
+    if num_classes >= IGNORE_LABEL:
+        raise UserError(
+            f"semantic labels cannot be made of instances of {num_classes} classes: 255 stands for "
+            "pixels without label; take the data set's maps, or none (INPUT.SEMANTIC, "
+            "MODEL.HTC.SEMANTIC.ENABLED)"
+        )
+    labels = np.full(masks.image_size, num_classes, np.uint8)
     if ignore is not None:
         ignore.paint(labels, [IGNORE_LABEL] * len(ignore))
     order = np.argsort(-masks.areas, kind="stable")
     masks[order].paint(labels, classes[order].tolist())
-    widened = tensor_to_hand_on(labels.shape, torch.int64)
-    widened.numpy()[...] = labels
-    return widened
+    return torch.from_numpy(labels)
 
 
 def _labels_of_maps(name, folder):

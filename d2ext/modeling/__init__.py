@@ -5,6 +5,11 @@ from d2ext import compat
 compat.patch_structures()
 
 from d2ext.modeling.backbone import VGG16, CaffeResNet, ResNetFPN, SlimResNetFPN
+from d2ext.modeling.baselines import (
+    ReproducibleCascadeROIHeads,
+    ReproducibleROIHeads,
+    ReproducibleRPN,
+)
 from d2ext.modeling.cascade.heads import MultiStageROIHeads
 from d2ext.modeling.detector import ReproducibleRCNN
 from d2ext.modeling.pasting import paste_region_masks
@@ -26,7 +31,10 @@ __all__ = [
     "MultiStageROIHeads",
     "ProposalSampler",
     "ResNetFPN",
+    "ReproducibleCascadeROIHeads",
     "ReproducibleRCNN",
+    "ReproducibleROIHeads",
+    "ReproducibleRPN",
     "RoundedAnchorGenerator",
     "SlimResNetFPN",
     "VGG16",

@@ -1,19 +1,23 @@
 """Masks inside their boxes: decoding, drawing, whole bitmaps, labels."""
 
+import copy
+import pickle
+
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
 
 from d2ext.data.cropped_masks import (
+    CroppedBitMasks,
     CroppedMasks,
-    bitmaps_to_hand_on,
+    bitmaps_in_new_pages,
     decode,
     draw_polygons,
     join,
-    tensor_to_hand_on,
 )
 
+from detectron2.structures import BitMasks
 from detectron2.structures.masks import polygons_to_bitmask
 
 HEIGHT, WIDTH = 13, 17
@@ -110,14 +114,52 @@ def test_later_masks_are_painted_over_earlier_ones():
     np.testing.assert_array_equal(labels, expected)
 
 
-def test_loading_processes_share_what_they_hand_on(monkeypatch):
-    for worker in (None, "a loading process"):
-        monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda worker=worker: worker)
-        labels, bitmaps = tensor_to_hand_on((3, 4), torch.int64), bitmaps_to_hand_on((2, 3, 4))
-        assert labels.is_shared() == bitmaps.is_shared() == (worker is not None)
-        assert (labels.shape, labels.dtype) == ((3, 4), torch.int64)
-        assert bitmaps.dtype == torch.bool and not bitmaps.any()
-        bitmaps[1, 2, 3] = True
-        labels.fill_(7)
-        assert bitmaps.sum() == 1 and labels.sum() == 84
-        assert bitmaps_to_hand_on((0, 3, 4)).shape == (0, 3, 4)
+def test_masks_are_handed_on_in_boxes_of_eight_pixels_a_byte():
+    masks = some_masks()
+    found = decode(encodings(masks), HEIGHT, WIDTH)
+    check(pickle.loads(pickle.dumps(found)), masks)
+    check(pickle.loads(pickle.dumps(found[np.zeros(len(masks), bool)])), masks[:0])
+    large = CroppedMasks.around((500, 400), [np.ones((500, 400), np.uint8)])
+    assert len(pickle.dumps(large)) < 500 * 400 / 8 + 1000
+
+
+def test_bitmaps_on_a_device_are_the_same():
+    masks, device = some_masks(), torch.device("cpu")  # by what draws on a GPU
+    cropped = decode(encodings(masks), HEIGHT, WIDTH)
+    assert torch.equal(cropped.bitmaps_on(device), torch.from_numpy(masks))
+    none = cropped[np.zeros(len(masks), bool)]
+    assert none.bitmaps_on(device).shape == (0, HEIGHT, WIDTH)
+
+
+def test_bitmasks_are_those_of_detectron2_drawn_when_they_are_looked_at():
+    masks = some_masks()
+    cropped = decode(encodings(masks), HEIGHT, WIDTH)
+    found, expected = CroppedBitMasks(cropped), BitMasks(torch.from_numpy(masks))
+    assert len(found) == len(masks) and tuple(found.image_size) == (HEIGHT, WIDTH)
+    found = copy.deepcopy(pickle.loads(pickle.dumps(found)))
+    assert len(found) == len(masks) and "tensor" not in vars(found)
+    assert torch.equal(found.to("cpu").tensor, expected.tensor)
+    assert torch.equal(found.get_bounding_boxes().tensor, expected.get_bounding_boxes().tensor)
+    assert torch.equal(found[2:4].tensor, expected[2:4].tensor)
+    assert torch.equal(BitMasks.cat([found, found]).tensor, expected.tensor.repeat(2, 1, 1))
+    assert found.device == torch.device("cpu") and len(list(found)) == len(masks)
+    found.tensor[:] = True  # from now on, what was drawn counts
+    assert pickle.loads(pickle.dumps(found)).tensor.all() and len(found) == len(masks)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        found.nothing  # noqa: B018
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_bitmasks_are_drawn_on_a_gpu():
+    masks = some_masks()
+    drawn = CroppedBitMasks(decode(encodings(masks), HEIGHT, WIDTH)).to(device="cuda")
+    assert drawn.tensor.is_cuda
+    assert torch.equal(drawn.tensor.cpu(), torch.from_numpy(masks))
+
+
+def test_bitmaps_in_new_pages_are_false():
+    bitmaps = bitmaps_in_new_pages((2, 3, 4))
+    assert bitmaps.dtype == torch.bool and not bitmaps.any()
+    bitmaps[1, 2, 3] = True
+    assert bitmaps.sum() == 1
+    assert bitmaps_in_new_pages((0, 3, 4)).shape == (0, 3, 4)

@@ -61,7 +61,7 @@ def test_training_output_has_the_promised_fields(records):
     out = _mapper()(records[0])
     height, width = records[0]["height"], records[0]["width"]
     assert out["image"].shape == (3, height, width) and out["image"].dtype == torch.uint8
-    assert out["sem_seg"].shape == (height, width) and out["sem_seg"].dtype == torch.int64
+    assert out["sem_seg"].shape == (height, width) and out["sem_seg"].dtype == torch.uint8
     assert isinstance(out["instances"].gt_masks, BitMasks)
     assert len(out["instances"]) == len(records[0]["annotations"]) > 0
     assert (out["height"], out["width"]) == (height, width)

@@ -35,7 +35,7 @@ def test_semantic_from_instances_matches_a_pixelwise_oracle(seed):
     result = semantic_from_instances(
         torch.from_numpy(masks), torch.from_numpy(classes), 7, 9, 4, torch.from_numpy(ignore)
     )
-    assert result.dtype == torch.int64
+    assert result.dtype == torch.uint8
     np.testing.assert_array_equal(result.numpy(), _oracle(masks, classes, 4, ignore))
 
 
@@ -78,3 +78,11 @@ def test_number_of_labels_is_read_from_the_maps_when_unknown(tmp_path):
     _register("unmapped", sem_seg_root=str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="no labelled semantic map"):
         semantic_num_labels("unmapped", "dataset")
+
+
+def test_more_classes_than_labels_below_255_are_refused():
+    masks = torch.ones(1, 2, 2, dtype=torch.bool)
+    labels = semantic_from_instances(masks, torch.tensor([253]), 2, 2, 254)
+    assert labels.tolist() == [[253, 253]] * 2
+    with pytest.raises(UserError, match="255 classes: 255 stands for"):
+        semantic_from_instances(masks, torch.tensor([253]), 2, 2, 255)

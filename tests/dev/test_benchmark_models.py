@@ -35,6 +35,13 @@ def test_mappers_of_the_report_load_the_same_image(script, tmp_path):
     assert set(sizes.values()) == {(3, 800, 1067)} and script.mapper_cases.BASE in sizes
 
 
+def test_mappers_of_the_report_also_run_in_loading_processes(script):
+    times = script.mapper_cases.in_a_loading_process(
+        {"own": torch.utils.data.get_worker_info}, 1, 3
+    )
+    assert times.keys() == {"own"} and times["own"] > 0
+
+
 def test_unknown_names_are_refused(script, capsys):
     with pytest.raises(SystemExit):
         script.parse_arguments(["--models", "htc,yolo"])

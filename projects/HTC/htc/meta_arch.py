@@ -16,7 +16,7 @@ class HybridTaskCascade(ReproducibleRCNN):
     """Hybrid Task Cascade (Chen et al., CVPR 2019).
 
     Inputs are those of GeneralizedRCNN. In training with a semantic branch each image also needs
-    `sem_seg`: (H, W) int64 labels at the resolution of the network input.
+    `sem_seg`: (H, W) integer labels at the resolution of the network input.
     """
 
     def training_step(
