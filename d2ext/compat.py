@@ -312,6 +312,27 @@ def paste_region_masks_with(paste: Callable) -> None:
     ROIMasks.to_bitmasks = to_bitmasks
 
 
+# Keys that stand for something which only our training loop and its loader do, and the values that
+# ask for none of it.
+_OF_OUR_LOOP = {
+    "INPUT.COPY_PASTE.PROB": 0,
+    "SOLVER.ACCUMULATION_STEPS": 1,
+    "SOLVER.EMA_DECAY": 0,
+    "SOLVER.FREEZE": [],
+    "SOLVER.SKIP_NONFINITE": False,
+    "TEST.BEST_METRIC": "",
+    "TEST.EARLY_STOPPING": 0,
+    "LOG_WRITERS": [],
+}
+
+
+def _value(cfg, key: str, missing):
+    """Of a key with dots, or what to take where the config lacks it."""
+    for part in key.split("."):
+        cfg = cfg.get(part, None) if hasattr(cfg, "get") else None
+    return missing if cfg is None else cfg
+
+
 def announce_optimizer() -> None:
     """Let detectron2's own `build_optimizer`, which its `DefaultTrainer` calls, say that it leaves
     out keys of d2ext. This changes no result, so it is no adaptation."""
@@ -324,15 +345,21 @@ def announce_optimizer() -> None:
 
     @functools.wraps(original)
     def announcing(cfg, model):
-        solver = cfg.SOLVER
+        solver, logger = cfg.SOLVER, logging.getLogger(__name__)
         name = solver.get("OPTIMIZER", "SGD")
         ignored = [f"SOLVER.OPTIMIZER={name}"] if name != "SGD" else []
         ignored += ["SOLVER.LR_MULTIPLIERS"] * bool(solver.get("LR_MULTIPLIERS"))
         if ignored:
-            logging.getLogger(__name__).warning(
+            logger.warning(
                 "%s has no effect: detectron2's own trainer uses SGD; train with d2ext.engine, or "
                 "return d2ext.solver.build_optimizer(cfg, model) in build_optimizer of the trainer",
                 " and ".join(ignored),
+            )
+        loop = [key for key, value in _OF_OUR_LOOP.items() if _value(cfg, key, value) != value]
+        if loop:
+            logger.warning(
+                "%s: what d2ext.engine does, not detectron2's own trainer; train with the former",
+                ", ".join(loop),
             )
         return original(cfg, model)
 

@@ -39,6 +39,8 @@ _LIMITS = (
     _twin("SOLVER.ACCUMULATION_STEPS", 1, mend="1 takes the batch in one piece"),
     _twin("SOLVER.EMA_DECAY", 0, 1 - 1e-9, mend="0 keeps no average")._replace(whole=False),
     _twin("LOG_PERIOD", 1),
+    Limit("TEST.DETECTIONS_PER_IMAGE", "model.roi_heads.box_predictor.test_topk_per_image", 1),
+    Limit("TEST.DETECTIONS_PER_IMAGE", "model.roi_heads.max_per_image", 1),  # FCIS, MNC
     _twin("TEST.EVAL_PERIOD", 0, mend="0 evaluates after the training only"),
     _twin("TEST.EARLY_STOPPING", 0, mend="0 never ends the training early"),
     _twin("DATALOADER.NUM_WORKERS", 0, mend="0 loads in the main process"),

@@ -40,6 +40,13 @@ CASES = {
         "is -1; it has to be at least 0",
     ),
     "patience": (("TEST.EARLY_STOPPING=-1", "train.early_stopping=-1"), "is -1; it has to be"),
+    "detections": (
+        (
+            "TEST.DETECTIONS_PER_IMAGE=0",
+            "model.roi_heads.box_predictor.test_topk_per_image=0",
+        ),
+        "is 0; it has to be at least 1",
+    ),
     "rate": (("SOLVER.BASE_LR=-1", "optimizer.lr=-1"), "is -1.0; it has to be at least 0"),
     "decay": (("SOLVER.WEIGHT_DECAY=-1", "optimizer.weight_decay=-1"), "is -1.0; it has to be"),
     "decay of norms": (

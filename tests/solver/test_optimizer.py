@@ -13,6 +13,7 @@ from d2ext.solver import build_optimizer, get_optimizer_params, make_optimizer
 from d2ext.solver.optimizer import OPTIMIZERS
 
 from detectron2.config import LazyCall, instantiate
+from detectron2.config import get_cfg as get_plain_cfg
 from detectron2.engine import DefaultTrainer
 
 
@@ -208,6 +209,19 @@ def test_a_clipping_optimiser_restores_its_state():
     step(parameter, optimizer)
     step(other, restored)
     assert other.equal(parameter)
+
+
+def test_detectron2s_own_trainer_says_what_only_our_loop_does(caplog):
+    cfg = get_cfg()
+    DefaultTrainer.build_optimizer(cfg, torch.nn.Linear(2, 2))
+    assert not caplog.text
+    cfg.INPUT.COPY_PASTE.PROB, cfg.SOLVER.EMA_DECAY = 0.5, 0.9
+    DefaultTrainer.build_optimizer(cfg, torch.nn.Linear(2, 2))
+    assert "INPUT.COPY_PASTE.PROB, SOLVER.EMA_DECAY: what d2ext.engine does" in caplog.text
+    caplog.clear()
+    plain = get_plain_cfg()  # has none of these keys
+    DefaultTrainer.build_optimizer(plain, torch.nn.Linear(2, 2))
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(
