@@ -16,6 +16,8 @@ from d2ext.modeling.regions.targets import PackedMasks, pack_masks
 
 from detectron2.structures import Instances
 
+GROUPS = 2  # of regions of about one size, each looked at in one go
+
 
 def mask_ious(
     probabilities: Tensor, boxes: Tensor, masks: Tensor, gt_index: Tensor, threshold: float = 0.4
@@ -36,21 +38,32 @@ def mask_ious(
         return torch.zeros(0, device=boxes.device)
     first, last = pixel_boxes(boxes).split(2, dim=1)
     sides = last - first + 1
-    width, height = sides.amax(dim=0).tolist()
-    # Half precision would move pixels across the threshold.
-    with torch.autocast(boxes.device.type, enabled=False):
-        probabilities = probabilities.detach().float()
-        across = _weights(sides[:, :1], width, probabilities.shape[2])
-        down = _weights(sides[:, 1:], height, probabilities.shape[1])
-        predicted = down @ (probabilities @ across.transpose(1, 2)) >= threshold
-    x, x_in_box, x_in_image = _pixels(first[:, :1], sides[:, :1], width, masks.shape[2])
-    y, y_in_box, y_in_image = _pixels(first[:, 1:], sides[:, 1:], height, masks.shape[1])
-    drawn = predicted & (y_in_box[..., None] & x_in_box[:, None])
-    truth = masks[gt_index[:, None, None], y[..., None], x[:, None]]
-    both = drawn & truth & (y_in_image[..., None] & x_in_image[:, None])
-    drawn, both = drawn.sum(dim=(1, 2)), both.sum(dim=(1, 2))
-    union = drawn + masks.sum(dim=(1, 2))[gt_index] - both
-    return both / union.clamp(min=1)
+    # Regions are looked at in the extent of the largest one; so small ones with small ones.
+    groups = sides.prod(dim=1).argsort().tensor_split(GROUPS)
+    groups = [rows for rows in groups if len(rows)]
+    extents = torch.stack([sides[rows].amax(dim=0) for rows in groups]).tolist()
+    areas, ious = _count(masks), torch.empty(len(boxes), device=boxes.device)
+    for rows, (width, height) in zip(groups, extents):
+        (x0, y0), (w, h) = (v[rows].split(1, dim=1) for v in (first, sides))
+        # Half precision would move pixels across the threshold.
+        with torch.autocast(boxes.device.type, enabled=False):
+            cells = probabilities[rows].detach().float()
+            across = _weights(w, width, cells.shape[2])
+            down = _weights(h, height, cells.shape[1])
+            predicted = down @ (cells @ across.transpose(1, 2)) >= threshold
+        x, x_in_box, x_in_image = _pixels(x0, w, width, masks.shape[2])
+        y, y_in_box, y_in_image = _pixels(y0, h, height, masks.shape[1])
+        drawn = predicted & (y_in_box[..., None] & x_in_box[:, None])
+        index = gt_index[rows]
+        truth = masks[index[:, None, None], y[..., None], x[:, None]]
+        both = _count(drawn & truth & (y_in_image[..., None] & x_in_image[:, None]))
+        ious[rows] = both / (_count(drawn) + areas[index] - both).clamp(min=1)
+    return ious
+
+
+def _count(masks: Tensor) -> Tensor:
+    """Pixels of each bool mask (N x H x W), int32; torch widens bool to int64 before it adds."""
+    return masks.flatten(1).view(torch.uint8).sum(dim=1, dtype=torch.int32)
 
 
 def _weights(sides: Tensor, extent: int, size: int) -> Tensor:
