@@ -14,7 +14,7 @@ from d2ext.checkpoint.formats.integrity import append_seal
 from d2ext.checkpoint.importers.mmdet import mmdet_metadata
 from d2ext.checkpoint.importing import import_weights
 from d2ext.checkpoint.rng import RNGState
-from d2ext.checkpoint.settings import SETTINGS_KEY, apply_settings
+from d2ext.checkpoint.settings import SETTINGS_KEY, apply_settings, settings_of_parts
 from d2ext.config import paths as _paths  # noqa: F401  makes d2ext:// known
 from d2ext.errors import UserError
 
@@ -162,6 +162,15 @@ class Checkpointer(DetectionCheckpointer):
                 "data set that the run was started with"
             )
         return rest
+
+    def note_parts(self) -> None:
+        """Give the model what parts that were built with weights need, such as pixel statistics,
+        and store it from now on."""
+        lines, settings = apply_settings(self.model, settings_of_parts(self.model))
+        for line in lines:
+            self.logger.info("as the weights need it: %s", line)
+        if settings:
+            self.metadata[SETTINGS_KEY] = settings
 
     def check_existence(self, path: str) -> None:
         """Raise a `UserError` unless a file, or what an address names, is there."""

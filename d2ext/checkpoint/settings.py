@@ -95,6 +95,13 @@ def apply_settings(
     return lines, settings
 
 
+def settings_of_parts(model: nn.Module) -> dict[str, Any]:
+    """What parts that were built with weights need, by their `needed_settings`; {} if there are
+    none."""
+    found = [getattr(module, "needed_settings", {}) for module in model.modules()]
+    return {key: value for settings in found for key, value in settings.items()}
+
+
 def settings_to_config(cfg: CfgNode | DictConfig, settings: dict[str, Any]) -> list[str]:
     """Put settings that a model has into its config, so that who builds the model from it, such as
     detectron2's `DefaultPredictor`, gets the same network.

@@ -27,3 +27,23 @@ def add_modeling_config(cfg: CN) -> None:
 
     # Max pooling of CaffeResNet's stem without padding, its output size rounded up, as in Caffe.
     cfg.MODEL.CAFFE_RESNET = CN({"CEIL_POOL": True})
+
+    net = cfg.MODEL.TIMM = CN()
+    # A network of timm under build_timm_backbone or build_timm_fpn_backbone.
+    net.NAME = "convnext_tiny"
+    # Its weights: "hub", a file, or "" for random ones; left out where MODEL.WEIGHTS names a file.
+    net.PRETRAINED = ""
+    # Of res2 ... res5; empty: all.
+    net.OUT_FEATURES = []
+    # Rate of stochastic depth in the last block.
+    net.DROP_PATH = 0.0
+    # Leading stages without training: 1 is the stem, 2 also res2.
+    net.FREEZE_AT = 0
+    # What batch norms become: "FrozenBN", or "" to leave them.
+    net.NORM = "FrozenBN"
+    # "LN": a layer norm on every feature map, as in the detectors of Swin and ConvNeXt.
+    net.OUT_NORM = ""
+    # 16 dilates the last stage of networks that can be.
+    net.OUTPUT_STRIDE = 32
+    # Compute features again in the backward pass, for less memory.
+    net.CHECKPOINTING = False

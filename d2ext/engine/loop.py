@@ -174,6 +174,8 @@ def _train(experiment: Experiment, resume: bool, user_hooks: list) -> dict[str, 
         note_classes(experiment, stored, experiment.init_checkpoint)
         note_settings(experiment, stored, experiment.init_checkpoint)
         checkpointer.load(experiment.init_checkpoint, checkpointables=[])
+        if not experiment.init_checkpoint:
+            checkpointer.note_parts()
         _warn_about_norms(model)
         if average:
             average.begin()

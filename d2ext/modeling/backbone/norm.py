@@ -3,9 +3,11 @@ bias, group norm that also fits narrow layers, and the names under which configs
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.convnext import LayerNorm2d
 
 
 class EvalStatsBatchNorm2d(nn.BatchNorm2d):
@@ -44,7 +46,9 @@ def resolve_norm(norm: str | Callable) -> str | Callable:
     """Translate the norm names that `detectron2.layers.get_norm` lacks; pass others through.
 
     Args:
-        norm: "EvalStatsBN" or "GN" (in its narrow form), else anything `get_norm` accepts.
+        norm: "EvalStatsBN", "GN" (in its narrow form) or "LN" (over the channels of each cell; in
+            `get_norm` of detectron2's main only), else anything `get_norm` accepts.
     """
-    own = {"EvalStatsBN": EvalStatsBatchNorm2d, "GN": narrow_group_norm}
+    layer_norm = partial(LayerNorm2d, eps=1e-6)
+    own = {"EvalStatsBN": EvalStatsBatchNorm2d, "GN": narrow_group_norm, "LN": layer_norm}
     return own.get(norm, norm) if isinstance(norm, str) else norm
