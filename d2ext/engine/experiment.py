@@ -23,6 +23,7 @@ from d2ext.config.overrides import (
 )
 from d2ext.data import dataset_classes, semantic_num_labels
 from d2ext.engine.building import building
+from d2ext.modeling.backbone.timm import without_part_weights
 
 from detectron2.config import CfgNode
 
@@ -56,6 +57,8 @@ class Experiment(abc.ABC):
     test_aug: dict[str, Any]
     # Whether the command line named the weights, rather than the config.
     weights_chosen: bool = False
+    # Whether weights of the whole model follow that the config does not name.
+    weights_follow: bool = False
     # Keys that the command line sets.
     chosen: frozenset[str] = frozenset()
     # Whether classes of other names than those of the weights are the same ones.
@@ -89,6 +92,12 @@ class Experiment(abc.ABC):
     @abc.abstractmethod
     def _settings(self) -> dict[str, Any]:
         """Keys and values of what a model is made of, for messages."""
+
+    def part_weights(self) -> contextlib.AbstractContextManager:
+        """In which parts of the model are built with weights of their own, unless those of the
+        whole model follow."""
+        follow = self.weights_follow or self.init_checkpoint
+        return without_part_weights() if follow else contextlib.nullcontext()
 
     def first_step(self) -> contextlib.AbstractContextManager:
         """In which mistakes of the settings that show when a model runs become one line."""

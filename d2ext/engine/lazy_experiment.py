@@ -70,14 +70,8 @@ class LazyExperiment(Experiment):
         return lazy_settings(self.cfg.model, "model")
 
     def build_model(self) -> Module:
-        node = self.cfg.model
-        if self.init_checkpoint:  # then weights of a part are not needed, and may be out of reach
-            node = node.copy()
-            node._set_parent(self.cfg)
-            for key in lazy_keys(node):
-                if key.endswith(".pretrained"):
-                    OmegaConf.update(node, key, "")
-        model = build_lazy(node, "model")
+        with self.part_weights():
+            model = build_lazy(self.cfg.model, "model")
         return model.to(torch.device(self.device))
 
     def build_optimizer(self, model: Module) -> torch.optim.Optimizer:

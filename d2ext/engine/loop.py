@@ -97,6 +97,7 @@ def _train(experiment: Experiment, resume: bool, user_hooks: list) -> dict[str, 
     _fit_or_recall(experiment, resume)
     seed_all_rng(experiment.seed + comm.get_rank() if experiment.seed >= 0 else None)
     remote = remote_writers(experiment.log_writers, experiment.output_dir)
+    experiment.weights_follow = resume and bool(find_last_checkpoint(experiment.output_dir)[0])
     model = experiment.build_model()
     freeze_parameters(model, experiment.freeze)
     check_runnable(experiment, model)

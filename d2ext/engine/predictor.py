@@ -77,15 +77,16 @@ class Predictor:
 
     def __init__(
         self,
-        config: str | CfgNode | DictConfig | Experiment,
-        weights: str | None = None,
+        config: str | os.PathLike | CfgNode | DictConfig | Experiment,
+        weights: str | os.PathLike | None = None,
         overrides: Sequence[str] = (),
         device: str | None = None,
     ):
         if not isinstance(config, Experiment):
-            loaded = config if isinstance(config, str) else copy.deepcopy(config)
+            is_path = isinstance(config, (str, os.PathLike))
+            loaded = config if is_path else copy.deepcopy(config)
             config = build_experiment(loaded, overrides, with_data=False)
-        path = weights if weights is not None else config.init_checkpoint
+        path = os.fspath(weights) if weights is not None else config.init_checkpoint
         if not path:
             raise UserError(
                 "no weights to predict with: pass weights=..., or set MODEL.WEIGHTS (yaml) or "
@@ -105,7 +106,7 @@ class Predictor:
             # What the user says wins: names of another number of classes are not theirs.
             self.class_names = self.class_names if len(self.class_names) == count else []
         config.set_num_classes(len(self.class_names) or count, stored.get("semantic_labels"))
-        self.experiment = config
+        self.experiment, config.weights_follow = config, True
         self.model = config.build_model().eval()
         Checkpointer(self.model).load_complete(path)
         self.class_names = self.class_names or [str(i) for i in range(config.num_classes())]

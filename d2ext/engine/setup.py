@@ -46,7 +46,7 @@ _CLASS_KEYS = ("MODEL.ROI_HEADS.NUM_CLASSES", "model.roi_heads.num_classes")
 
 
 def build_experiment(
-    config: str | CfgNode | DictConfig,
+    config: str | os.PathLike | CfgNode | DictConfig,
     overrides: Sequence[str] = (),
     register: Sequence[str] = (),
     with_data: bool = True,
@@ -65,7 +65,8 @@ def build_experiment(
     Raises:
         UserError: anything wrong with the config, the data sets or their classes.
     """
-    cfg = load_config(config, overrides) if isinstance(config, str) else config
+    is_path = isinstance(config, (str, os.PathLike))
+    cfg = load_config(os.fspath(config), overrides) if is_path else config
     experiment = LazyExperiment(cfg) if is_lazy(cfg) else YacsExperiment(cfg)
     experiment.note_chosen(overrides)
     check_limits(experiment)

@@ -65,7 +65,7 @@ class YacsExperiment(Experiment):
         from detectron2.modeling import build_model
 
         check_registered_names(self.cfg)
-        with building("the model", self._settings):
+        with self.part_weights(), building("the model", self._settings):
             return build_model(self.cfg)
 
     def build_optimizer(self, model: Module) -> torch.optim.Optimizer:

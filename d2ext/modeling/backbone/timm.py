@@ -5,9 +5,11 @@ opposite borders look at each other where the size of an image is no multiple of
 detectors of the Swin paper pad first, and so do the networks here.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import MethodType, ModuleType
 
@@ -26,6 +28,20 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 
 HUB = "hub"
 PATCH = 16  # pixels; to which networks with patches of 14 are resampled, so that strides halve
+
+
+_SKIPPED: ContextVar[bool] = ContextVar("part_weights_skipped", default=False)
+
+
+@contextlib.contextmanager
+def without_part_weights() -> Iterator[None]:
+    """Build networks without their pretrained weights, because those of the whole model follow:
+    nothing is downloaded, and a file may be gone."""
+    token = _SKIPPED.set(True)
+    try:
+        yield
+    finally:
+        _SKIPPED.reset(token)
 
 
 def require_timm() -> ModuleType:
@@ -110,6 +126,7 @@ class TimmBackbone(Backbone):
             checkpointing: compute the features again in the backward pass, for less memory.
         """
         super().__init__()
+        pretrained = "" if _SKIPPED.get() else pretrained
         plain = is_plain_vit(name)
         names = ["last"] if plain else ["res2", "res3", "res4", "res5"]
         kept = list(out_features) or names

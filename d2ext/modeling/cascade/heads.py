@@ -24,6 +24,7 @@ from d2ext.modeling.regions.losses import (
 from d2ext.modeling.regions.refinement import refine_boxes
 from d2ext.modeling.regions.samples import Samples
 from d2ext.modeling.regions.sampling import ProposalSampler
+from d2ext.modeling.regions.soft_nms import SoftNMS, detect_softly
 from d2ext.modeling.regions.targets import align_masks
 
 from detectron2.modeling.poolers import ROIPooler
@@ -62,6 +63,9 @@ class MultiStageROIHeads(nn.Module):
         mask_head: Sequence[nn.Module],
         stage_loss_weights: Sequence[float] = (1.0, 0.5, 0.25),
         score_average: str = "logits",
+        soft_nms: str = "",
+        soft_nms_sigma: float = 0.5,
+        soft_nms_min_score: float = 1e-3,
     ):
         """
         Args:
@@ -76,6 +80,10 @@ class MultiStageROIHeads(nn.Module):
             stage_loss_weights: factor of the losses of each stage.
             score_average: "logits" averages the class logits over the stages before the
                 softmax, "probs" the probabilities.
+            soft_nms: "linear" or "gaussian" lowers the scores of boxes that overlap a better one,
+                linear from the test threshold of NMS on; "" removes these boxes.
+            soft_nms_sigma: of the Gaussian.
+            soft_nms_min_score: boxes are left out once their score is lower.
         """
         super().__init__()
         self.num_classes = num_classes
@@ -89,6 +97,12 @@ class MultiStageROIHeads(nn.Module):
         if score_average not in ("logits", "probs"):
             raise UserError(f"score_average '{score_average}' is neither 'logits' nor 'probs'")
         self.score_average = score_average
+        threshold = self.box_predictor[-1].test_nms_thresh
+        self.soft_nms = (
+            SoftNMS(soft_nms, threshold, soft_nms_sigma, soft_nms_min_score) if soft_nms else None
+        )
+        if self.soft_nms:
+            self.soft_nms.check()
         self.mask_in_features = list(mask_in_features)
         self.mask_pooler = mask_pooler
         self.mask_head = nn.ModuleList(list(mask_head))
@@ -321,14 +335,23 @@ class MultiStageROIHeads(nn.Module):
     ) -> list[Instances]:
         """What the stages that gave the logits, and at last the boxes, detect."""
         predictor = self.box_predictor[-1]
-        instances, _ = fast_rcnn_inference(
-            [b.tensor for b in boxes],
-            list(self.merge_stages(logits).split([len(b) for b in boxes])),
-            [p.image_size for p in proposals],
-            predictor.test_score_thresh,
-            predictor.test_nms_thresh,
-            predictor.test_topk_per_image,
-        )
+        threshold, most = predictor.test_score_thresh, predictor.test_topk_per_image
+        scores = self.merge_stages(logits).split([len(b) for b in boxes])
+        sizes = [p.image_size for p in proposals]
+        if self.soft_nms:
+            instances = [
+                detect_softly(b.tensor, s, size, threshold, self.soft_nms, most)
+                for b, s, size in zip(boxes, scores, sizes)
+            ]
+        else:
+            instances, _ = fast_rcnn_inference(
+                [b.tensor for b in boxes],
+                list(scores),
+                sizes,
+                threshold,
+                predictor.test_nms_thresh,
+                most,
+            )
         return self._add_masks(features, instances, len(logits))
 
     def _add_masks(self, features: Any, instances: list[Instances], stages: int) -> list[Instances]:

@@ -15,7 +15,7 @@ from d2ext.modeling.backbone.timm import is_plain_vit, pixel_statistics
 from d2ext.utils.testing import random_batch, tiny_config, training_losses
 
 from detectron2.config import LazyCall, instantiate
-from detectron2.layers import FrozenBatchNorm2d
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import build_model
 
 timm = pytest.importorskip("timm")
@@ -264,3 +264,18 @@ def test_bfloat16_gives_finite_features_and_gradients(name):
         loss = sum(x.float().square().mean() for x in net(torch.rand(1, 3, 64, 64)).values())
     loss.backward()
     assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
+
+
+def test_yaml_keys_reach_the_network(tmp_path):
+    cfg = tiny_config()
+    net = cfg.MODEL.TIMM
+    net.NAME, net.PRETRAINED, net.OUTPUT_STRIDE, net.CHECKPOINTING = SMALL, "file.pth", 16, True
+    net.OUT_FEATURES, net.FREEZE_AT = ["res4"], 1
+    arguments = TimmBackbone.from_config(cfg, ShapeSpec(channels=3))
+    assert arguments["pretrained"] == "file.pth"
+    cfg.MODEL.WEIGHTS = "whole.pth"  # then weights of a part are not needed
+    arguments = TimmBackbone.from_config(cfg, ShapeSpec(channels=3))
+    assert arguments["pretrained"] == "" and arguments["output_stride"] == 16
+    built = TimmBackbone(cfg, ShapeSpec(channels=3))
+    assert built.net.grad_checkpointing and list(built.output_shape()) == ["res4"]
+    assert not built.net.stem_0.weight.requires_grad

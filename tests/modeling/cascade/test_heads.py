@@ -197,6 +197,29 @@ def test_inference_refines_averages_and_suppresses():
         assert torch.allclose(scores[row, label], score, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", ["linear", "gaussian"])
+def test_soft_nms_lowers_scores_where_nms_removes_boxes(method):
+    hard = build_heads(default_config()).eval()
+    options = {"soft_nms": method, "soft_nms_sigma": 0.3, "soft_nms_min_score": 0.01}
+    soft = build_heads(default_config(), **options).eval()
+    soft.load_state_dict(hard.state_dict())
+    for heads in (hard, soft):
+        heads.box_predictor[-1].test_topk_per_image = 1000
+        heads.box_predictor[-1].test_score_thresh = 0.01
+    with torch.no_grad():
+        (removed,), (lowered,) = (h(None, features(1), proposals(1))[0] for h in (hard, soft))
+    assert len(lowered) > len(removed) > 0
+    assert torch.equal(lowered.scores, lowered.scores.sort(descending=True).values)
+    assert lowered.scores.min() >= 0.01
+    # What NMS keeps first, nothing better overlaps.
+    assert torch.equal(lowered.scores[0], removed.scores[0])
+    assert torch.equal(lowered.pred_boxes.tensor[0], removed.pred_boxes.tensor[0])
+    assert lowered.pred_masks.shape == (len(lowered), 1, *removed.pred_masks.shape[2:])
+    before = {tuple(b): s for b, s in zip(removed.pred_boxes.tensor.tolist(), removed.scores)}
+    after = [tuple(b) for b in lowered.pred_boxes.tensor.tolist()]
+    assert set(before) <= set(after)
+
+
 def test_masks_are_averaged_over_the_stages():
     heads = build_heads(default_config()).eval()
     x = torch.randn(4, 8, 14, 14)
@@ -289,6 +312,7 @@ def test_statistics_of_every_stage_are_logged():
     "change, message",
     [
         ({"score_average": "max"}, "neither 'logits' nor 'probs'"),
+        ({"soft_nms": "hard"}, "is 'hard'; it has to be one of"),
         ({"stage_loss_weights": [1.0]}, "3 box_heads, but 1 stage_loss_weights"),
         ({"mask_head": [nn.Identity()] * 2}, "3 box_heads, but 2 mask_head"),
     ],

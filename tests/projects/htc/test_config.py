@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from d2ext.config import load_config
+from d2ext.engine import build_experiment
 from d2ext.modeling import MultiStageROIHeads
+from d2ext.modeling.regions.soft_nms import SoftNMS
 from d2ext.projects.htc import HTCROIHeads, add_htc_config
 from d2ext.projects.htc import config as htc_config
 
@@ -16,7 +18,7 @@ CONFIGS = Path(__file__).resolve().parents[3] / "projects/HTC/configs"
 
 def test_there_are_at_most_forty_keys_and_each_has_a_comment():
     lines = [x.strip() for x in inspect.getsource(htc_config).splitlines()]
-    keys = [i for i, x in enumerate(lines) if re.match(r"(htc|semantic)\.[A-Z_]+ = ", x)]
+    keys = [i for i, x in enumerate(lines) if re.match(r"(htc|semantic|soft)\.[A-Z_]+ = ", x)]
     assert 10 < len(keys) <= 40
     for i in keys:
         assert lines[i - 1].startswith("#") or i - 1 in keys, lines[i]
@@ -58,7 +60,36 @@ def test_lazy_defaults_equal_the_yaml_defaults():
         "mask_info_flow": cfg.MODEL.HTC.MASK_INFO_FLOW,
         "mask_ensemble": cfg.MODEL.HTC.MASK_ENSEMBLE,
         "score_average": cfg.MODEL.HTC.SCORE_AVERAGE,
+        "soft_nms": cfg.MODEL.HTC.SOFT_NMS.METHOD,
+        "soft_nms_sigma": cfg.MODEL.HTC.SOFT_NMS.SIGMA,
+        "soft_nms_min_score": cfg.MODEL.HTC.SOFT_NMS.MIN_SCORE,
         "stage_loss_weights": tuple(cfg.MODEL.HTC.STAGE_LOSS_WEIGHTS),
         "semantic_fusion": tuple(cfg.MODEL.HTC.SEMANTIC.FUSION),
     }.items():
         assert signature[argument].default == value
+
+
+@pytest.mark.parametrize(
+    "kind, overrides",
+    [
+        (
+            "yaml",
+            [
+                "MODEL.HTC.SOFT_NMS.METHOD=gaussian",
+                "MODEL.HTC.SOFT_NMS.SIGMA=0.3",
+                "MODEL.HTC.SOFT_NMS.MIN_SCORE=0.02",
+            ],
+        ),
+        (
+            "py",
+            [
+                "+model.roi_heads.soft_nms=gaussian",
+                "+model.roi_heads.soft_nms_sigma=0.3",
+                "+model.roi_heads.soft_nms_min_score=0.02",
+            ],
+        ),
+    ],
+)
+def test_soft_nms_is_a_switch_of_both_kinds_of_config(kind, overrides):
+    experiment = build_experiment(str(CONFIGS / f"htc_tiny.{kind}"), overrides)
+    assert experiment.build_model().roi_heads.soft_nms == SoftNMS("gaussian", 0.5, 0.3, 0.02)
