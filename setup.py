@@ -167,7 +167,7 @@ def extension():
         folders = cudart_folder()
         names = architectures(torch)
         print(f"d2ext: CUDA kernels for {', '.join(names)}")
-        # For library.cpp; not a macro of every file, as nvcc takes what follows a comma for another.
+        # For library.cpp; not for every file, as nvcc takes what follows a comma for another macro.
         cxx += [f"-DD2EXT_ARCHITECTURES={','.join(names)}"]
         arguments["nvcc"] = ["-O3", "--expt-relaxed-constexpr"]
         if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
