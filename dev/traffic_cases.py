@@ -15,9 +15,8 @@ def _rois(count: int) -> torch.Tensor:
     return op_peers.random_rois(count, 1, HEIGHT * 16, WIDTH * 16)
 
 
-def _warp(size: int, pool: bool, last: bool, backward: str = "") -> tuple:
-    """`backward`: "atomic" or "ordered"."""
-    ops, channels, count = torch.ops.d2ext, 64, 24
+def _warp(size: int, pool: bool, last: bool, backward: bool, count: int = 24) -> tuple:
+    ops, channels = torch.ops.d2ext, 64
     feature, rois = torch.randn(1, channels, HEIGHT, WIDTH), _rois(count)
     if last:
         feature = feature.to(memory_format=torch.channels_last)
@@ -31,15 +30,7 @@ def _warp(size: int, pool: bool, last: bool, backward: str = "") -> tuple:
     if last:
         grad = grad.to(memory_format=torch.channels_last)
     op = ops.roi_warp_max_pool_backward if pool else ops.roi_warp_backward
-
-    def run(grad, feature, rois):
-        torch.use_deterministic_algorithms(backward == "ordered")
-        try:
-            return op(grad, feature, rois, SCALE, size, size, *rule, True, True)
-        finally:
-            torch.use_deterministic_algorithms(False)
-
-    return run, (grad, feature, rois)
+    return lambda g, f, r: op(g, f, r, SCALE, size, size, *rule, True, True), (grad, feature, rois)
 
 
 def _pyramid(backward: bool, last: bool) -> tuple:
@@ -121,14 +112,16 @@ def cases() -> dict[str, Callable[[], tuple]]:
         layout = "NHWC" if last else "NCHW"
         text = f"C64 N24 38x63 {layout}"
         for name, pool in (("roi_warp", False), ("roi_warp_max_pool", True)):
-            found[f"{name} forward, {text}"] = lambda p=pool, n=last: _warp(14, p, n)
-            for way in ("atomic", "ordered"):
-                found[f"{name} backward ({way}), {text}"] = lambda p=pool, n=last, w=way: _warp(
-                    14, p, n, w
+            for back in (False, True):
+                found[f"{name} {'backward' if back else 'forward'}, {text}"] = (
+                    lambda p=pool, n=last, b=back: _warp(14, p, n, b)
                 )
         for backward in (False, True):
             name = f"pyramid_roi_align {'backward' if backward else 'forward'}"
             found[f"{name}, C64 N24 304x504 {layout}"] = lambda b=backward, n=last: _pyramid(b, n)
+    for back in (False, True):  # beside so many regions, what is done once a map counts little
+        name = f"roi_warp {'backward' if back else 'forward'}"
+        found[f"{name}, C64 N300 38x63 NCHW"] = lambda b=back: _warp(14, False, False, b, 300)
     for dtype in (torch.float32, torch.float16):
         kind = str(dtype)[6:]
         for mean in (False, True):

@@ -6,10 +6,12 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import venv
 from pathlib import Path
 
 # detectron2 reads the folder of the data sets when it is imported, so it is set here.
@@ -208,6 +210,20 @@ def installed(tmp_path_factory, run_python):
         return work / "site"
 
     return install
+
+
+@pytest.fixture
+def clean_python(tmp_path):
+    """The Python of a new virtual environment that has the packages of this one (as links), but
+    neither detectron2 nor d2ext."""
+    venv.create(tmp_path / "clean", symlinks=True)
+    (site,) = (tmp_path / "clean").glob("lib/python*/site-packages")
+    hidden = re.compile(r".*(detectron2|d2ext|__pycache__)|.*\.pth$")
+    for folder in map(Path, sys.path):
+        for path in folder.iterdir() if folder.name == "site-packages" else ():
+            if not hidden.match(path.name) and not (site / path.name).exists():
+                (site / path.name).symlink_to(path)
+    return tmp_path / "clean/bin/python"
 
 
 _RUN_ALL = """

@@ -3,7 +3,10 @@ the sdist has all that the wheel and the extension are built from."""
 
 import configparser
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import textwrap
 import zipfile
@@ -115,6 +118,46 @@ def test_the_wheel_of_the_sdist_is_that_of_the_sources(
     path = build(run_python, "wheel", unpacked, tmp_path_factory.mktemp("again"))
     with zipfile.ZipFile(path) as archive:
         assert set(archive.namelist()) == files
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("g++") is None, reason="needs g++ on Linux"
+)
+def test_the_sdist_compiles_and_runs_in_an_environment_with_torch_alone(
+    unpacked, clean_python, tmp_path
+):
+    source = tmp_path / "source"
+    shutil.copytree(unpacked, source)
+    names = ("PYTHONPATH", "D2EXT_BUILD_EXT", "D2EXT_DISABLE_EXT")
+    environment = {key: value for key, value in os.environ.items() if key not in names}
+    environment |= {"FORCE_CUDA": "0", "D2EXT_CXXFLAGS": "-O1", "MAX_JOBS": "2"}
+
+    def run(*arguments):
+        command = [clean_python, *arguments]
+        process = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
+        return process.stdout
+
+    pip = ("-m", "pip", "--disable-pip-version-check")
+    offline = ("--no-index", "--no-deps")
+    run(*pip, "wheel", *offline, "--no-build-isolation", "-w", tmp_path / "wheels", source)
+    (wheel,) = (tmp_path / "wheels").iterdir()
+    assert wheel.name.startswith(f"d2ext-{d2ext.__version__}-cp310-abi3-linux")
+    run(*pip, "install", *offline, wheel)
+    code = """
+        import importlib.util, torch
+        import d2ext.ops as ops
+        assert importlib.util.find_spec("detectron2") is None
+        assert ops.__file__.startswith({root!r}) and ops.has_native()
+        box = torch.tensor([[0.0, 0, 0, 3, 3]])
+        print(ops.roi_warp(torch.ones(1, 2, 4, 4), box, 2, 1.0).sum().item())
+    """
+    code = textwrap.dedent(code).replace("{root!r}", repr(str(tmp_path / "clean")))
+    assert run("-c", code) == "8.0\n"
+    assert "roi_warp" in run("-m", "d2ext.ops")
 
 
 def test_metadata_name_version_and_projects(wheel):

@@ -8,11 +8,19 @@ import pytest
 import torch
 
 from d2ext.ops import has_native
+from d2ext.ops._library import EXTENSION_STATE
 
 from tests.ops.helpers import ops, reference
 
 torch.set_num_threads(int(os.environ.get("D2EXT_TEST_THREADS", "1")))
 VECTORS = Path(__file__).resolve().parents[1] / "vectors"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def emulated_kernels():
+    """Where tests are to run on the emulated kernels, they do, or fail: nothing falls back."""
+    if "EMULATION_ORDER" in os.environ:
+        assert hasattr(torch.ops.d2ext_emulation, "launches"), EXTENSION_STATE
 
 
 @pytest.fixture(params=["dispatched", "reference"] if has_native() else ["dispatched"])

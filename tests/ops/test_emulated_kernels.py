@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.ops.emulation.build import COMPILER, folder
+from tests.ops.emulation.build import COMPILER, ROOT, folder
 from tests.ops.emulation.run import run_tests
 
 pytestmark = pytest.mark.skipif(
@@ -45,6 +45,25 @@ def test_the_emulated_kernels_pass_the_tests_of_the_operators(emulated, order, f
     process = run_tests(emulated, [f"tests/ops/{file}" for file in files], order)
     assert process.returncode == 0, process.stdout[-4000:]
     assert "100%" in process.stdout and "cannot be loaded" not in process.stdout
+
+
+def test_no_test_falls_back_to_the_pytorch_implementations(tmp_path):
+    for file in (ROOT / "d2ext").rglob("*.py"):
+        place = tmp_path / file.relative_to(ROOT)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
+    (tmp_path / "d2ext/_C.abi3.so").write_text("half a library")
+    process = run_tests(tmp_path, ["tests/ops/test_mask_resize.py", "-x"])
+    assert process.returncode == 1 and "cannot be loaded: " in process.stdout
+    assert process.stdout.startswith("E") and "ERROR tests/ops/test_mask" in process.stdout
+
+
+def test_building_again_writes_nothing(emulated):
+    files = [path for path in emulated.rglob("*") if path.is_file()]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    folder()
+    assert {path: path.stat().st_mtime_ns for path in files} == before
+    assert emulated / "d2ext/_C.abi3.so" in before
 
 
 def test_the_emulated_kernels_are_the_ones_that_run(emulated, run_python):

@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kThreads, 1) read_masks(
   }
 }
 
-// What `spread` spreads: outside and inside. Either gradient may be null.
+// What `spread` spreads: outside and inside of a class, maps `map` and `map + 1`. Either gradient may be null.
 template <class T>
 struct HeadGradients {
   static constexpr int kSides = 2;
@@ -165,16 +165,16 @@ struct HeadGradients {
       const PsShape& shape, int64_t n, int64_t map, int part, int bin, int i, int j,
       Accumulate<T>* value) const {
     using A = Accumulate<T>;
-    const int64_t classes = shape.maps / 2;
+    const int64_t classes = shape.maps / 2, cls_number = map / 2;
     const int all = shape.size * shape.size;
     if (cls != nullptr) {
-      const int64_t word = (part * classes + map) * winner_words(shape) + bin / kWinnerBits;
+      const int64_t word = (part * classes + cls_number) * winner_words(shape) + bin / kWinnerBits;
       const bool in = (winners[word * shape.count + n] >> bin % kWinnerBits & 1) != 0;
-      const A upstream = static_cast<A>(cls[n * classes + map]) / static_cast<A>(all);
+      const A upstream = static_cast<A>(cls[n * classes + cls_number]) / static_cast<A>(all);
       value[0] = in ? A(0) : upstream;
       value[1] = in ? upstream : A(0);
     }
-    if (seg != nullptr && picked[n] == map) {
+    if (seg != nullptr && picked[n] == cls_number) {
       const T* from = seg + n * 2 * all + i * shape.size + j;
       value[0] += static_cast<A>(from[0]);
       value[1] += static_cast<A>(from[all]);

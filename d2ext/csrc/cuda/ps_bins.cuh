@@ -46,6 +46,13 @@ struct PsBins {
   __device__ __forceinline__ CellRange column(const PsShape& shape, int j, int64_t n) const {
     return unpack(by_position[(shape.size + j) * shape.count + n]);
   }
+  // Ranges of one RoI by position, packed.
+  __device__ __forceinline__ const unsigned* rows_of(const PsShape& shape, int64_t n) const {
+    return by_roi + n * 2 * shape.size;
+  }
+  __device__ __forceinline__ const unsigned* columns_of(const PsShape& shape, int64_t n) const {
+    return rows_of(shape, n) + shape.size;
+  }
   __device__ __forceinline__ A share(CellRange y, CellRange x) const {
     return shares[y.last - y.first] * shares[x.last - x.first];
   }

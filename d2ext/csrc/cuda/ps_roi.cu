@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kThreads, 1) assemble(
 // What `spread` spreads. kMean: grad is (N, D), else (N, D, P, P).
 template <class T, bool kMean>
 struct BinGradients {
-  static constexpr int kSides = 1;
+  static constexpr int kSides = 4;
   const T* grad;
 
   __device__ __forceinline__ void load(
@@ -48,10 +48,15 @@ struct BinGradients {
       Accumulate<T>* value) const {
     using A = Accumulate<T>;
     const int64_t row = n * shape.maps + map;
-    if (kMean) {
-      value[0] = static_cast<A>(grad[row]) / static_cast<A>(shape.size * shape.size);
-    } else {
-      value[0] = static_cast<A>(grad[(row * shape.size + i) * shape.size + j]);
+    const int bins = shape.size * shape.size;
+#pragma unroll
+    for (int side = 0; side < kSides; ++side) {
+      if (map + side >= shape.maps) continue;
+      if (kMean) {
+        value[side] = static_cast<A>(grad[row + side]) / static_cast<A>(bins);
+      } else {
+        value[side] = static_cast<A>(grad[(row + side) * bins + i * shape.size + j]);
+      }
     }
   }
 };

@@ -1,7 +1,8 @@
 // Pyramid RoI align on CUDA: one launch for all boxes of all levels. A block takes one RoI and 32
 // channels, with the samples of both axes in shared memory. The backward pass adds to the gradients of
 // the levels where they lie, with atomic additions; under torch.use_deterministic_algorithms a warp owns
-// 32 channels of a level of an image and takes its boxes in order.
+// 32 channels of a level of an image and takes its boxes in order. Its gradients are channels_last,
+// so that 32 additions to neighbours are four sectors of memory.
 #include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -115,6 +116,63 @@ __device__ __forceinline__ void visit_bin(
   }
 }
 
+// The cells along one axis that the samples of a bin read, each once with the sum of its weights:
+// neighbouring samples share cells, and what they add to one is added in one go.
+template <class A>
+struct Cells {
+  const Axis<A>& axis;
+  int fine, end, sub, last;  // the sample that is next
+  int held[2] = {-1, -1};    // cells of the last sample, which the next may share; -1: none
+  A sum[2] = {A(0), A(0)};
+  int cell = -1;
+  A weight = A(0);
+
+  __device__ __forceinline__ Cells(const Axis<A>& axis, int average, int bin)
+      : axis(axis), fine(bin * average - 1), end(bin * average + average), sub(0), last(0) {}
+
+  // Whether there is one more, in `cell` and `weight`.
+  __device__ __forceinline__ bool next() {
+    while (true) {
+      if (sub < last) {
+        const AlignSample<A> sample = axis.at(fine, sub);
+        if (!sample.valid || held[0] < 0 || held[0] == sample.cell0) {
+          ++sub;
+          if (!sample.valid) continue;
+          held[0] = sample.cell0;
+          held[1] = sample.cell1 == sample.cell0 ? -1 : sample.cell1;
+          sum[0] += sample.weight0;
+          sum[1] += sample.weight1;
+          continue;
+        }
+      } else if (fine + 1 < end) {
+        const CellRange range = axis.range(++fine);
+        sub = range.first;
+        last = range.last;
+        continue;
+      }
+      if (held[0] < 0) return false;
+      cell = held[0];
+      weight = sum[0];
+      held[0] = held[1];
+      sum[0] = sum[1];
+      held[1] = -1;
+      sum[1] = A(0);
+      return true;
+    }
+  }
+};
+
+// Calls visit(cell, weight) for every cell that bin (p, q) reads.
+template <class A, class Visit>
+__device__ __forceinline__ void visit_cells(
+    const Box<A>& box, int average, int p, int q, const Visit& visit) {
+  for (Cells<A> y(box.y, average, p); y.next();) {
+    for (Cells<A> x(box.x, average, q); x.next();) {
+      visit(y.cell * box.x.length + x.cell, y.weight * x.weight);
+    }
+  }
+}
+
 // Where the first cell of a channel of an image lies.
 __device__ __forceinline__ int64_t plane_offset(
     int64_t image, int64_t channel, int64_t channels, int64_t cells, bool last) {
@@ -157,8 +215,8 @@ __global__ void __launch_bounds__(kThreads, 1) align_forward(
   }
 }
 
-// kLast: channels_last grad and gradients.
-template <class T, bool kLast>
+// Grad and gradients are channels_last.
+template <class T>
 __global__ void __launch_bounds__(kThreads, 1) align_backward(
     const T* grad, const Accumulate<T>* rois, const int* level_of, AlignShape shape,
     Levels<Accumulate<T>, Accumulate<T>> levels) {
@@ -171,24 +229,20 @@ __global__ void __launch_bounds__(kThreads, 1) align_backward(
   const Box<A> box = load_box<A, A>(rois + roi * 5, level_of[roi], levels, shape, tables);
   if (box.image < 0) return;
   const int64_t cells = int64_t(box.y.length) * box.x.length;
-  A* const to = levels.data[box.level] +
-      plane_offset(box.image, channel0, shape.channels, cells, kLast);
-  const T* const from = grad + plane_offset(roi, channel0, shape.channels, bins, kLast);
+  A* const to =
+      levels.data[box.level] + plane_offset(box.image, channel0, shape.channels, cells, true);
+  const T* const from = grad + plane_offset(roi, channel0, shape.channels, bins, true);
   for (int i = threadIdx.x; i < bins * channels; i += blockDim.x) {
-    const int bin = kLast ? i / channels : i % bins;
-    const int channel = kLast ? i % channels : i / bins;
-    const int64_t place = kLast ? bin * shape.channels + channel : int64_t(channel) * bins + bin;
-    const A upstream = static_cast<A>(from[place]) * box.share;
-    A* const plane = to + (kLast ? channel : channel * cells);
-    const int64_t step = kLast ? shape.channels : 1;
-    visit_bin(box, shape.average, bin / shape.out_w, bin % shape.out_w, [&](int cell, A weight) {
-      atomicAdd(plane + cell * step, weight * upstream);
+    const int bin = i / channels, channel = i % channels;
+    const A upstream = static_cast<A>(from[bin * shape.channels + channel]) * box.share;
+    visit_cells(box, shape.average, bin / shape.out_w, bin % shape.out_w, [&](int cell, A weight) {
+      atomicAdd(to + cell * shape.channels + channel, weight * upstream);
     });
   }
 }
 
 // Without atomics: blockIdx.x is an image and level, a thread owns a channel of it.
-template <class T, bool kLast>
+template <class T>
 __global__ void __launch_bounds__(kChannels, 1) align_backward_ordered(
     const T* grad, const Accumulate<T>* rois, const int* level_of, AlignShape shape,
     Levels<Accumulate<T>, Accumulate<T>> levels) {
@@ -199,20 +253,19 @@ __global__ void __launch_bounds__(kChannels, 1) align_backward_ordered(
   const int64_t channel = int64_t(blockIdx.y) * kChannels + threadIdx.x;
   const int bins = shape.out_h * shape.out_w;
   const int64_t cells = int64_t(levels.height[level]) * levels.width[level];
-  A* const plane =
-      levels.data[level] + plane_offset(image, channel, shape.channels, cells, kLast);
-  const int64_t step = kLast ? shape.channels : 1;
+  A* const to = levels.data[level] + plane_offset(image, channel, shape.channels, cells, true);
   for (int64_t roi = 0; roi < shape.count; ++roi) {
     if (level_of[roi] != level || roi_image(rois + roi * 5, shape.batch) != image) continue;
     __syncthreads();  // the tables of the last box are no longer read
     const Box<A> box = load_box<A, A>(rois + roi * 5, level, levels, shape, tables);
     if (box.image < 0 || channel >= shape.channels) continue;
-    const T* const from = grad + plane_offset(roi, channel, shape.channels, bins, kLast);
+    const T* const from = grad + plane_offset(roi, channel, shape.channels, bins, true);
     for (int bin = 0; bin < bins; ++bin) {
-      const A upstream = static_cast<A>(from[bin * (kLast ? shape.channels : 1)]) * box.share;
-      visit_bin(box, shape.average, bin / shape.out_w, bin % shape.out_w, [&](int cell, A weight) {
-        plane[cell * step] += weight * upstream;
-      });
+      const A upstream = static_cast<A>(from[bin * shape.channels]) * box.share;
+      visit_cells(
+          box, shape.average, bin / shape.out_w, bin % shape.out_w, [&](int cell, A weight) {
+            to[cell * shape.channels] += weight * upstream;
+          });
     }
   }
 }
@@ -290,12 +343,12 @@ std::vector<at::Tensor> pyramid_roi_align_backward_cuda(
   const auto layout =
       channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
   const auto type = accumulate_type(grad);
-  const at::Tensor upstream = grad.contiguous(layout);
+  const at::Tensor upstream = grad.contiguous(at::MemoryFormat::ChannelsLast);
   std::vector<at::Tensor> gradients;
   for (int64_t i = 0; i < levels; ++i) {
     const at::Tensor gradient = at::empty(
         {sizes[0], sizes[1], sizes[2 * i + 2], sizes[2 * i + 3]},
-        grad.options().dtype(type).memory_format(layout));
+        grad.options().dtype(type).memory_format(at::MemoryFormat::ChannelsLast));
     gradients.push_back(gradient.zero_());
   }
   const AlignShape shape = {
@@ -310,16 +363,16 @@ std::vector<at::Tensor> pyramid_roi_align_backward_cuda(
     dispatch(grad.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
       using A = Accumulate<T>;
-      const auto kernel = ordered
-          ? (channels_last ? align_backward_ordered<T, true> : align_backward_ordered<T, false>)
-          : (channels_last ? align_backward<T, true> : align_backward<T, false>);
+      const auto kernel = ordered ? align_backward_ordered<T> : align_backward<T>;
       kernel<<<grid, ordered ? kChannels : kThreads, 0, stream>>>(
           upstream.const_data_ptr<T>(), boxes.const_data_ptr<A>(), numbers.const_data_ptr<int>(),
           shape, levels_of<A, A>(gradients, scales));
       C10_CUDA_KERNEL_LAUNCH_CHECK();
     });
   }
-  for (at::Tensor& gradient : gradients) gradient = gradient.to(grad.scalar_type());
+  for (at::Tensor& gradient : gradients) {
+    gradient = gradient.to(grad.scalar_type(), false, false, layout).contiguous(layout);
+  }
   return gradients;
 }
 

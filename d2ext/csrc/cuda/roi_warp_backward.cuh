@@ -165,7 +165,8 @@ __device__ __forceinline__ void add_box_gradients(
 // winners (N, bins, C) the numbers of samples, partial (channel blocks, N, 4) the boxes' gradients.
 // `last`: the gradient comes in channels_last.
 template <class T, Kind kKind, int kWidth>
-__global__ void __launch_bounds__(kThreads, kResident<T, kKind, kWidth, 3>) warp_boxes(
+__global__ void
+__launch_bounds__(kThreads, kResident<T, kKind, kWidth, (kKind == Kind::kPool ? 2 : 3)>) warp_boxes(
     const T* __restrict__ grad, const T* __restrict__ input,
     const Accumulate<T>* __restrict__ rois, Accumulate<T> scale, WarpShape shape, bool last,
     T* grad_last, Winner<kKind>* winners, Accumulate<T>* partial) {

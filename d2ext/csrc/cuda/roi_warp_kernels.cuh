@@ -112,9 +112,91 @@ struct Corners {
   }
 };
 
-// Values of one bin; `winner` is the number of the sample that gave it, -1 for none.
+// The four cells of a row that the two samples of a pooled bin read; mostly three, each read once.
+template <class T, class A, int kWidth>
+struct PoolRow {
+  using Values = Channels<T, kWidth>;
+  Values value[4];
+
+  __device__ __forceinline__ PoolRow(
+      const T* row, int64_t channels, const WarpSample<A>& left, const WarpSample<A>& right)
+      : value{} {
+    if (left.valid) {
+      value[0] = Values::load(row + left.cell0 * channels);
+      value[1] = Values::load(row + left.cell1 * channels);
+    }
+    if (!right.valid) return;
+    if (left.valid && right.cell0 == left.cell0) {
+      value[2] = value[0];
+    } else if (left.valid && right.cell0 == left.cell1) {
+      value[2] = value[1];
+    } else {
+      value[2] = Values::load(row + right.cell0 * channels);
+    }
+    if (left.valid && right.cell1 == left.cell1) {
+      value[3] = value[1];
+    } else {
+      value[3] = Values::load(row + right.cell1 * channels);
+    }
+  }
+
+  // Add what this row gives to the samples `left` and `right` of a row of them.
+  __device__ __forceinline__ void add(
+      A weight, const WarpSample<A>& left, const WarpSample<A>& right, A (&sum)[2][kWidth]) const {
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) {
+      sum[0][k] += weight * left.weight0 * static_cast<A>(value[0].value[k]);
+      sum[0][k] += weight * left.weight1 * static_cast<A>(value[1].value[k]);
+      sum[1][k] += weight * right.weight0 * static_cast<A>(value[2].value[k]);
+      sum[1][k] += weight * right.weight1 * static_cast<A>(value[3].value[k]);
+    }
+  }
+};
+
+// Values of one bin; `winner` is the number of the sample that gave it, -1 for none. Of a pooled one,
+// whose samples share cells.
+template <class T, class A, int kWidth>
+__device__ __forceinline__ void pooled_values(
+    const T* plane, int64_t channels, int width, const Box<A, Kind::kPool>& box, int p, int q,
+    A (&best)[kWidth], int (&winner)[kWidth]) {
+  using Row = PoolRow<T, A, kWidth>;
+  const WarpSample<A> left = box.x.at(q, 0), right = box.x.at(q, 1);
+  const WarpSample<A> top = box.y.at(p, 0), low = box.y.at(p, 1);
+  const auto row_at = [&](int row) {
+    return Row(plane + int64_t(row) * width * channels, channels, left, right);
+  };
+  const bool both = top.valid && low.valid;
+  const bool same = both && low.cell0 == top.cell0 && low.cell1 == top.cell1;
+  const bool next = both && !same && low.cell0 == top.cell1;
+  A sums[2][2][kWidth] = {};
+  if (top.valid) {
+    const Row first = row_at(top.cell0);
+    first.add(top.weight0, left, right, sums[0]);
+    if (same) first.add(low.weight0, left, right, sums[1]);
+    const Row second = row_at(top.cell1);
+    second.add(top.weight1, left, right, sums[0]);
+    if (same || next) second.add(same ? low.weight1 : low.weight0, left, right, sums[1]);
+  }
+  if (low.valid && !same) {
+    if (!next) row_at(low.cell0).add(low.weight0, left, right, sums[1]);
+    row_at(low.cell1).add(low.weight1, left, right, sums[1]);
+  }
+#pragma unroll
+  for (int k = 0; k < kWidth; ++k) {
+    best[k] = sums[0][0][k];
+    winner[k] = 0;
+#pragma unroll
+    for (int i = 1; i < 4; ++i) {
+      if (!(sums[i / 2][i % 2][k] > best[k])) continue;
+      best[k] = sums[i / 2][i % 2][k];
+      winner[k] = i;
+    }
+  }
+}
+
+// The same of any number of samples.
 template <class T, class A, Kind kKind, int kWidth>
-__device__ __forceinline__ void bin_values(
+__device__ __forceinline__ void sampled_values(
     const T* plane, int64_t channels, int width, const Box<A, kKind>& box, int p, int q,
     A (&best)[kWidth], int (&winner)[kWidth]) {
 #pragma unroll
@@ -150,6 +232,17 @@ __device__ __forceinline__ void bin_values(
         }
       }
     }
+  }
+}
+
+template <class T, class A, Kind kKind, int kWidth>
+__device__ __forceinline__ void bin_values(
+    const T* plane, int64_t channels, int width, const Box<A, kKind>& box, int p, int q,
+    A (&best)[kWidth], int (&winner)[kWidth]) {
+  if constexpr (kKind == Kind::kPool) {
+    pooled_values<T, A, kWidth>(plane, channels, width, box, p, q, best, winner);
+  } else {
+    sampled_values<T, A, kKind, kWidth>(plane, channels, width, box, p, q, best, winner);
   }
 }
 

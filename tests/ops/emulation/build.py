@@ -2,14 +2,16 @@
 
 Built once for a state of the sources, and kept in `build/emulation`. `folder()` has a copy of d2ext
 with that extension, for processes of their own: `PYTHONPATH=folder python -m pytest tests/ops`.
+One process at a time builds, and what has not changed is not written again: others may be using it.
 """
 
+import contextlib
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -17,6 +19,7 @@ ROOT = HERE.parents[2]
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-w", "-fno-math-errno", "-fno-trapping-math"]
 COMPILER = os.environ.get("CXX", "g++").split()
 BUILD = ROOT / "build/emulation"
+JOBS = min(2, os.cpu_count() or 1)  # processes at a time
 _LAUNCH = re.compile(r"\b([A-Za-z_]\w*)((?:<[^<>;]*>)?)\s*<<<(.*?)>>>\s*\(", re.DOTALL)
 _SHARED = re.compile(r"extern __shared__ (\w+) (\w+)\[\];")
 
@@ -35,39 +38,64 @@ def folder(change=lambda file, source: source, name: str = "plain") -> Path:
         change: gives the source of a file of `d2ext/csrc/cuda`, e.g. with a mistake planted.
         name: of the folder.
     """
+    with _one_at_a_time():
+        return _folder(change, BUILD / name)
+
+
+def _folder(change, base: Path) -> Path:
+    sources = {file.relative_to(ROOT) for file in (ROOT / "d2ext").rglob("*.py")}
+    for file in (base / "d2ext").rglob("*.py"):
+        if file.relative_to(base) not in sources:
+            file.unlink()
+    for file in sources:
+        _write(base / file, (ROOT / file).read_text())
+    csrc = base / "csrc"
+    for header in (ROOT / "d2ext/csrc").glob("*.h"):
+        _write(csrc / header.name, header.read_text())
+    for file in (ROOT / "d2ext/csrc/cuda").iterdir():
+        _write(csrc / "cuda" / file.name, as_cplusplus(change(file.name, file.read_text())))
+    files = [*sorted((csrc / "cuda").glob("*.cu")), *sorted(HERE.glob("*.cpp"))]
+    with ThreadPoolExecutor(JOBS) as pool:
+        objects = list(pool.map(lambda file: _compile(file, csrc), files))
+    _link(objects, base / "d2ext/_C.abi3.so")
+    return base
+
+
+def _link(objects: list[Path], library: Path) -> None:
     from torch.utils.cpp_extension import library_paths
 
-    base = BUILD / name
-    library = base / "d2ext/_C.abi3.so"
-    for file in (ROOT / "d2ext").rglob("*.py"):
-        to = base / file.relative_to(ROOT)
-        to.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, to)
-    csrc = base / "csrc"
-    (csrc / "cuda").mkdir(parents=True, exist_ok=True)
-    for header in (ROOT / "d2ext/csrc").glob("*.h"):
-        shutil.copyfile(header, csrc / header.name)
-    for file in (ROOT / "d2ext/csrc/cuda").iterdir():
-        text = as_cplusplus(change(file.name, file.read_text()))
-        (csrc / "cuda" / file.name).write_text(text)
-    objects = [_compile(file, csrc) for file in sorted((csrc / "cuda").glob("*.cu"))]
-    objects += [_compile(file, csrc) for file in sorted(HERE.glob("*.cpp"))]
+    linked = library.with_name("_C.objects.txt")
+    names = "\n".join(path.name for path in objects)
+    if library.is_file() and linked.is_file() and linked.read_text() == names:
+        return
     paths = [f"-L{path}" for path in library_paths()]
     paths += [f"-Wl,-rpath,{path}" for path in library_paths()]
     libraries = ["-lc10", "-ltorch", "-ltorch_cpu", "-ldl"]
-    _run(
-        [
-            *COMPILER,
-            "-shared",
-            "-Wl,--no-undefined",
-            *map(str, objects),
-            *paths,
-            *libraries,
-            "-o",
-            str(library),
-        ]
-    )
-    return base
+    fresh = library.with_name(f"fresh.{os.getpid()}")
+    command = [*COMPILER, "-shared", "-Wl,--no-undefined", *map(str, objects), *paths, *libraries]
+    _run([*command, "-o", str(fresh)])
+    os.replace(fresh, library)  # a process that has the old one keeps it
+    _write(linked, names)
+
+
+@contextlib.contextmanager
+def _one_at_a_time():
+    import fcntl  # not on Windows, where nothing of this runs
+
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file in one go, unless it has that text."""
+    if path.is_file() and path.read_text() == text:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    fresh.write_text(text)
+    os.replace(fresh, path)
 
 
 def _compile(file: Path, csrc: Path) -> Path:
@@ -86,8 +114,9 @@ def _compile(file: Path, csrc: Path) -> Path:
     output = BUILD / "objects" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.o"
     if not output.is_file():
         output.parent.mkdir(parents=True, exist_ok=True)
-        _run([*command, "-c", str(file), "-o", f"{output}.{os.getpid()}"])
-        os.replace(f"{output}.{os.getpid()}", output)
+        fresh = f"{output}.{os.getpid()}"
+        _run([*command, "-c", str(file), "-o", fresh])
+        os.replace(fresh, output)
     return output
 
 

@@ -5,10 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from tests.ops.emulation.build import ROOT, folder
+from tests.ops.emulation.build import JOBS, ROOT, folder
 
 # Tests of the CPU kernels' memory, of checks that would make a GPU wait, of compiling and of the
 # command line.
@@ -27,49 +30,41 @@ OF_NO_KERNEL = (
 def run_tests(
     base: Path, arguments: Sequence[str], order: int = 0
 ) -> subprocess.CompletedProcess[str]:
-    """Run pytest in a process in which the operators are the emulated kernels.
+    """Run pytest in a process whose operators are the emulated kernels, or fail.
 
     Args:
         base: folder of the emulated extension.
         arguments: for pytest; `tests/ops` is there.
         order: of the threads of a block: 0 ascending, 1 descending, more: at random.
     """
-    shutil.rmtree(base / "tests", ignore_errors=True)
-    for name in ("ops", "vectors"):
-        shutil.copytree(ROOT / "tests" / name, base / "tests" / name)
-    shutil.copyfile(ROOT / "pyproject.toml", base / "pyproject.toml")
-    environment = {**os.environ, "PYTHONPATH": str(base), "EMULATION_ORDER": str(order)}
+    environment = {**os.environ, "PYTHONPATH": str(base.resolve()), "EMULATION_ORDER": str(order)}
     environment["OMP_NUM_THREADS"] = "1"
-    environment.pop("PYTEST_ADDOPTS", None)
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-k",
-            LEFT_OUT,
-            *arguments,
-        ],
-        cwd=base,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    for name in ("PYTEST_ADDOPTS", "D2EXT_DISABLE_EXT"):
+        environment.pop(name, None)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", LEFT_OUT]
+    with tempfile.TemporaryDirectory(prefix="d2ext-emulation-") as place:
+        for name in ("ops", "vectors"):
+            shutil.copytree(ROOT / "tests" / name, Path(place, "tests", name))
+        shutil.copyfile(ROOT / "pyproject.toml", Path(place, "pyproject.toml"))
+        return subprocess.run(
+            [*command, *arguments], cwd=place, env=environment, capture_output=True, text=True
+        )
 
 
 def main() -> None:
     base = folder()
     files = sorted(path.name for path in (ROOT / "tests/ops").glob("test_*.py"))
-    for order in range(3):
-        for file in files:
-            if file in OF_NO_KERNEL:
-                continue
-            process = run_tests(base, [f"tests/ops/{file}"], order)
-            print(f"order {order}, {file}: {process.stdout.strip().splitlines()[-1]}", flush=True)
+    calls = [(order, file) for order in range(3) for file in files if file not in OF_NO_KERNEL]
+    begin = time.monotonic()
+    with ThreadPoolExecutor(JOBS) as pool:
+        running = {pool.submit(run_tests, base, [f"tests/ops/{f}"], n): (n, f) for n, f in calls}
+        for future in as_completed(running):
+            process, (order, file) = future.result(), running[future]
+            last = process.stdout.strip().splitlines()[-1]
+            minutes = (time.monotonic() - begin) / 60
+            print(f"{minutes:.1f} min: order {order}, {file}: {last}", flush=True)
             if process.returncode:
+                pool.shutdown(wait=False, cancel_futures=True)
                 sys.exit(process.stdout[-4000:] + process.stderr[-2000:])
 
 
