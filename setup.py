@@ -167,7 +167,7 @@ def extension():
         folders = cudart_folder()
         names = architectures(torch)
         print(f"d2ext: CUDA kernels for {', '.join(names)}")
-        # For library.cpp; not a macro of every file, as nvcc takes what follows a comma for another.
+        # For library.cpp; not a macro of every file: nvcc takes what follows a comma for another.
         cxx += [f"-DD2EXT_ARCHITECTURES={','.join(names)}"]
         arguments["nvcc"] = ["-O3", "--expt-relaxed-constexpr"]
         if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
@@ -195,6 +195,7 @@ setup(
     package_data={
         **dict.fromkeys(["d2ext.configs", *PROJECT_CONFIGS], CONFIG_FILES),
         "d2ext.cli": ["project_template/**/*.j2"],
+        "d2ext.report": ["template/*"],
     },
     **extension(),
 )

@@ -27,6 +27,7 @@ COMMANDS = {
     "convert": Command("convert", "annotations of other programs to COCO's format"),
     "split": Command("convert", "part a data set into train, val and test", ("split",)),
     "check": Command("check", "look for mistakes in annotations and images"),
+    "compare": Command("compare", "models side by side: numbers, charts, pictures in one page"),
     "stages": Command("stages", "evaluate a cascade stage by stage"),
     "list": Command("list_configs", "shipped configs, with published AP"),
     "info": Command("info", "versions, compiled kernels, GPU: for bug reports"),
@@ -36,7 +37,8 @@ _EXAMPLES = """examples:
   d2ext convert labelme photos --output my.json
   d2ext split my.json --images photos --output mydata --shares 0.7 0.3 0
   d2ext train mask_rcnn_tiny_finetune --data mydata OUTPUT_DIR=output/my
-  d2ext predict --weights output/my/model_best.pth --input new/*.jpg --output output/pictures"""
+  d2ext predict --weights output/my/model_best.pth --input new/*.jpg --output output/pictures
+  d2ext compare output/my output/other --data mydata --output output/compared"""
 
 
 def usage() -> str:
