@@ -83,8 +83,8 @@ def argument_parser() -> argparse.ArgumentParser:
         "--override",
         action="append",
         default=[],
-        metavar="KEY=VALUE",
-        help="config override for all models (may be repeated)",
+        metavar="[NAME:]KEY=VALUE",
+        help="config override, for all models or that of a name (may be repeated)",
     )
     parser.add_argument(
         "--rename-classes",
@@ -94,6 +94,25 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def overrides_of(source: Source, texts: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Of the `KEY=VALUE` and `NAME:KEY=VALUE` words, those that concern one model.
+
+    Args:
+        known: names of all models.
+    """
+    found = []
+    for text in texts:
+        key, equals, value = text.partition("=")
+        name, colon, rest = key.rpartition(":")
+        if not equals:
+            raise UserError(f"--override {text}: write KEY=VALUE or NAME:KEY=VALUE")
+        if colon and name not in known:
+            raise UserError(f"--override {text}: there is no model '{name}'")
+        if not colon or name == source.name:
+            found.append(f"{rest}={value}")
+    return found
+
+
 def gather(
     sources: Sequence[Source], args: argparse.Namespace
 ) -> tuple[str, list[dict], GroundTruth, list[Entry]]:
@@ -101,11 +120,15 @@ def gather(
 
     Models are built one after the other, so that one at a time is in memory.
     """
+    names = [source.name for source in sources]
+
+    def build(source: Source):
+        overrides = overrides_of(source, args.override, names)
+        return build_source_predictor(source, overrides, args.device)
+
     first = next((s for s in sources if s.results is None), None)
     named = bool(args.data or args.register)
-    predictor = None
-    if first is not None and not named:
-        predictor = build_source_predictor(first, args.override, args.device)
+    predictor = build(first) if first is not None and not named else None
     name = choose_data(args.data, args.images, args.register, predictor)
     records, truth = load_truth(name)
     entries = []
@@ -114,7 +137,7 @@ def gather(
             entries.append(saved_entry(source, name, records, truth))
             continue
         if predictor is None:
-            predictor = build_source_predictor(source, args.override, args.device)
+            predictor = build(source)
         entries.append(
             predicted_entry(
                 source, predictor, records, truth, not args.no_stages, args.rename_classes

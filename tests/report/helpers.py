@@ -1,4 +1,4 @@
-"""Models that are known: what they find is the truth of a generated data set, moved and mixed up."""
+"""Models that are known: what they find is the truth of a generated data set, moved and mixed."""
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -70,8 +70,12 @@ def make_models(name):
     records, truth = load_truth(name)
     curve = [{"iteration": i, "total_loss": 4.0 / (1 + i / 20)} for i in range(0, 100, 5)]
     curve += [{"iteration": i, "segm/AP": 10.0 + i / 5} for i in (49, 99)]
-    return records, truth, [
-        make_entry("good & <fast>", truth, 1, shift=1, about="Finds <most> things."),
-        make_entry("cascade", truth, 2, stages=3, curve=curve, command="d2ext train cascade"),
-        make_entry("weak", truth, 3, shift=5, lost=0.5, wrong=0.4, speed=None),
-    ]
+    return (
+        records,
+        truth,
+        [
+            make_entry("good & <fast>", truth, 1, shift=1, about="Finds <most> things."),
+            make_entry("cascade", truth, 2, stages=3, curve=curve, command="d2ext train cascade"),
+            make_entry("weak", truth, 3, shift=5, lost=0.5, wrong=0.4, speed=None),
+        ],
+    )
