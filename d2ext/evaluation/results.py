@@ -92,8 +92,8 @@ def fit_results(
                 )
         elif result["image_id"] not in known:
             raise UserError(
-                f"{path} has results for image {result['image_id']}, which is not in the data "
-                "set; they belong to another one"
+                f"{path} has results for image {result['image_id']}, which is not in the set; "
+                "they belong to another data set"
             )
         elif result["category_id"] not in class_ids.values():
             raise UserError(

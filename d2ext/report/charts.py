@@ -34,12 +34,12 @@ def _line_style(number: int) -> dict[str, Any]:
     return {"color": model_color(number), "linestyle": _DASHES[number % len(_DASHES)]}
 
 
-def _chart(draw: Callable[[Axes], None], x: str, y: str, size=_SIZE) -> str:
+def _chart(draw: Callable[[Axes], None], x: str, y: str) -> str:
     """What `draw` puts into axes with these labels, as an address."""
     settings = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 11,
                 "svg.hashsalt": "d2ext", "path.simplify_threshold": 0.3}  # fmt: skip
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=size)
+        figure = Figure(figsize=_SIZE)
         axes = figure.add_subplot()
         draw(axes)
         axes.set_xlabel(x, color=_INK)
@@ -109,8 +109,8 @@ def learning_charts(curves: Sequence[Sequence[dict]], kind: str) -> list[tuple[s
     ):
         series = [[(x["iteration"] + 1, x[key]) for x in curve if key in x] for curve in curves]
         if max(map(len, series), default=0) > 1:
-            charts.append((title, _chart(_drawn_series(series, key == "total_loss"),
-                                         "iteration", label, (7.2, 3.2))))  # fmt: skip
+            draw = _drawn_series(series, key == "total_loss")
+            charts.append((title, _chart(draw, "iteration", label)))
     return charts
 
 
@@ -149,9 +149,9 @@ def error_chart(gains: Sequence[dict[str, float]]) -> str:
         for number, own in enumerate(gains):
             place = np.arange(len(names)) + (number - (len(gains) - 1) / 2) * width
             axes.bar(place, [own[n] for n in names], width * 0.9, color=model_color(number))
-        axes.set_xticks(range(len(names)), names)
+        axes.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=10)
 
-    return _chart(draw, "", "AP50 to be gained", (7.2, 3.0))
+    return _chart(draw, "", "AP50 to be gained")
 
 
 def legend(names: Sequence[str]) -> list[tuple[str, str]]:

@@ -125,7 +125,7 @@ def test_mistakes_end_in_one_line(script, perfect, tmp_path, capsys, models, opt
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"image_id": 999}, "results for image 999, which is not in the data set"),
+        ({"image_id": 999}, "results for image 999, which is not in the set"),
         ({"category_id": 99}, "category 99, the data set has 1, 2"),
         ({"bbox": [1, 2, 3]}, "entry 0: bbox has to be four finite numbers"),
         ({"score": "high"}, "score a finite one"),

@@ -55,7 +55,14 @@ class Visit:
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(f"file://{path}")
         self.requests = [url for url in self.requests if not url.startswith(("data:", "file:"))]
+        self.see_pictures()
+
+    def see_pictures(self):
+        """Scroll to the pictures, and back, so that they are painted."""
+        self.page.wait_for_selector(".item")
+        self.run("() => document.getElementById('gallery').scrollIntoView()")
         self.page.wait_for_selector("canvas[data-painted]")
+        self.run("() => window.scrollTo(0, 0)")
 
     def _note(self, message):
         if message.type in ("error", "warning"):

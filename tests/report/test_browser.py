@@ -115,6 +115,7 @@ def test_everything_can_be_reached_and_done_with_the_keyboard(browser, report):
 
 def pixels(visit, number=1):
     """The picture of the first card, of the model of this number, as text."""
+    visit.run("() => document.getElementById('gallery').scrollIntoView()")
     visit.page.wait_for_timeout(150)
     return visit.run("(n) => document.querySelectorAll('.item canvas')[n].toDataURL()", number)
 
@@ -128,7 +129,7 @@ def test_filters_change_the_pictures_and_the_curves(browser, report):
                   "s.dispatchEvent(new Event('input')); }")  # fmt: skip
     assert pixels(visit) != before and page.inner_text("#score-value") == "100%"
     page.reload()
-    page.wait_for_selector("canvas[data-painted]")
+    visit.see_pictures()
     page.uncheck("#masks")
     assert pixels(visit) != before
     charts = page.locator("#curve-charts figure:visible")

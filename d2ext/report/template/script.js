@@ -171,6 +171,7 @@ function cardOf(image, index) {
   const card = element("article", "item");
   card.append(element("h3", "", image.name));
   const row = element("div", "panels");
+  row.style.setProperty("--n", data.models.length + 1);
   panelsOf(image, false).forEach((panel, number) => {
     const figure = element("figure"), button = element("button", "shot"), canvas = element("canvas");
     button.type = "button";
