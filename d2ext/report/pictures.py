@@ -212,7 +212,7 @@ def outline(rle: dict, scale: float) -> str:
     steps = np.array([size[0] / mask.shape[1], size[1] / mask.shape[0]])
     texts = []
     for ring in sorted(rings, key=len, reverse=True):
-        points = cv2.approxPolyDP(ring, 1.0, True)[:, 0]
+        points = cv2.approxPolyDP(ring, max(1.0, 0.45 * scale), True)[:, 0]  # of half a pixel
         if len(points) < 3 and texts:
             continue
         places = ((points + 0.5) / steps + (x0 - 1, y0 - 1)) * scale
