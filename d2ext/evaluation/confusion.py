@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from d2ext.evaluation.error_types import FOREGROUND, match_image
+from d2ext.evaluation.error_types import FOREGROUND, image_overlaps
 from d2ext.evaluation.ground_truth import GroundTruth
 from d2ext.evaluation.predictions import ImageDetections
 
@@ -43,7 +43,7 @@ def confusion(
         labels = np.array([a["label"] for a in image.annotations if not a["iscrowd"]], np.int64)
         classes, iou = np.zeros(0, np.int64), np.zeros((0, len(labels)))
         if own is not None:
-            order, labels, iou, in_crowd = match_image(image, truth, own, with_masks)
+            order, labels, iou, in_crowd = image_overlaps(image, truth, own, with_masks)
             kept = (own.scores_of(with_masks)[order] >= score) & ~(
                 in_crowd & (iou.max(axis=1, initial=0) < FOREGROUND)
             )

@@ -49,7 +49,7 @@ class _Mistake(NamedTuple):
     mended: int | None = None  # the class for which it would be a hit; None: it would be gone
 
 
-def match_image(image: TruthImage, truth: GroundTruth, found: ImageDetections, with_masks: bool):
+def image_overlaps(image: TruthImage, truth: GroundTruth, found: ImageDetections, with_masks: bool):
     """IoU (N, M) of detections by descending score and objects, and what lies in crowd regions.
 
     Args:
@@ -116,7 +116,7 @@ def _judge_image(image, truth, own, with_masks, found, mistakes, missed) -> None
         order, iou, in_crowd = np.zeros(0, np.int64), np.zeros((0, len(labels))), np.zeros(0, bool)
         classes, scores = order, np.zeros(0)
     else:
-        order, labels, iou, in_crowd = match_image(image, truth, own, with_masks)
+        order, labels, iou, in_crowd = image_overlaps(image, truth, own, with_masks)
         classes, scores = own.classes[order], own.scores_of(with_masks)[order].astype(np.float64)
     for label in labels.tolist():
         found.objects[label] += 1

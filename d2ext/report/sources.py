@@ -181,10 +181,10 @@ def load_truth(name: str) -> tuple[list[dict], GroundTruth]:
     Raises:
         UserError: it has no images or no annotations.
     """
-    truth = load_ground_truth(name) if get_dataset_records(name) else None
+    records = {record["image_id"]: record for record in get_dataset_records(name)}
+    truth = load_ground_truth(name) if records else None
     if truth is None or not truth.images:
         raise UserError(f"data set '{name}' has no annotated images to compare on")
-    records = {record["image_id"]: record for record in get_dataset_records(name)}
     kept = [image for image in truth.images if image.image_id in records]
     return [records[image.image_id] for image in kept], truth._replace(images=kept)
 
