@@ -135,3 +135,14 @@ def test_charts_follow_the_reader_s_scheme():
     assert "currentColor" in svg and "#010203" not in svg and "http" not in svg.replace(
         "http://www.w3.org", "")  # fmt: skip
     assert learning_charts([[], [{"iteration": 1, "total_loss": 1.0}]], "segm") == []
+
+
+def test_data_without_objects_and_pages_without_images_are_fine(models, shapes_few, tmp_path):
+    records, truth, entries = models
+    empty = truth._replace(images=[image._replace(annotations=[]) for image in truth.images])
+    for compared in (entries, entries[:1]):
+        measures = write_report(tmp_path / "r.html", compared, empty, records, shapes_few, most=0)
+        assert np.isnan(measures[0].tables["segm"].total["AP"].value)
+        page = (tmp_path / "r.html").read_text(encoding="utf-8")
+        assert not re.search(r">\s*-?nan", page)
+        assert as_numbers(compared, measures)[compared[0].name]["segm/AP"] is None
