@@ -18,6 +18,8 @@ import pytest
 
 import d2ext
 
+from tests.report.browser import Visit, find_browser, open_browser
+
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = (
     "d2ext", "configs", "projects", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md",
@@ -230,3 +232,7 @@ def test_from_an_empty_folder_to_a_report_with_the_wheel_alone(
     assert list(numbers) == ["yaml", "lazy", "pictures"] and "stage3/segm/AP" in numbers["lazy"]
     page = (tmp_path / "compared/report.html").read_text(encoding="utf-8")
     assert "lazy, stage by stage" in page
+    if find_browser():  # the rest of this test is worth having without one
+        with open_browser() as browser:
+            visit = Visit(browser, tmp_path / "compared/report.html", 400)
+            assert (visit.problems, visit.external()) == ([], [])

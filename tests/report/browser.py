@@ -1,6 +1,7 @@
 """A real browser for tests of pages: Chromium through Playwright, or why there is none."""
 
 import contextlib
+import importlib.util
 import os
 import shutil
 
@@ -10,14 +11,16 @@ NAMES = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chro
 
 
 def find_browser():
-    """Path of an installed Chromium, one that Playwright brought included; None without any."""
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="Playwright is not installed (make install brings it)"
-    )
+    """Path of an installed Chromium, one that Playwright brought included; None without any, or
+    without Playwright."""
+    if importlib.util.find_spec("playwright") is None:
+        return None
+    from playwright.sync_api import sync_playwright
+
     for name in NAMES:
         if shutil.which(name):
             return shutil.which(name)
-    with playwright.sync_playwright() as running:
+    with sync_playwright() as running:
         path = running.chromium.executable_path
     return path if os.path.isfile(path) else None
 
@@ -27,7 +30,10 @@ def open_browser():
     """A running headless Chromium; skips the test where none is installed."""
     path = find_browser()
     if path is None:
-        pytest.skip(f"no browser is installed: none of {', '.join(NAMES)}, none of Playwright's")
+        pytest.skip(
+            f"no browser is installed: none of {', '.join(NAMES)}, none of Playwright's; or "
+            "Playwright itself is not"
+        )
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as running:
