@@ -195,6 +195,7 @@ setup(
     package_data={
         **dict.fromkeys(["d2ext.configs", *PROJECT_CONFIGS], CONFIG_FILES),
         "d2ext.cli": ["project_template/**/*.j2"],
+        "d2ext.report": ["template/*"],
     },
     **extension(),
 )

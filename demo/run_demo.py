@@ -3,7 +3,6 @@
 image files, and reports in a table, metrics.json and report.html."""
 
 import argparse
-import json
 import logging
 import os
 import shlex
@@ -15,18 +14,20 @@ from pathlib import Path
 
 from PIL import Image
 from walkthrough import machine, models, pictures, report
-from walkthrough.training import ProgressLine, Training, clock, run_logged, train_all
+from walkthrough.training import ProgressLine, Training, clock, train_all
 
 from d2ext.config import load_projects
 from d2ext.data import get_dataset_records
 from d2ext.engine import Predictor, build_experiment
 from d2ext.engine.cli import run_guarded
 from d2ext.errors import UserError
+from d2ext.report import Entry, write_report
+from d2ext.report.page import duration
+from d2ext.report.sources import Source, load_truth, predicted_entry
 
 from detectron2.data import MetadataCatalog
 
-_NUM_PICTURES = 8
-_NUM_STAGE_PICTURES = 3
+_NUM_PICTURES = 3  # in predictions.jpg; the report has all images
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -62,21 +63,8 @@ def typed(command) -> str:
     return shlex.join(["python", *short[1:]])
 
 
-def evaluate_stages(model, weights: Path, folder: Path, overrides) -> list:
-    """COCO metrics after each stage, by tools/evaluate_stages.py."""
-    line = ProgressLine(model.name)
-    line.show("evaluating the stages")
-    output = folder / "stages.json"
-    command = [sys.executable, str(models.ROOT / "tools/evaluate_stages.py")]
-    command += ["--config-file", str(models.ROOT / model.config), "--weights", str(weights)]
-    run_logged([*command, "--output", str(output), *overrides], folder / "log.txt")
-    (stages,) = json.loads(output.read_text(encoding="utf-8")).values()
-    line.close("mask AP by stage " + ", ".join(f"{s['segm/AP']:.1f}" for s in stages))
-    return stages
-
-
 def plan(model: models.Model, args) -> tuple:
-    """What to train: the overrides of a model, its experiment and its training."""
+    """What to train: the experiment of a model and its training."""
     folder = Path(args.output) / model.name
     overrides = models.overrides_for(model, args.override, args.models)
     if args.max_iter is not None:
@@ -85,28 +73,33 @@ def plan(model: models.Model, args) -> tuple:
     command = training_command(model, [*overrides, f"train.output_dir={folder}"])
     # Twice the usual number of lines, for smooth progress and curves.
     command.append("train.log_period=10")
-    return overrides, experiment, Training(model.name, command, folder, experiment.max_iter)
+    return experiment, Training(model.name, command, folder, experiment.max_iter)
 
 
-def use(model: models.Model, planned: tuple, result, records) -> report.Outcome:
-    """Let a trained network predict on the images of the records."""
-    overrides, experiment, training = planned
-    weights = training.folder / "model_final.pth"
-    predictor = Predictor(experiment, weights=str(weights))
-    stages = stage_rows = None
-    if hasattr(predictor.model, "inference_stages"):
-        stages = evaluate_stages(model, weights, training.folder, overrides)
-        stage_rows = pictures.stage_pictures(predictor, records[:_NUM_STAGE_PICTURES])
-    return report.Outcome(
-        model=model,
+def use(model: models.Model, planned: tuple, result, data: tuple) -> tuple:
+    """Let a trained network predict on the test set: its entry in the report, and its pictures."""
+    experiment, training = planned
+    shown, records, truth = data
+    weights = str(training.folder / "model_final.pth")
+    source = Source(weights, model.title, weights, folder=str(training.folder))
+    predictor = Predictor(experiment, weights=weights)
+    line = ProgressLine(model.name)
+    line.show(f"predicting on {len(records)} images")
+    entry = predicted_entry(source, predictor, records, truth)
+    line.close(f"predicted on {len(records)} images")
+    entry = entry._replace(
+        about=model.about,
         command=typed(training.command[:-1]),
-        weights=weights,
-        parameters=sum(p.numel() for p in predictor.model.parameters()),
-        training=result,
-        pictures=pictures.prediction_pictures(predictor, records),
-        stages=stages,
-        stage_pictures=stage_rows,
+        facts=[*entry.facts, ("trained in", duration(result.seconds))],
     )
+    return entry, pictures.prediction_pictures(predictor, shown)
+
+
+def to_outcome(model: models.Model, entry: Entry, result, stages) -> report.Outcome:
+    """What metrics.json and the table say about a network."""
+    by_stage = [{f"{kind}/{k}": v for kind, x in s.items() for k, v in x.items()} for s in stages]
+    weights = Path(dict(entry.facts)["weights"])
+    return report.Outcome(model, entry.command, weights, entry.parameters, result, by_stage)
 
 
 def data_sets(chosen, args):
@@ -135,34 +128,49 @@ def run(args) -> None:
     num_train, records = len(get_dataset_records(train_set)), get_dataset_records(test_set)
     print(f"{machine.describe()}")
     print(f"{train_set}: {num_train} images, {test_set}: {len(records)} images", flush=True)
-    shown = pictures.choose_records(records, _NUM_PICTURES)
     planned = {model.name: plan(model, args) for model in chosen}
     workers = min(len(chosen), machine.usable_cores())
     # The most expensive network, which stands last, goes first.
-    results = train_all([planned[model.name][2] for model in reversed(chosen)], workers)
-    outcomes = [use(m, planned[m.name], results[m.name], shown) for m in chosen]
+    start = time.monotonic()
+    results = train_all([planned[model.name][1] for model in reversed(chosen)], workers)
+    training_seconds = time.monotonic() - start
+    shown = pictures.choose_records(records, _NUM_PICTURES)
+    data = (shown, *load_truth(test_set))
+    used = [use(m, planned[m.name], results[m.name], data) for m in chosen]
 
     metadata = MetadataCatalog.get(test_set)
-    truth = pictures.ground_truth_pictures(shown, metadata)
-    columns = {"ground truth": truth, **{o.model.title: o.pictures for o in outcomes}}
+    columns = {"ground truth": pictures.ground_truth_pictures(shown, metadata)}
+    columns |= {m.title: drawn for m, (_, drawn) in zip(chosen, used)}
     overview = Image.fromarray(pictures.overview(columns))
     overview.save(output / "predictions.jpg", quality=90)
-    report.write_metrics(outcomes, output / "metrics.json")
-    report.write_report(
-        output / "report.html",
-        outcomes,
-        chart=pictures.loss_chart({o.model.title: o.training.curve for o in outcomes}),
-        classes=report.class_table(outcomes, metadata.thing_classes),
-        ground_truth=truth,
-        file_names=[Path(r["file_name"]).name for r in shown],
-        sample_image=os.path.relpath(shown[0]["file_name"]),
+    entries = [entry for entry, _ in used]
+    facts = report.Facts(
         train_set=train_set,
         num_train=num_train,
         test_set=test_set,
         num_test=len(records),
-        machine=machine.describe(),
+        sample_image=os.path.relpath(shown[0]["file_name"]),
         seconds=time.monotonic() - begin,
+        training_seconds=training_seconds,
+        workers=workers,
+        machine=machine.describe(),
     )
+    weights = [output / m.name / "model_final.pth" for m in chosen]
+    print("writing the report", flush=True)
+    measures = write_report(
+        output / "report.html",
+        entries,
+        data[2],
+        data[1],
+        test_set,
+        report.words(chosen, weights, facts),
+        thing_colors=metadata.get("thing_colors"),
+    )
+    outcomes = [
+        to_outcome(m, entry, results[m.name], own.stages)
+        for m, entry, own in zip(chosen, entries, measures)
+    ]
+    report.write_metrics(outcomes, output / "metrics.json")
     print(f"\n{report.table(outcomes)}\n")
     print(f"pictures, curves and more: {output / 'report.html'}, {output / 'predictions.jpg'}")
     print(f"numbers: {output / 'metrics.json'}")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+import venv
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -16,6 +17,8 @@ from pathlib import Path
 import pytest
 
 import d2ext
+
+from tests.report.browser import Visit, find_browser, open_browser
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = (
@@ -103,6 +106,12 @@ def test_nothing_else_is_inside(files):
     tops = {name.split("/")[0] for name in files if ".dist-info/" not in name}
     assert tops == {"d2ext"}
     assert not any(name.endswith((".so", ".pyc")) or "/csrc/" in name for name in files)
+
+
+def test_the_templates_of_the_commands_are_inside(files):
+    templates = sources("d2ext/report/template")
+    assert {"report.html.j2", "style.css", "script.js"} <= templates
+    assert {f"d2ext/report/template/{name}" for name in templates} <= files
 
 
 def test_the_sdist_has_the_sources_of_the_extension(unpacked):
@@ -200,3 +209,70 @@ def test_an_installed_copy_finds_its_configs_and_projects(wheel, run_python, tmp
         "kinds": [2, None],
         "version": d2ext.__version__,
     }
+
+
+@pytest.fixture(scope="module")
+def environment(wheel, run_python, tmp_path_factory):
+    """A virtual environment with the wheel, which sees what else is installed here but d2ext."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False, symlinks=os.name != "nt")
+    (site,) = folder.glob("lib/python*/site-packages")
+    # Files *.pth in these folders, of an editable d2ext among them, are not followed.
+    others = [path for path in sys.path if path.endswith("-packages")]
+    (site / "others.pth").write_text("\n".join(others) + "\n", encoding="utf-8")
+    pip = ["-m", "pip", "--python", folder / "bin/python", "install", "--no-deps", "--no-index"]
+    process = run_python(*pip, "--ignore-installed", wheel)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return folder
+
+
+@pytest.fixture
+def d2ext_command(environment, tmp_path):
+    """`d2ext_command(*words)` in an empty folder, as one types it; the output."""
+    variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    variables |= {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+    def run(*words):
+        process = subprocess.run(
+            [str(environment / "bin/d2ext"), *map(str, words)],
+            cwd=tmp_path,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
+        return process.stdout
+
+    return run
+
+
+@pytest.mark.slow
+def test_from_an_empty_folder_to_a_report_with_the_wheel_alone(
+    d2ext_command, environment, few_images, tmp_path
+):
+    """info, train in yaml and in lazy form, predict, compare: configs and backbone of the wheel."""
+    data = json.loads((few_images / "few.json").read_text())
+    data["info"] = {"image_folder": str(few_images / "images")}
+    (tmp_path / "mydata").mkdir()
+    for part in ("train", "val"):
+        (tmp_path / f"mydata/{part}.json").write_text(json.dumps(data))
+    assert str(environment.resolve()) in d2ext_command("info")
+    common = ["--data", "mydata", "MODEL.DEVICE=cpu", "SOLVER.MAX_ITER=2", "SOLVER.IMS_PER_BATCH=2"]
+    d2ext_command("train", "mask_rcnn_tiny", *common, "OUTPUT_DIR=runs/yaml")
+    d2ext_command("train", "htc_tiny.py", *common, "OUTPUT_DIR=runs/lazy")
+    for kind in ("yaml", "lazy"):
+        weights = ["--weights", f"runs/{kind}/model_final.pth", "--input", few_images / "images"]
+        d2ext_command("predict", *weights, "--output", f"pictures/{kind}")
+        assert len(list((tmp_path / "pictures" / kind).glob("*.png"))) >= 4
+    found = ["pictures=pictures/yaml/predictions.json"]
+    out = d2ext_command("compare", "runs/yaml", "runs/lazy", *found, "--output", "compared")
+    assert "4 images of mydata_val" in out
+    numbers = json.loads((tmp_path / "compared/metrics.json").read_text())
+    assert list(numbers) == ["yaml", "lazy", "pictures"] and "stage3/segm/AP" in numbers["lazy"]
+    page = (tmp_path / "compared/report.html").read_text(encoding="utf-8")
+    assert "lazy, stage by stage" in page
+    if find_browser():  # the rest of this test is worth having without one
+        with open_browser() as browser:
+            visit = Visit(browser, tmp_path / "compared/report.html", 400)
+            assert (visit.problems, visit.external()) == ([], [])

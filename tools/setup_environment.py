@@ -163,7 +163,7 @@ def install(venv: Path, development: bool, detectron2: Path | None = None) -> No
     run(*pip, "--no-build-isolation", "-r", base)
     install_detectron2(python, detectron2)
     if development:
-        print("* pytest and ruff")
+        print("* pytest, ruff and Playwright")
         run(*pip, "-r", REQUIREMENTS / "dev.txt")
     print("* d2ext and its projects, with the C++ extension if a compiler is there")
     run(*pip, "-v", "--no-build-isolation", "--no-deps", "-e", ROOT)

@@ -7,7 +7,7 @@ import itertools
 import os
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
@@ -17,18 +17,17 @@ from d2ext.engine import build_experiment
 from d2ext.engine.cli import run_guarded
 from d2ext.errors import UserError
 from d2ext.visualization import (
-    display_scale,
     draw_ground_truth,
     draw_semantic,
     draw_training_input,
+    panel_scale,
+    picture_stems,
     resized,
     training_image,
 )
 
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import read_image
-
-_LARGEST = 1200  # pixels along the longer side of a panel
 
 
 def argument_parser():
@@ -57,7 +56,7 @@ def argument_parser():
     parser.add_argument(
         "--scale",
         type=float,
-        help=f"enlargement (default: what suits the image, at most {_LARGEST} pixels)",
+        help="enlargement (default: what suits the image, at most 1200 pixels)",
     )
     parser.add_argument(
         "opts", nargs="*", metavar="KEY=VALUE", help="overrides of the config of --augmented"
@@ -70,11 +69,6 @@ def _read(path, mode):
         return read_image(path, mode)
     except OSError as e:
         raise UserError(f"cannot read {path}: {e}") from e
-
-
-def panel_scale(height: int, width: int) -> float:
-    """Small images are enlarged so that text can be read on them, large ones made smaller."""
-    return min(display_scale(height, width), _LARGEST / max(height, width))
 
 
 def _side_by_side(rgb, instances, semantic, scale):
@@ -116,30 +110,15 @@ def semantic_names(metadata, derived: bool = False) -> list[str]:
     return list(metadata.get("stuff_classes") or map(str, range(255)))
 
 
-def file_names(paths: Sequence[str]) -> list[str]:
-    """A name for the picture of each image: its stem, numbered where several have the same."""
-    taken: set[str] = set()
-    names = []
-    for path in paths:
-        stem = name = os.path.splitext(os.path.basename(path))[0]
-        for number in itertools.count(2):
-            if name.lower() not in taken:  # for file systems that ignore case
-                break
-            name = f"{stem}_{number}"
-        taken.add(name.lower())
-        names.append(f"{name}.png")
-    return names
-
-
 def annotated_pictures(name: str, args: argparse.Namespace) -> Iterator[tuple[str, np.ndarray]]:
     """File name and picture of each image of a data set."""
     records = get_dataset_records(name)
     if args.shuffle is not None:
         random.Random(args.shuffle).shuffle(records)
     records = records[: args.num_images or None]
-    names = file_names([record["file_name"] for record in records])
-    for record, file in zip(records, names):
-        yield file, draw_record(record, MetadataCatalog.get(name), args.scale)
+    stems = picture_stems([record["file_name"] for record in records])
+    for record, stem in zip(records, stems):
+        yield f"{stem}.png", draw_record(record, MetadataCatalog.get(name), args.scale)
 
 
 def augmented_pictures(

@@ -1,13 +1,12 @@
 #!/usr/bin/env python
-"""Draw COCO results (`coco_instances_results.json` of an evaluation) beside the ground truth."""
+"""Draw results beside the ground truth: `coco_instances_results.json` of an evaluation, or
+`predictions.json` of `d2ext predict`."""
 
 import argparse
-import json
 import os
 import random
 import sys
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -18,7 +17,14 @@ from tqdm import tqdm
 from d2ext.data import get_dataset_records, parse_register, register_all, register_coco_dataset
 from d2ext.engine.cli import check_score, run_guarded
 from d2ext.errors import UserError
-from d2ext.visualization import draw_ground_truth, draw_predictions, side_by_side
+from d2ext.evaluation.results import fit_results, read_results
+from d2ext.visualization import (
+    draw_ground_truth,
+    draw_predictions,
+    panel_scale,
+    picture_stems,
+    side_by_side,
+)
 
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import read_image
@@ -49,31 +55,6 @@ def argument_parser() -> argparse.ArgumentParser:
         "--shuffle", type=int, metavar="SEED", help="draw a random choice instead of the first ones"
     )
     return parser
-
-
-def read_results(path: str) -> dict:
-    """COCO results by image id.
-
-    Raises:
-        UserError: no such file, no JSON, or not a list of results.
-    """
-    try:
-        with open(path, encoding="utf-8") as f:
-            results = json.load(f)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    needed = {"image_id", "category_id", "bbox", "score"}
-    by_image = defaultdict(list)
-    for index, result in enumerate(results if isinstance(results, list) else [None]):
-        if not isinstance(result, dict) or not needed <= set(result):
-            raise UserError(
-                f"{path}, entry {index}: COCO results are a list of objects with "
-                f"{', '.join(sorted(needed))}"
-            )
-        by_image[result["image_id"]].append(result)
-    return by_image
 
 
 def to_instances(results: list, size, class_ids: dict) -> Instances:
@@ -121,10 +102,11 @@ def draw(record: dict, results: list, metadata, threshold: float) -> np.ndarray:
     class_ids = metadata.get("thing_dataset_id_to_contiguous_id")
     instances = to_instances(results, rgb.shape[:2], class_ids)
     shown = int((instances.scores >= threshold).sum())
+    scale = panel_scale(*rgb.shape[:2])
     return side_by_side(
         [
-            draw_ground_truth(record, metadata, rgb),
-            draw_predictions(rgb, instances, metadata, threshold),
+            draw_ground_truth(record, metadata, rgb, scale),
+            draw_predictions(rgb, instances, metadata, threshold, scale),
         ],
         [
             f"ground truth: {len(record['annotations'])}",
@@ -139,7 +121,7 @@ def visualize(args) -> None:
     if args.num_images < 0:
         raise UserError("--num-images must not be negative")
     check_score("--confidence-threshold", args.confidence_threshold)
-    by_image = read_results(args.results)
+    results = read_results(args.results)
     register_all()
     name = args.dataset
     if args.register:
@@ -147,21 +129,20 @@ def visualize(args) -> None:
         register_coco_dataset(*spec)
         name = name or spec.name
     records = get_dataset_records(name)
-    unknown = set(by_image) - {r["image_id"] for r in records}
-    if unknown:
-        raise UserError(
-            f"{args.results} has results for image {min(unknown, key=str)}, which is not in "
-            f"{name}; they belong to another data set"
-        )
+    metadata = MetadataCatalog.get(name)
+    numbers = metadata.get("thing_dataset_id_to_contiguous_id")
+    class_ids = {metadata.thing_classes[label]: number for number, label in numbers.items()}
+    by_image = defaultdict(list)
+    for result in fit_results(results, records, class_ids, args.results):
+        by_image[result["image_id"]].append(result)
     if args.shuffle is not None:
         random.Random(args.shuffle).shuffle(records)
     records = records[: args.num_images or None]
     os.makedirs(args.output_dir, exist_ok=True)
-    metadata = MetadataCatalog.get(name)
-    for record in tqdm(records, unit="img", disable=None, leave=False):
-        results = by_image.get(record["image_id"], [])
-        picture = draw(record, results, metadata, args.confidence_threshold)
-        stem = Path(record["file_name"]).stem
+    stems = picture_stems([record["file_name"] for record in records])
+    for record, stem in zip(tqdm(records, unit="img", disable=None, leave=False), stems):
+        found = by_image[record["image_id"]]
+        picture = draw(record, found, metadata, args.confidence_threshold)
         Image.fromarray(picture).save(os.path.join(args.output_dir, f"{stem}.png"))
     print(f"{len(records)} pictures of {name} in {args.output_dir}")
 

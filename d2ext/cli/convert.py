@@ -33,7 +33,7 @@ SHOWN = 5  # notes before "and so many more"
 PARTS = ("train", "val", "test")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
     """Command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -172,5 +172,5 @@ def split(args: argparse.Namespace) -> None:
 
 def main(arguments=None) -> int:
     """Command line; 1 for a mistake of the user."""
-    args = build_parser().parse_args(arguments)
+    args = argument_parser().parse_args(arguments)
     return run_guarded(lambda: split(args) if args.command == "split" else convert(args))

@@ -1,11 +1,8 @@
-"""`d2ext COMMAND ...`: finds the module of a command and hands the rest of the line to it.
-
-Exit status: 0; 1 for a mistake that one line on stderr names; 2 for a command line that cannot be
-understood; 130 after Ctrl-C; 143 after SIGTERM, with the state of a training saved.
-"""
+"""`d2ext COMMAND ...`: finds the module of a command and hands the rest of the line to it."""
 
 import importlib
 import sys
+import textwrap
 from typing import NamedTuple
 
 from d2ext.config.overrides import nearest
@@ -27,23 +24,39 @@ COMMANDS = {
     "convert": Command("convert", "annotations of other programs to COCO's format"),
     "split": Command("convert", "part a data set into train, val and test", ("split",)),
     "check": Command("check", "look for mistakes in annotations and images"),
+    "compare": Command("compare", "models side by side: numbers, charts, pictures in one page"),
     "stages": Command("stages", "evaluate a cascade stage by stage"),
     "list": Command("list_configs", "shipped configs, with published AP"),
     "info": Command("info", "versions, compiled kernels, GPU: for bug reports"),
     "new-project": Command("new_project", "write a package for a network of your own"),
+    "completion": Command("completion", "a script for the Tab key of your shell"),
 }
 _EXAMPLES = """examples:
   d2ext convert labelme photos --output my.json
   d2ext split my.json --images photos --output mydata --shares 0.7 0.3 0
   d2ext train mask_rcnn_tiny_finetune --data mydata OUTPUT_DIR=output/my
-  d2ext predict --weights output/my/model_best.pth --input new/*.jpg --output output/pictures"""
+  d2ext predict --weights output/my/model_best.pth --input new/*.jpg --output output/pictures
+  d2ext compare output/my output/other --data mydata --output output/compared"""
+
+STATUSES = {
+    0: "done",
+    1: "a mistake, which one line on stderr names with its mend; check: errors in the data; "
+    "predict: some images could not be read",
+    2: "a command line that cannot be understood",
+    130: "interrupted by Ctrl-C, or by SIGTERM in a training; a training has saved its state",
+    143: "ended by SIGTERM elsewhere",
+}
 
 
 def usage() -> str:
     """What `d2ext --help` prints."""
     rows = [f"  {name:<12} {command.help}" for name, command in COMMANDS.items()]
     lines = ["usage: d2ext COMMAND ..., d2ext COMMAND --help", "", "commands:", *rows]
-    return "\n".join([*lines, "", _EXAMPLES])
+    statuses = [
+        textwrap.fill(f"  {status:<4} {text}", 90, subsequent_indent=" " * 7)
+        for status, text in STATUSES.items()
+    ]
+    return "\n".join([*lines, "", _EXAMPLES, "", "exit status:", *statuses])
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from d2ext.config import load_projects
 from d2ext.engine import Predictor, build_experiment
 from d2ext.engine.cli import check_score, run_guarded
 from d2ext.errors import UserError
-from d2ext.visualization import draw_predictions, draw_stages
+from d2ext.visualization import draw_predictions, draw_stages, picture_stems
 
 from detectron2.data.detection_utils import read_image
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
@@ -105,14 +105,7 @@ def name_outputs(paths, folder) -> list:
     Raises:
         UserError: a picture would replace one of the images.
     """
-    stems, taken = [], set()
-    for path in paths:
-        name, count = Path(path).stem, 1
-        while name in taken:
-            count += 1
-            name = f"{Path(path).stem}_{count}"
-        taken.add(name)
-        stems.append(os.path.join(folder, name))
+    stems = [os.path.join(folder, stem) for stem in picture_stems(paths)]
     images = {os.path.realpath(p) for p in paths}
     for stem in stems:
         if os.path.realpath(stem + ".png") in images:

@@ -4,19 +4,38 @@ The images of the test set are drawn anew, with replacement; AP is computed for 
 matches of each image, which do not depend on the other images.
 """
 
-import contextlib
-import io
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
-from d2ext.evaluation.coco_scores import MAX_DETECTIONS, match_coco, percent
+from d2ext.evaluation.coco_scores import MAX_DETECTIONS
 from d2ext.evaluation.ground_truth import GroundTruth
+from d2ext.evaluation.matches import coco_matches, weighted_ap
 from d2ext.evaluation.predictions import ImageDetections
 
 # Test sets of so many images at most have an interval printed beside AP.
 MOST_IMAGES = 100
 DRAWS = 200
+
+
+def image_weights(draws: np.ndarray) -> np.ndarray:
+    """How often each image is in each draw.
+
+    Args:
+        draws: (D, N) positions 0..N - 1.
+
+    Returns:
+        int (D, N).
+    """
+    draws = np.asarray(draws)
+    return np.stack([np.bincount(draw, minlength=draws.shape[1]) for draw in draws])
+
+
+def random_weights(count: int, draws: int = DRAWS) -> np.ndarray:
+    """Weights of draws of `count` images with a fixed seed: the same for every model, so that
+    differences between models can be drawn, too. int (draws, count)."""
+    return image_weights(np.random.default_rng(0).integers(count, size=(draws, count)))
 
 
 def resampled_ap(
@@ -35,23 +54,26 @@ def resampled_ap(
     Returns:
         (D,) percent; nan where a draw has no object.
     """
-    evaluation = match_coco(truth, detections, kind, "pycocotools", max_detections)
-    params = evaluation.params
-    shape = len(params.catIds), len(params.areaRng), len(params.imgIds)
-    matches = np.empty(shape, dtype=object)
-    for place, match in enumerate(evaluation.evalImgs):
-        matches.flat[place] = match
-    # Of all sizes, and the largest number of detections: what AP is about.
-    for each in (params, evaluation._paramsEval):
-        each.areaRng, each.areaRngLbl = each.areaRng[:1], each.areaRngLbl[:1]
-        each.maxDets = each.maxDets[-1:]
-    found = []
-    for draw in np.asarray(draws):
-        evaluation.evalImgs = matches[:, :1, draw].ravel().tolist()
-        with contextlib.redirect_stdout(io.StringIO()):
-            evaluation.accumulate()
-        found.append(percent(np.asarray(evaluation.eval["precision"])))
-    return np.array(found)
+    weights = image_weights(draws)
+    matches = coco_matches(truth, detections, kind, max_detections)
+    values = [weighted_ap(sizes[0], weights).mean(axis=1) for sizes in matches]
+    return mean_of_known(np.stack(values, axis=-1))
+
+
+def mean_of_known(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis without nan; nan if nothing is left."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
+        return np.nanmean(values, axis=-1)
+
+
+def percentile_interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95% percentile interval of draws (D,) without nan; nan if nothing is left."""
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return float("nan"), float("nan")
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def bootstrap_interval(
@@ -70,9 +92,4 @@ def bootstrap_interval(
     """
     count = len(truth.images)
     draws = np.random.default_rng(0).integers(count, size=(DRAWS, count))
-    values = resampled_ap(truth, detections, kind, draws, max_detections)
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return float("nan"), float("nan")
-    low, high = np.quantile(values, (0.025, 0.975))
-    return float(low), float(high)
+    return percentile_interval(resampled_ap(truth, detections, kind, draws, max_detections))

@@ -13,7 +13,7 @@ from d2ext.visualization.instances import (
     training_image,
 )
 from d2ext.visualization.overlay import display_scale, resized
-from d2ext.visualization.panels import side_by_side
+from d2ext.visualization.panels import panel_scale, picture_stems, side_by_side
 
 __all__ = [
     "display_scale",
@@ -22,6 +22,8 @@ __all__ = [
     "draw_semantic",
     "draw_stages",
     "draw_training_input",
+    "panel_scale",
+    "picture_stems",
     "resized",
     "side_by_side",
     "training_image",

@@ -1,14 +1,40 @@
-"""Several pictures in one, with titles."""
+"""Several pictures in one, with titles; how large pictures are, and what their files are called."""
 
+import itertools
+import os
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from d2ext.visualization.overlay import display_scale
 from d2ext.visualization.text import font
+
+_LARGEST = 1200  # pixels along the longer side of a panel
 
 _PAPER = (255, 255, 255)
 _INK = (32, 36, 42)
+
+
+def panel_scale(height: int, width: int) -> float:
+    """Small images are enlarged so that text can be read on them, large ones made smaller."""
+    return min(display_scale(height, width), _LARGEST / max(height, width))
+
+
+def picture_stems(paths: Sequence[str | os.PathLike]) -> list[str]:
+    """A name without an ending for the picture of each image: its stem, numbered where several have
+    the same."""
+    taken: set[str] = set()
+    names = []
+    for path in paths:
+        stem = name = os.path.splitext(os.path.basename(path))[0]
+        for number in itertools.count(2):
+            if name.lower() not in taken:  # for file systems that ignore case
+                break
+            name = f"{stem}_{number}"
+        taken.add(name.lower())
+        names.append(name)
+    return names
 
 
 def side_by_side(

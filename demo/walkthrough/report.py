@@ -1,32 +1,31 @@
-"""Numbers and the page of the demo: the table on the terminal, metrics.json and report.html."""
+"""Numbers and words of the demo: the table on the terminal, metrics.json, and what the report says
+beside what every comparison does."""
 
 import json
 import math
-import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-import torch
 from tabulate import tabulate
 from walkthrough.models import Model
 from walkthrough.training import TrainingResult
 
-from d2ext.version import __version__
+from d2ext.report import Words
+from d2ext.report.page import duration
 
 COLUMNS = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50", "segm/AP75")
+_NUMBERS = ("No", "One", "Two", "Three", "Four", "Five")
 
 
 class Outcome(NamedTuple):
-    """Everything the report says about one network.
+    """What the demo knows about one network.
 
     Attributes:
         command: the training command, as it can be typed.
         weights: the trained weights.
         parameters: number of learnable values.
-        pictures: predictions, one address per validation image.
-        stages: COCO metrics after each stage, or None for a network without stages.
-        stage_pictures: rows of addresses, one per stage.
+        stages: COCO metrics after each stage; empty for a network without stages.
     """
 
     model: Model
@@ -34,9 +33,30 @@ class Outcome(NamedTuple):
     weights: Path
     parameters: int
     training: TrainingResult
-    pictures: list[str]
-    stages: list[dict[str, float]] | None = None
-    stage_pictures: list[list[str]] | None = None
+    stages: Sequence[dict[str, float]] = ()
+
+
+class Facts(NamedTuple):
+    """What is true of the whole demo; times in seconds.
+
+    Attributes:
+        train_set, num_train, test_set, num_test: names of the data sets, numbers of images.
+        sample_image: path of an image file of the test set.
+        seconds: from the start to the report.
+        training_seconds: of it, while networks were trained.
+        workers: how many were trained at a time.
+        machine: in one line.
+    """
+
+    train_set: str
+    num_train: int
+    test_set: str
+    num_test: int
+    sample_image: str
+    seconds: float
+    training_seconds: float
+    workers: int
+    machine: str
 
 
 def number(value: Any) -> float:
@@ -49,7 +69,7 @@ def summary(outcome: Outcome) -> dict[str, float]:
     values = {column: number(outcome.training.metrics.get(column)) for column in COLUMNS}
     values["train_seconds"] = round(outcome.training.seconds, 1)
     values["parameters"] = outcome.parameters
-    for index, stage in enumerate(outcome.stages or (), start=1):
+    for index, stage in enumerate(outcome.stages, start=1):
         values.update({f"stage{index}/{c}": number(stage.get(c)) for c in COLUMNS})
     return values
 
@@ -72,45 +92,48 @@ def table(outcomes: list[Outcome]) -> str:
     return tabulate(rows, headers, floatfmt=".1f", disable_numparse=[1])
 
 
-def class_table(outcomes: list[Outcome], names: list[str]) -> list[dict]:
-    """Mask AP per class: name and one value per network, None where the class does not occur."""
-    rows = []
-    for name in names:
-        found = [outcome.training.metrics.get(f"segm/AP-{name}") for outcome in outcomes]
-        values = [None if v is None or math.isnan(v) else v for v in found]
-        rows.append({"name": name, "values": values})
-    return rows
+def words(models: Sequence[Model], weights: Sequence[Path], facts: Facts) -> Words:
+    """Heading, times and next steps of the report.
 
-
-def duration(seconds: float) -> str:
-    """Such as `12 min 5 s`."""
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-
-
-def write_report(path: Path, outcomes: list[Outcome], **facts: Any) -> None:
-    """Render report.html; `facts` are further variables of the template."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
+    Args:
+        models, weights: of every network, in the same order.
+        facts: of the demo.
+    """
+    count = len(models)
+    name = _NUMBERS[count] if count < len(_NUMBERS) else str(count)
+    total = duration(facts.seconds)
+    seen = "that it had never seen" if facts.train_set != facts.test_set else ", the same ones"
+    at_a_time = f", {facts.workers} networks at a time" if facts.workers > 1 else ""
+    last, path = models[-1], weights[-1]
+    train = f"python {last.script} --config-file {last.config}"
+    return Words(
+        title=f"{name} network{'' if count == 1 else 's'}, trained and tested on this machine in "
+        f"{total}",
+        lead=f"Each network learned from {facts.num_train} images of {facts.train_set} to find "
+        "every object, name it, and mark the pixels that belong to it. Then it was tested on "
+        f"{facts.num_test} images of {facts.test_set} {seen}. These are small versions of the "
+        "published networks, trained for minutes; they show that everything works, not how good "
+        "the full networks are.",
+        tiles=[
+            (total, f"in total, of which {duration(facts.training_seconds)} training{at_a_time}")
+        ],
+        steps=[
+            (
+                "Use a trained network on your images",
+                f"d2ext predict --weights {path} --input {facts.sample_image} "
+                "--output output/pictures",
+            ),
+            ("Compare networks again", f"d2ext compare {' '.join(str(p.parent) for p in weights)}"),
+            (
+                "Train longer, on the larger set",
+                f"{train} DATASETS.TRAIN=shapes_big_train DATASETS.TEST=shapes_big_val "
+                "train.max_iter=6000 train.output_dir=output/longer",
+            ),
+            (
+                "Train on your own data in COCO format",
+                f"{train} --register mine=annotations.json,images DATASETS.TRAIN=mine "
+                "DATASETS.TEST=mine train.output_dir=output/mine",
+            ),
+        ],
+        footer=[facts.machine, f"{total} in total"],
     )
-    environment.filters.update(
-        duration=duration,
-        words=lambda n: ("No", "One", "Two", "Three", "Four", "Five")[n] if n < 6 else str(n),
-        millions=lambda n: f"{n / 1e6:.2f} M",
-        ap=lambda value: "–" if value is None else f"{value:.1f}",
-    )
-    summaries = [summary(outcome) for outcome in outcomes]
-    best = {column: max(s[column] for s in summaries) for column in COLUMNS}
-    python = platform.python_version()
-    page = environment.get_template("report.html.j2").render(
-        rows=list(zip(outcomes, summaries)),
-        best=best,
-        training_seconds=sum(outcome.training.seconds for outcome in outcomes),
-        versions=f"d2ext {__version__}, PyTorch {torch.__version__}, Python {python}",
-        **facts,
-    )
-    path.write_text(page, encoding="utf-8")

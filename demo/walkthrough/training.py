@@ -79,23 +79,6 @@ class Child:
             _fail(self._command, self._process.returncode, self._stderr.read(), self._log)
 
 
-def run_logged(command: list[str], log: Path, poll=lambda: None) -> None:
-    """Run a command whose messages end up in `log`, calling `poll` while it runs.
-
-    Raises:
-        UserError: it failed; names the log.
-    """
-    child = Child(command, log)
-    try:
-        while child.running():
-            poll()
-            time.sleep(_POLL_SECONDS)
-        poll()
-    finally:
-        child.stop()
-    child.check()
-
-
 def _end(process: subprocess.Popen) -> None:
     """Stop a process that is still running, kindly first."""
     if process.poll() is None:

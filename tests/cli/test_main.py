@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from d2ext.cli.main import COMMANDS, main
+from d2ext.cli.main import COMMANDS, STATUSES, main
 
 
 @pytest.fixture(autouse=True)
@@ -17,6 +17,15 @@ def test_without_a_command_it_lists_all_of_them(capsys):
     text = capsys.readouterr().out
     assert all(f"\n  {name} " in text for name in COMMANDS)
     assert main([]) == 2
+
+
+def test_exit_statuses_are_in_the_help_and_in_the_readme(capsys, request):
+    main(["--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    readme = (request.config.rootpath / "README.md").read_text(encoding="utf-8")
+    for status, text in STATUSES.items():
+        assert f" {status} {text}" in words
+        assert f"| {status} | {text} |" in readme
 
 
 @pytest.mark.parametrize("name", COMMANDS)

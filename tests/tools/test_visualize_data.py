@@ -99,13 +99,6 @@ def test_large_images_are_made_smaller_and_small_ones_enlarged(script, tmp_path)
         assert picture.shape == (expected[0], 2 * expected[1], 3)
 
 
-def test_images_of_one_name_have_pictures_of_their_own(script):
-    paths = ["a/1.jpg", "b/1.jpg", "a/1_2.jpg", "a/2.png", "a/2.jpg", "C/A.jpg", "c/a.jpg"]
-    names = script.file_names(paths)
-    assert names[:5] == ["1.png", "1_2.png", "1_2_2.png", "2.png", "2_2.png"]
-    assert len({name.lower() for name in names}) == len(paths)
-
-
 def test_a_folder_of_images_of_one_name_loses_none(script, tmp_path):
     data = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
     for index, folder in enumerate("ab"):

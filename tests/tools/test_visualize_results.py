@@ -122,3 +122,40 @@ def test_a_threshold_in_percent_is_one_line(script, few, tmp_path, capsys):
     more = ["--confidence-threshold", "50"]
     assert run(script, tmp_path / "results.json", few[1], tmp_path, *more) == 1
     assert "did you mean 0.5" in capsys.readouterr().err
+
+
+def results_by_file(records, metadata):
+    """What `d2ext predict` writes, of a detection with a box in each image."""
+    return [
+        {"image_id": 100 + n, "category_id": 0, "bbox": [1, 2, 30, 40], "score": 0.75,
+         "file_name": record["file_name"], "category": metadata.thing_classes[n % 2]}
+        for n, record in enumerate(records)
+    ]  # fmt: skip
+
+
+def test_predictions_of_the_demo_are_taken_by_file_and_class_name(script, few, tmp_path):
+    records, metadata = few
+    results = results_by_file(records, metadata)
+    (tmp_path / "predictions.json").write_text(json.dumps(results))
+    path = tmp_path / "predictions.json"
+    assert run(script, path, metadata, tmp_path, "--num-images", "2") == 0
+    rgb = np.asarray(Image.open(records[1]["file_name"]))
+    instances = Instances(rgb.shape[:2], pred_boxes=Boxes(torch.tensor([[1.0, 2, 31, 42]])),
+                          pred_classes=torch.tensor([1]), scores=torch.tensor([0.75]))  # fmt: skip
+    picture = np.asarray(Image.open(tmp_path / Path(records[1]["file_name"]).name))
+    assert stands_in(picture, draw_predictions(rgb, instances, metadata), right=True)
+
+
+def test_images_of_one_name_have_pictures_of_their_own(script, tmp_path):
+    data = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    for number, folder in enumerate("ab"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 8), (90 * number, 0, 0)).save(tmp_path / folder / "x.png")
+        image = {"id": number, "file_name": f"{folder}/x.png", "width": 8, "height": 8}
+        data["images"].append(image)
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    (tmp_path / "results.json").write_text("[]")
+    out = tmp_path / "out"
+    command = ["--results", str(tmp_path / "results.json"), "--output-dir", str(out)]
+    assert script.main([*command, "--register", f"mine={tmp_path}/a.json,{tmp_path}"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["x.png", "x_2.png"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from d2ext.visualization import side_by_side
+from d2ext.visualization import panel_scale, picture_stems, side_by_side
 from d2ext.visualization.text import place_labels, text_size
 
 
@@ -65,3 +65,15 @@ def test_labels_stay_inside_the_picture():
     boxes = np.array([[0, 0, 20, 20], [180, 180, 200, 200], [-5, 190, 3, 210]], float)
     for x, y in place_labels(boxes, [(60, 12)] * 3, 200, 200):
         assert 0 <= x <= 140 and 0 <= y <= 188
+
+
+def test_images_of_one_name_have_pictures_of_their_own():
+    paths = ["a/1.jpg", "b/1.jpg", "a/1_2.jpg", "a/2.png", "a/2.jpg", "C/A.jpg", "c/a.jpg"]
+    names = picture_stems(paths)
+    assert names[:5] == ["1", "1_2", "1_2_2", "2", "2_2"]
+    assert len({name.lower() for name in names}) == len(paths)
+
+
+def test_photographs_are_made_smaller_and_small_images_enlarged():
+    assert panel_scale(3000, 4000) == 1200 / 4000
+    assert panel_scale(64, 128) == 4
