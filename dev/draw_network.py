@@ -267,7 +267,7 @@ def draw_cascade() -> Figure:
     drawing.box(6.1, row, 1.3, 0.95, "RPN", BOXES, note="proposals")
     drawing.arrow([(4.1, bus + 1.35), (4.1, row), (5.45, row)], PYRAMID)
     drawing.line([(4.78, bus), (13.3, bus)], PYRAMID, 3)
-    drawing.panel(7.55, 4.1, 2.1, 2.1, "Mask R-CNN ends here")
+    drawing.panel(7.3, 4.1, 2.6, 2.1, "Mask R-CNN ends here")
     source = 6.75
     for number, x in enumerate((8.6, 11.2, 13.8), start=1):
         drawing.box(x, row, 1.6, 0.95, f"$B_{number}$", BOXES, 15, note="box head")

@@ -24,8 +24,8 @@ HEAD = """# Reference of config keys
 Written by `dev/write_config_reference.py` from the functions that define the keys. d2ext and its
 projects add these keys to
 [detectron2's own](https://detectron2.readthedocs.io/en/latest/modules/config.html#config-references);
-`d2ext.config.get_cfg()` has both. The last column is the paper or program that a setting comes from,
-where the code names one. [Configs](configs.md) tells how keys are set.
+`d2ext.config.get_cfg()` has both. The last column is the paper or program that a setting comes
+from, where the code names one. [Configs](configs.md) tells how keys are set.
 """
 # Names in lazy configs that no other table has.
 LAZY = {
