@@ -24,6 +24,7 @@ root_doc = "docs/index"
 include_patterns = [
     "*.md",
     "docs/**.md",
+    "docs/api.rst",
     "projects/*.md",
     "projects/*/README.md",
     "examples/*/README.md",
@@ -34,9 +35,10 @@ highlight_language = "text"
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
 
-# Docstrings have plain backticks around code, types in annotations, and Google's sections.
-default_role = "code"
+# Docstrings have types in annotations, and Google's sections.
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
@@ -47,10 +49,16 @@ html_extra_path = ["site"]  # the start page, which leads to root_doc
 html_copy_source = False
 html_math_renderer = "mathml"  # by docutils, so that pages ask for nothing from elsewhere
 
+# Of pages that are what a program has printed.
+TITLES = {
+    "docs/benchmarks/ops_cpu": "Operators on a CPU",
+    "docs/benchmarks/ops_cpu_default_allocator": "Operators on a CPU, default allocator",
+    "docs/benchmarks/models_cpu": "Networks on a CPU",
+}
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:|#|mailto:)([^)\s#]+)(#[^)\s]*)?\)")
 
 
-def without_links_to_folders(app, name, source):
+def adapted(app, name, source):
     """GitHub shows folders; the site has none, and keeps the words of such links."""
     page = Path(app.env.doc2path(name))
 
@@ -58,6 +66,14 @@ def without_links_to_folders(app, name, source):
         return match[1] if (page.parent / match[2]).is_dir() else match[0]
 
     source[0] = _LINK.sub(replaced, source[0])
+    if name in TITLES:
+        source[0] = f"# {TITLES[name]}\n\n{source[0]}"
+
+
+def with_literals(app, what, name, object, options, lines):
+    """Docstrings have plain backticks around code, where reStructuredText has two."""
+    text = re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", "\n".join(lines))
+    lines[:] = text.splitlines()
 
 
 def visit_inline(self, node):
@@ -71,5 +87,6 @@ def visit_block(self, node):
 
 
 def setup(app):
-    app.connect("source-read", without_links_to_folders)
+    app.connect("source-read", adapted)
+    app.connect("autodoc-process-docstring", with_literals, priority=400)  # before napoleon
     app.add_html_math_renderer("mathml", (visit_inline, None), (visit_block, None))

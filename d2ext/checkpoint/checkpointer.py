@@ -167,8 +167,9 @@ class Checkpointer(DetectionCheckpointer):
         """Raise a `UserError` unless a file, or what an address names, is there."""
         local = _local_path(path, self.path_manager)
         if not os.path.isfile(local):
+            what = "is a folder" if os.path.isdir(local) else "does not exist"
             raise UserError(
-                f"checkpoint '{path}' does not exist; set MODEL.WEIGHTS (yaml) or "
+                f"checkpoint '{path}' {what}; set MODEL.WEIGHTS (yaml) or "
                 "train.init_checkpoint (lazy) to a file, or to '' to start from random weights"
             )
 
@@ -194,6 +195,7 @@ class Checkpointer(DetectionCheckpointer):
                 f"checkpoint '{self._source}' has no weight of this model: it has '{in_file}' ..., "
                 f"the model has '{min(of_model)}' ..."
             )
+        self._check_finite()
         if settings:
             lines, settings = apply_settings(self.model, settings, self._source)
             for line in lines:
@@ -203,6 +205,15 @@ class Checkpointer(DetectionCheckpointer):
             key for key in incompatible.unexpected_keys if not key.endswith(_COUNTERS)
         ]
         return incompatible
+
+    def _check_finite(self) -> None:
+        """Raise a `UserError` if the model has got weights that no training can go on from."""
+        for name, tensor in self.model.state_dict().items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise UserError(
+                    f"checkpoint '{self._source}' has NaN or infinite numbers in '{name}'; take "
+                    "one from before its training diverged"
+                )
 
     def _is_foreign(self, checkpoint: dict[str, Any]) -> bool:
         """Whether the names are those of another program (whose files detectron2 cannot match)."""

@@ -93,10 +93,12 @@ def take_options(experiment: Experiment, options: dict[str, Any]) -> None:
         if not is_recipe(experiment):
             applied = _of(experiment, "APPLIED")
             what = (
-                "a config that a recipe has left has its numbers" if applied else "is for recipes"
+                ": a config that a recipe has left has its numbers"
+                if applied
+                else " is for recipes"
             )
             keys = " and ".join(_name(experiment, k) for k in OPTIONS[name].split(" and "))
-            raise UserError(f"{option}: {what}; set {keys}, or take a config *_finetune")
+            raise UserError(f"{option}{what}; set {keys}, or take a config *_finetune")
         if not value > 0:
             raise UserError(f"{option} is {value}; it has to be above 0")
     experiment.recipe_options = given

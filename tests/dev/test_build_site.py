@@ -36,10 +36,9 @@ def test_what_a_browser_would_load_from_elsewhere_is_named(script, tmp_path):
 
 def test_every_page_of_the_documentation_is_in_a_table_of_contents():
     text = (ROOT / "docs/index.md").read_text(encoding="utf-8")
-    listed = set(re.findall(r"^[\w./]+\.md$", text, re.MULTILINE))
-    pages = [*ROOT.glob("docs/**/*.md"), *ROOT.glob("projects/**/README.md")]
-    pages += [*ROOT.glob("projects/*.md"), *ROOT.glob("*.md"), *ROOT.glob("examples/*/README.md")]
-    wanted = {_seen(path) for path in pages}
+    listed = set(re.findall(r"^[\w./]+\.(?:md|rst)$", text, re.MULTILINE))
+    kinds = ["*.md", "docs/**/*.md", "docs/*.rst", "projects/**/README.md", "examples/*/README.md"]
+    wanted = {_seen(path) for kind in kinds for path in ROOT.glob(kind)}
     assert wanted - {"index.md"} == listed
 
 
