@@ -18,8 +18,8 @@ TESTS = ("tests/soak/test_faults.py", "tests/soak/test_mistakes.py")
 HEAD = """# Messages
 
 What you did, and the line that says so. A command prints the line after `error:` on stderr, without
-a traceback, and its exit status is 1, or 2 where the options cannot be understood. From Python it is
-a `d2ext.errors.UserError`, for operators what PyTorch raises. `D2EXT_TRACEBACK=1` in front of a
+a traceback, and its exit status is 1, or 2 where the options cannot be understood. From Python it
+is a `d2ext.errors.UserError`, for operators what PyTorch raises. `D2EXT_TRACEBACK=1` in front of a
 command shows where the line comes from.
 
 Written by `dev/write_errors.py` from tests that make each of these mistakes and compare the whole

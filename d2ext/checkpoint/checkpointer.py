@@ -224,7 +224,9 @@ class Checkpointer(DetectionCheckpointer):
 
     def _convert(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
         """Put the weights of another program under the names of the model; their settings."""
-        file = CheckpointFile(self._source, self._file.format, self._file.weights, self._file.rest)
+        file = self._file
+        assert file is not None  # it is being loaded
+        file = CheckpointFile(self._source, file.format, file.weights, file.rest)
         conversion = import_weights(file, self.model)
         conversion.check(self._source, other_classes=not self._complete)
         self.logger.info("%s", conversion.summary())

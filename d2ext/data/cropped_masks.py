@@ -5,6 +5,7 @@ maps are made of without looking at the pixels around the objects.
 import math
 import mmap
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -94,7 +95,8 @@ def tensor_to_hand_on(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tenso
         return torch.empty(shape, dtype=dtype)
     # As torch's own collating does.
     storage = torch.UntypedStorage._new_shared(size)
-    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)
+    tensor: Any = torch.empty(0, dtype=dtype)
+    return tensor.set_(storage, 0, shape)
 
 
 def bitmaps_to_hand_on(shape: tuple[int, ...]) -> torch.Tensor:

@@ -126,6 +126,7 @@ def _train(experiment: Experiment, resume: bool, user_hooks: list) -> dict[str, 
     )
 
     rng = RNGState()
+    extra: dict[str, Any] = {AVERAGE_KEY: AverageState(average)} if average else {}
     checkpointer = SummingCheckpointer(
         model,
         experiment.output_dir,
@@ -133,7 +134,7 @@ def _train(experiment: Experiment, resume: bool, user_hooks: list) -> dict[str, 
         weights=average.weights if average else None,
         trainer=weakref.proxy(trainer),
         rng=rng,
-        **({AVERAGE_KEY: AverageState(average)} if average else {}),
+        **extra,
     )
     last_results: dict[str, Any] = {}
 
@@ -276,7 +277,7 @@ def _num_images(loader) -> int:
 
 
 def _ddp_options(experiment: Experiment) -> dict[str, Any]:
-    options = dict(broadcast_buffers=False)
+    options: dict[str, Any] = dict(broadcast_buffers=False)
     options.update(experiment.ddp)
     if not experiment.device.startswith("cuda"):
         options["device_ids"] = None

@@ -158,13 +158,16 @@ def fit_recipe(experiment: Experiment) -> list[Choice]:
     if "batch_size" in given:
         batch = Choice(batch.key, given["batch_size"], "--batch-size", "you")
     count = use(batch)
-    use(choose_rate(*_of(experiment, "RATE"), count))
+    rate, reference = _of(experiment, "RATE")
+    use(choose_rate(rate, reference, count))
+    low, high = _of(experiment, "ITERATIONS")
     length = use(
         choose_length(
             _of(experiment, "EPOCHS"),
             data.num_images,
             count,
-            *_of(experiment, "ITERATIONS"),
+            low,
+            high,
             given="epochs" in given,
         )
     )
