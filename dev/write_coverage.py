@@ -41,6 +41,12 @@ def table(report: dict) -> str:
     return text
 
 
+def put(page: Path, text: str) -> None:
+    """Replace the table of a page."""
+    head, _, rest = page.read_text(encoding="utf-8").partition(FIRST)
+    page.write_text(head + FIRST + text + LAST + rest.partition(LAST)[2], encoding="utf-8")
+
+
 def main() -> int:
     """Replace the table."""
     with tempfile.TemporaryDirectory() as folder:
@@ -50,8 +56,7 @@ def main() -> int:
             print("error: nothing is measured; run make coverage", file=sys.stderr)
             return 1
         report = json.loads(path.read_text())
-    head, _, rest = PAGE.read_text(encoding="utf-8").partition(FIRST)
-    PAGE.write_text(head + FIRST + table(report) + LAST + rest.partition(LAST)[2], encoding="utf-8")
+    put(PAGE, table(report))
     print(f"wrote the table of {PAGE.name}")
     return 0
 
