@@ -25,11 +25,16 @@ _BLOCK = re.compile(
     r"```(?P<language>bash|python|yaml)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-# What commands of a page need that other pages make, from this config.
+# Commands of other pages that those of a page build on.
 MADE_BEFORE = {
-    "docs/configs.md": ("output/run1", "htc_tiny.py"),
-    "docs/evaluation.md": ("output/run1", "htc_tiny.py"),
-    "docs/checkpoints.md": ("output/htc_tiny", "htc_tiny.yaml"),
+    "docs/configs.md": [
+        "d2ext convert labelme mydata/photos --output mydata/my.json",
+        "d2ext split mydata/my.json --images mydata/photos --output mydata/split "
+        "--shares 0.7 0.3 0",
+        "d2ext train htc_tiny.py OUTPUT_DIR=output/run1",
+    ],
+    "docs/evaluation.md": ["d2ext train htc_tiny.py OUTPUT_DIR=output/run1"],
+    "docs/checkpoints.md": ["d2ext train htc_tiny.yaml OUTPUT_DIR=output/htc_tiny"],
 }
 SIZES = {
     ".yaml": ["INPUT.MIN_SIZE_TRAIN=(64,)", "INPUT.MIN_SIZE_TEST=64", "MODEL.DEVICE=cpu"],
@@ -145,10 +150,8 @@ def test_blocks_of_a_page_run_in_order(page, tmp_path, few_images, run_python):
     lay_out(tmp_path, few_images)
     for name, text in own_configs(page).items():
         (tmp_path / name).write_text(text)
-    todo = steps(page)
-    if page in MADE_BEFORE:
-        folder, config = MADE_BEFORE[page]
-        todo.insert(0, shortened(["d2ext", "train", config, f"OUTPUT_DIR={folder}"]))
+    before = [shortened(line.split()) for line in MADE_BEFORE.get(page, ())]
+    todo = [*before, *steps(page)]
     (tmp_path / "steps.json").write_text(json.dumps(todo))
     environment = {"DETECTRON2_DATASETS": str(tmp_path / "datasets")}
     packages = [p.parent for p in sorted(ROOT.glob("examples/*/*/__init__.py"))]
