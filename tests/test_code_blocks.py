@@ -158,7 +158,7 @@ def test_blocks_of_a_page_run_in_order(page, tmp_path, few_images, run_python):
     packages = [p for p in packages if p.name != "tests"]
     command = ["-W", "ignore", "-c", RUN, "steps.json", *(p.name for p in packages)]
     path = [p.parent for p in packages]
-    process = run_python(*command, cwd=tmp_path, path=path, **environment)
+    process = run_python(*command, cwd=tmp_path, path=path, timeout=1200, **environment)
     assert process.returncode == 0, process.stdout[-1500:] + process.stderr[-3000:]
     shutil.rmtree(tmp_path / "output", ignore_errors=True)
 
