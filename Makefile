@@ -1,4 +1,5 @@
 # Two commands matter: `make demo` and `make test`. Each sets everything up by itself when needed.
+# `make help` lists all of them.
 VENV ?= .venv
 # The first of these that runs and is recent enough; override with PYTHON=...
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3 python; do \
@@ -12,7 +13,7 @@ export FORCE_CUDA
 JOBS ?= 2
 ARGS ?=
 
-.PHONY: help install demo test lint sanitize emulate soak clean
+.PHONY: help install demo test lint docs coverage sanitize emulate soak clean
 
 help:  ## this text
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,8 +30,15 @@ demo: install  ## train, evaluate and use tiny networks; pictures in output/demo
 test: install  ## all tests, on the CPU
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-lint: install  ## style check (fix with: .venv/bin/ruff check --fix . && .venv/bin/ruff format .)
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: install  ## style and types (fix style with: .venv/bin/ruff check --fix . && .venv/bin/ruff format .)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+docs: install  ## the site in output/site, with warnings as errors and every link followed
+	@$(BIN)/python dev/build_site.py output/site
+
+coverage: install  ## lines and branches that the tests reach, by package (half an hour and more)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report= $(ARGS)
+	@$(BIN)/python dev/write_coverage.py
 
 sanitize: install  ## C++ operators under AddressSanitizer and UBSan (some ten minutes)
 	@dev/sanitize.sh $(abspath $(BIN)/python)
@@ -45,7 +53,7 @@ soak: install  ## faults by the hundred: kills, damage, hostile files; writes do
 	@$(BIN)/python dev/write_reliability.py output/soak
 
 clean:  ## remove build products and outputs; keeps the environment and the data sets
-	rm -rf build dist output *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist output *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage
 	rm -rf examples/*/build examples/*/*.egg-info
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 	rm -f d2ext/*.so

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the networks of MNC, FCIS and HTC as docs/images/{mnc,fcis,htc}.svg and .png."""
+"""Draw the networks as docs/images/{cascade,mnc,fcis,htc}.svg and .png."""
 
 import argparse
 import os
@@ -251,7 +251,57 @@ def draw_mnc() -> Figure:
     return drawing.figure
 
 
-FIGURES = {"mnc": draw_mnc, "fcis": draw_fcis, "htc": draw_htc}
+def draw_cascade() -> Figure:
+    """Cascade Mask R-CNN as detectron2 has it; with the first box head alone it is Mask R-CNN."""
+    drawing = Drawing(18.3, 7.0)
+    row, mask_row, bus = 5.0, 1.75, 3.3
+    drawing.box(0.75, bus, 0.95, 0.95, "image", PYRAMID, size=10)
+    drawing.arrow([(1.23, bus), (1.6, bus)], PYRAMID)
+    drawing.backbone(1.72, bus)
+    drawing.text(2.3, bus - 1.65, "backbone", weight="bold", size=10)
+    drawing.arrow([(3.02, bus), (3.4, bus)], PYRAMID)
+    for level, name in enumerate(("P2", "P3", "P4", "P5", "P6")):
+        drawing.box(4.1, bus - 1.0 + 0.5 * level, 1.0 - 0.13 * level, 0.38, name, PYRAMID, size=8.5)
+    drawing.panel(3.42, bus - 1.35, 1.36, 2.7)
+    drawing.text(4.1, bus - 1.65, "pyramid", weight="bold", size=10)
+    drawing.box(6.1, row, 1.3, 0.95, "RPN", BOXES, note="proposals")
+    drawing.arrow([(4.1, bus + 1.35), (4.1, row), (5.45, row)], PYRAMID)
+    drawing.line([(4.78, bus), (13.3, bus)], PYRAMID, 3)
+    drawing.panel(7.3, 4.1, 2.6, 2.1, "Mask R-CNN ends here")
+    source = 6.75
+    for number, x in enumerate((8.6, 11.2, 13.8), start=1):
+        drawing.box(x, row, 1.6, 0.95, f"$B_{number}$", BOXES, 15, note="box head")
+        tap = x - 0.5
+        drawing.arrow([(tap, bus), (tap, row - 0.48)], INK, 1.5)
+        drawing.text(tap - 0.1, bus + 0.6, "7 × 7", size=8, color=SOFT, ha="right")
+        drawing.arrow([(source, row), (x - 0.8, row)], BOXES, 2.2)
+        drawing.text((source + x - 0.8) / 2, row + 0.22, f"$r_{number - 1}$", 11, BOXES)
+        source = x + 0.8
+    drawing.box(8.6, mask_row, 1.6, 0.95, "M", MASKS, 15, note="mask head")
+    drawing.arrow([(8.1, bus), (8.1, mask_row + 0.48)], INK, 1.5)
+    drawing.text(8.0, bus - 0.6, "14 × 14", size=8, color=SOFT, ha="right")
+    drawing.arrow([(source, row), (16.0, row)], BOXES, 2.2)
+    drawing.text(15.3, row + 0.22, "$r_3$", 11, BOXES)
+    drawing.arrow([(9.4, mask_row), (16.0, mask_row)], MASKS, 2.2)
+    for y, word, note in (
+        (row + 0.45, "classes", "mean of three stages"),
+        (row - 0.45, "boxes", "of the last stage"),
+        (mask_row, "masks", "of the last boxes at test time"),
+    ):
+        drawing.text(16.15, y + 0.12, word, size=11, weight="bold", ha="left")
+        drawing.text(16.15, y - 0.17, note, size=8, color=SOFT, ha="left")
+    drawing.legend(
+        (
+            (PYRAMID, 3, "pyramid features", 2.55),
+            (BOXES, 2.2, "boxes $r_t$, refined by $B_t$", 3.2),
+            (MASKS, 2.2, "masks", 1.5),
+        ),
+        6.6,
+    )
+    return drawing.figure
+
+
+FIGURES = {"cascade": draw_cascade, "mnc": draw_mnc, "fcis": draw_fcis, "htc": draw_htc}
 
 
 def write(folder: str) -> None:

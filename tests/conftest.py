@@ -98,11 +98,11 @@ def run_python(tmp_path_factory):
     """Run Python in a process of its own that sees this checkout.
 
     `run_python(*arguments, path=(), **environment)` gives the `CompletedProcess`; `path` are
-    folders put before the checkout on the module search path.
+    folders put before the checkout on the module search path, `timeout` seconds are allowed.
     """
     folder = tmp_path_factory.mktemp("process")
 
-    def run(*arguments, path=(), cwd=folder, **environment):
+    def run(*arguments, path=(), cwd=folder, timeout=300, **environment):
         search = [*map(str, path), str(ROOT)]
         return subprocess.run(
             [sys.executable, *map(str, arguments)],
@@ -115,7 +115,7 @@ def run_python(tmp_path_factory):
             },
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=timeout,
         )
 
     return run

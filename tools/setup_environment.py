@@ -163,7 +163,7 @@ def install(venv: Path, development: bool, detectron2: Path | None = None) -> No
     run(*pip, "--no-build-isolation", "-r", base)
     install_detectron2(python, detectron2)
     if development:
-        print("* pytest, ruff and Playwright")
+        print("* tools for tests, style, types and the site")
         run(*pip, "-r", REQUIREMENTS / "dev.txt")
     print("* d2ext and its projects, with the C++ extension if a compiler is there")
     run(*pip, "-v", "--no-build-isolation", "--no-deps", "-e", ROOT)
@@ -175,7 +175,7 @@ def main() -> int:
     parser.add_argument(
         "--venv", default=ROOT / ".venv", type=Path, help="folder of the environment"
     )
-    parser.add_argument("--no-dev", action="store_true", help="leave out pytest and ruff")
+    parser.add_argument("--no-dev", action="store_true", help="leave out the tools of development")
     parser.add_argument("--detectron2", type=Path, help="checkout to install in place of v0.6")
     args = parser.parse_args()
     venv = Path(os.path.abspath(args.venv))

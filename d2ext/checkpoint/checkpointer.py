@@ -176,8 +176,9 @@ class Checkpointer(DetectionCheckpointer):
         """Raise a `UserError` unless a file, or what an address names, is there."""
         local = _local_path(path, self.path_manager)
         if not os.path.isfile(local):
+            what = "is a folder" if os.path.isdir(local) else "does not exist"
             raise UserError(
-                f"checkpoint '{path}' does not exist; set MODEL.WEIGHTS (yaml) or "
+                f"checkpoint '{path}' {what}; set MODEL.WEIGHTS (yaml) or "
                 "train.init_checkpoint (lazy) to a file, or to '' to start from random weights"
             )
 
@@ -203,6 +204,7 @@ class Checkpointer(DetectionCheckpointer):
                 f"checkpoint '{self._source}' has no weight of this model: it has '{in_file}' ..., "
                 f"the model has '{min(of_model)}' ..."
             )
+        self._check_finite()
         if settings:
             lines, settings = apply_settings(self.model, settings, self._source)
             for line in lines:
@@ -213,6 +215,15 @@ class Checkpointer(DetectionCheckpointer):
         ]
         return incompatible
 
+    def _check_finite(self) -> None:
+        """Raise a `UserError` if the model has got weights that no training can go on from."""
+        for name, tensor in self.model.state_dict().items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise UserError(
+                    f"checkpoint '{self._source}' has NaN or infinite numbers in '{name}'; take "
+                    "one from before its training diverged"
+                )
+
     def _is_foreign(self, checkpoint: dict[str, Any]) -> bool:
         """Whether the names are those of another program (whose files detectron2 cannot match)."""
         if checkpoint.get("matching_heuristics", False):
@@ -222,7 +233,9 @@ class Checkpointer(DetectionCheckpointer):
 
     def _convert(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
         """Put the weights of another program under the names of the model; their settings."""
-        file = CheckpointFile(self._source, self._file.format, self._file.weights, self._file.rest)
+        file = self._file
+        assert file is not None  # it is being loaded
+        file = CheckpointFile(self._source, file.format, file.weights, file.rest)
         conversion = import_weights(file, self.model)
         conversion.check(self._source, other_classes=not self._complete)
         self.logger.info("%s", conversion.summary())

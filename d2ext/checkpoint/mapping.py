@@ -5,9 +5,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from typing import (
-    Any,
-)
+from typing import Any
 
 from torch import Tensor
 
@@ -245,6 +243,7 @@ def convert_weights(
         members = [x.rstrip("?") for x in group]
         used.update(x for x in members if x in weights)
         source = members[0]
+        assert rule is not None  # a group has been found by a rule
         value = _transformed(rule, [weights.get(x) for x in members], source)
         note = rule.label
         if tuple(value.shape) == shape:
@@ -265,7 +264,7 @@ def convert_weights(
     return Conversion(result, entries, class_dependent=class_dependent)
 
 
-def _transformed(rule: Rule, values: list[Tensor | None], source: str) -> Tensor:
+def _transformed(rule: Rule, values: list[Any], source: str) -> Tensor:
     if rule.transform is None:
         return values[0]
     try:

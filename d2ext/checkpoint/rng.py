@@ -16,7 +16,8 @@ def get_rng_state() -> dict[str, Any]:
 
     Only tensors and plain values, so that `torch.load(weights_only=True)` accepts it.
     """
-    kind, keys, position, has_gauss, cached = np.random.get_state()
+    of_numpy: Any = np.random.get_state()
+    kind, keys, position, has_gauss, cached = of_numpy
     state = {
         "torch": torch.get_rng_state(),
         "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],

@@ -115,7 +115,7 @@ def _is_saved_lazy_config(path: str) -> bool:
     return {"model", "train"} <= {key.value for key, _ in root.value}
 
 
-def _load_lazy(path: str) -> DictConfig:
+def _load_lazy(path: str) -> Any:
     # detectron2 replaces this function while it loads, and leaves it replaced after an error.
     original_import = builtins.__import__
     try:
@@ -123,7 +123,7 @@ def _load_lazy(path: str) -> DictConfig:
     except yaml.YAMLError as error:
         raise _yaml_fault(path, error) from error
     except SyntaxError as error:
-        cause = error.__cause__ or error
+        cause = error.__cause__ if isinstance(error.__cause__, SyntaxError) else error
         named = re.search(r"[Cc]onfig file (.+) has syntax error", str(error))
         raise UserError(
             f"config file '{named[1] if named else path}', line {cause.lineno}: {cause.msg}"
@@ -142,7 +142,7 @@ def _load_lazy(path: str) -> DictConfig:
     return cfg
 
 
-def _load_saved_lazy(path: str) -> DictConfig:
+def _load_saved_lazy(path: str) -> Any:
     with open(path, encoding="utf-8") as f:
         text = io.StringIO(with_present_names(f.read()))
     text.name = path  # for messages

@@ -261,9 +261,8 @@ def _remove(cfg, node, name, key: str) -> None:
         for group in groups:
             owner = _child(owner, _entry(owner, group)[1])
         leaf = _entry(owner, leaf)[1]
-        if OmegaConf.is_interpolation(owner, leaf) and inside in str(
-            OmegaConf.to_container(owner, resolve=False)[leaf]
-        ):
+        plain: Any = OmegaConf.to_container(owner, resolve=False)
+        if OmegaConf.is_interpolation(owner, leaf) and inside in str(plain[leaf]):
             owner[leaf] = None
     node[name] = None
 

@@ -58,7 +58,10 @@ def load_projects() -> tuple:
 def project_configs(name: str) -> Path | None:
     """Folder of an installed project's configs, in its package or beside it; None without one."""
     for entry in importlib.metadata.entry_points(group=_GROUP, name=name):
-        package = Path(importlib.import_module(entry.module).__file__).resolve().parent
+        file = importlib.import_module(entry.module).__file__
+        if file is None:  # a folder without __init__.py
+            continue
+        package = Path(file).resolve().parent
         for folder in (package / "configs", package.parent / "configs"):
             if folder.is_dir():
                 return folder

@@ -113,7 +113,8 @@ class ColorJitter(T.Augmentation):
         try:
             self._jitter = torchvision.transforms.ColorJitter(brightness, contrast, saturation, hue)
         except (ValueError, TypeError) as error:
-            raise UserError(f"colour jitter (INPUT.COLOR_JITTER): {error}") from error
+            reason = str(error).rstrip(".")
+            raise UserError(f"colour jitter (INPUT.COLOR_JITTER): {reason}") from error
         self.brightness, self.contrast = brightness, contrast
         self.saturation, self.hue = saturation, hue
         self.image_format = image_format

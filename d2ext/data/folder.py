@@ -60,8 +60,9 @@ def _registered(name: str) -> dict[str, str]:
 
 def _image_root(file: Path, images: str | None) -> str:
     said = None if images else _said_in(file)
-    places = [images] if images else [said, file.parent / "images", file.parent]
-    for place in filter(None, places):
+    wanted: list[str | Path] = [images] if images else [file.parent / "images", file.parent]
+    places = [said, *wanted] if said else wanted
+    for place in places:
         if os.path.isdir(place):
             return os.path.normpath(place)
     raise UserError(f"image folder {places[0]} does not exist; name it: --images FOLDER")

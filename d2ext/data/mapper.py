@@ -71,7 +71,10 @@ class InstanceSegMapper(DatasetMapper):
         """
         check_semantic_mode(semantic)
         if mask_format not in ("bitmask", "polygon"):
-            raise UserError(f"unknown mask format {mask_format!r}; use 'bitmask' or 'polygon'")
+            raise UserError(
+                f"unknown mask format {mask_format!r}; use 'bitmask' or 'polygon' "
+                "(INPUT.MASK_FORMAT / dataloader.train.mapper.mask_format)"
+            )
         if is_train and semantic in ("auto", "instances") and num_classes is None:
             raise UserError(f"semantic mode {semantic!r} needs num_classes of the mapper")
         super().__init__(

@@ -21,7 +21,10 @@ SEMANTIC_MODES = ("auto", "none", "dataset", "instances")
 def check_semantic_mode(mode: str) -> None:
     """Raise `UserError` unless `mode` is one of `SEMANTIC_MODES`."""
     if mode not in SEMANTIC_MODES:
-        raise UserError(f"unknown semantic mode {mode!r}; use one of {', '.join(SEMANTIC_MODES)}")
+        raise UserError(
+            f"unknown semantic mode {mode!r}; use one of {', '.join(SEMANTIC_MODES)} "
+            "(INPUT.SEMANTIC / dataloader.train.mapper.semantic)"
+        )
 
 
 def semantic_from_instances(

@@ -35,7 +35,8 @@ class WeightAverage(HookBase):
 
     def __init__(self, model: nn.Module, decay: float):
         self._model = model
-        self._average = AveragedModel(model, multi_avg_fn=_Rule(decay), use_buffers=True)
+        rule: Any = _Rule(decay)
+        self._average = AveragedModel(model, multi_avg_fn=rule, use_buffers=True)
         self._average.requires_grad_(False).eval()
         self.continued = False
 

@@ -43,7 +43,9 @@ def building(
         if named:
             text = f"{' and '.join(named)}: no such name as {error.args[0]!r}"
             raise UserError(f"{what} cannot be {done}: {text}") from error
-        reason = " ".join(str(error).split()) or traceback.extract_tb(error.__traceback__)[-1].line
+        reason = " ".join(str(error).split()) or (
+            traceback.extract_tb(error.__traceback__)[-1].line or ""
+        )
         near = _near(reason, settings(), by_key=done == "built")
         near = "".join(f"; see {key} = {value}" for key, value in near)
         raise UserError(

@@ -71,7 +71,7 @@ class Experiment(abc.ABC):
     def note_chosen(self, overrides: Sequence[str]) -> None:
         """Remember which keys the command line sets: what the user says wins over a file."""
         keys = {override.key for override in parse_overrides(overrides)}
-        both = [{key, YAML_TO_LAZY.get(key), LAZY_TO_YAML.get(key)} - {None} for key in keys]
+        both = [{key, YAML_TO_LAZY.get(key, key), LAZY_TO_YAML.get(key, key)} for key in keys]
         self.chosen = frozenset().union(*both)
         self.weights_chosen = "MODEL.WEIGHTS" in self.chosen
 
@@ -180,7 +180,8 @@ class Experiment(abc.ABC):
         names = self.train_sets() or self.test_sets()
         if not names:
             return {}
-        known = {"thing_classes": dataset_classes(names), "train_sets": list(self.train_sets())}
+        known: dict[str, Any] = {"thing_classes": dataset_classes(names)}
+        known["train_sets"] = list(self.train_sets())
         if self.semantic_mode() != "none" and self.train_sets():
             known["semantic_labels"] = semantic_num_labels(self.train_sets(), self.semantic_mode())
         return known

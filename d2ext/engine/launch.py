@@ -167,7 +167,7 @@ def _forget_process_groups() -> None:
     """
     comm._LOCAL_PROCESS_GROUP = None
     cached = getattr(comm, "_get_global_gloo_group", None)
-    if hasattr(cached, "cache_clear"):
+    if cached is not None and hasattr(cached, "cache_clear"):
         cached.cache_clear()
     gc.collect()
 

@@ -103,7 +103,8 @@ class LazyExperiment(Experiment):
 
     def build_evaluator(self, dataset_name: str):
         # A lazy config of one's own may do without the node.
-        options = OmegaConf.to_container(self.cfg.dataloader.get("evaluator", OmegaConf.create()))
+        node = self.cfg.dataloader.get("evaluator", OmegaConf.create())
+        options: Any = OmegaConf.to_container(node)
         keys = [k for k in lazy_keys(self.cfg.model) if k.endswith(self.LIMITS)]
         limits = [OmegaConf.select(self.cfg.model, key) for key in keys]
         if limits:

@@ -127,6 +127,7 @@ def _train(experiment: Experiment, resume: bool, user_hooks: list) -> dict[str, 
     )
 
     rng = RNGState()
+    extra: dict[str, Any] = {AVERAGE_KEY: AverageState(average)} if average else {}
     checkpointer = SummingCheckpointer(
         model,
         experiment.output_dir,
@@ -134,7 +135,7 @@ def _train(experiment: Experiment, resume: bool, user_hooks: list) -> dict[str, 
         weights=average.weights if average else None,
         trainer=weakref.proxy(trainer),
         rng=rng,
-        **({AVERAGE_KEY: AverageState(average)} if average else {}),
+        **extra,
     )
     last_results: dict[str, Any] = {}
 
@@ -235,8 +236,12 @@ def evaluate_checkpoint(experiment: Experiment, resume: bool = False) -> dict[st
     else those of the config; with `resume` the output folder comes first.
 
     Raises:
-        UserError: there are none, or they are not of the whole model.
+        UserError: there are none, or they are not of the whole model, or there is no test set.
     """
+    if not experiment.test_sets():
+        raise UserError(
+            "nothing to evaluate on: set DATASETS.TEST (yaml) or dataloader.test.dataset (lazy)"
+        )
     files = Checkpointer(torch.nn.Identity(), experiment.output_dir)
     path = experiment.init_checkpoint
     if (resume or not experiment.weights_chosen) and files.has_checkpoint():
@@ -275,7 +280,7 @@ def _num_images(loader) -> int:
 
 
 def _ddp_options(experiment: Experiment) -> dict[str, Any]:
-    options = dict(broadcast_buffers=False)
+    options: dict[str, Any] = dict(broadcast_buffers=False)
     options.update(experiment.ddp)
     if not experiment.device.startswith("cuda"):
         options["device_ids"] = None

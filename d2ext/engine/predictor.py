@@ -130,7 +130,8 @@ class Predictor:
         """
         if isinstance(original_image, (list, tuple)):
             return [self(image) for image in original_image]
-        return self.model([self.prepare(_to_bgr(original_image))])[0]
+        image: Any = original_image
+        return self.model([self.prepare(_to_bgr(image))])[0]
 
     def prepare(self, original_image: np.ndarray) -> dict[str, Any]:
         """The model's input for one BGR image (see `__call__`)."""

@@ -64,7 +64,8 @@ logger = logging.getLogger(__name__)
 def portable_copy(experiment: Experiment) -> Experiment:
     """The run with absolute paths of files and folders in its config, which is a copy: it can be
     used in any folder. Names of built-in data sets stay relative to $DETECTRON2_DATASETS."""
-    made = type(experiment)(copy.deepcopy(experiment.cfg))
+    kind: Any = type(experiment)  # one of those that are made of a config
+    made = kind(copy.deepcopy(experiment.cfg))
     weights = made.init_checkpoint
     if weights and "://" not in weights:
         weights = os.path.abspath(weights)
@@ -93,7 +94,7 @@ def config_to_store(experiment: Experiment) -> str:
 
 def class_names(stored: dict[str, Any]) -> list[str]:
     """The class names in the metadata of a checkpoint; none if they are no texts."""
-    names = stored.get("thing_classes")
+    names: Any = stored.get("thing_classes")
     valid = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
     return list(names) if valid else []
 

@@ -93,10 +93,12 @@ def take_options(experiment: Experiment, options: dict[str, Any]) -> None:
         if not is_recipe(experiment):
             applied = _of(experiment, "APPLIED")
             what = (
-                "a config that a recipe has left has its numbers" if applied else "is for recipes"
+                ": a config that a recipe has left has its numbers"
+                if applied
+                else " is for recipes"
             )
             keys = " and ".join(_name(experiment, k) for k in OPTIONS[name].split(" and "))
-            raise UserError(f"{option}: {what}; set {keys}, or take a config *_finetune")
+            raise UserError(f"{option}{what}; set {keys}, or take a config *_finetune")
         if not value > 0:
             raise UserError(f"{option} is {value}; it has to be above 0")
     experiment.recipe_options = given
@@ -156,13 +158,16 @@ def fit_recipe(experiment: Experiment) -> list[Choice]:
     if "batch_size" in given:
         batch = Choice(batch.key, given["batch_size"], "--batch-size", "you")
     count = use(batch)
-    use(choose_rate(*_of(experiment, "RATE"), count))
+    rate, reference = _of(experiment, "RATE")
+    use(choose_rate(rate, reference, count))
+    low, high = _of(experiment, "ITERATIONS")
     length = use(
         choose_length(
             _of(experiment, "EPOCHS"),
             data.num_images,
             count,
-            *_of(experiment, "ITERATIONS"),
+            low,
+            high,
             given="epochs" in given,
         )
     )

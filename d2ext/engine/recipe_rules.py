@@ -100,7 +100,10 @@ def choose_size(
 
 
 def choose_anchors(
-    sizes: Sequence[float], ratios: Sequence[float], current: Sequence[Sequence[float]], mode: str
+    sizes: Sequence[float] | np.ndarray,
+    ratios: Sequence[float] | np.ndarray,
+    current: Sequence[Sequence[float]],
+    mode: str,
 ) -> list[Choice]:
     """Sizes and shapes of the anchors, as many as there are: their weights keep their shapes.
 

@@ -5,6 +5,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -265,7 +266,7 @@ def check_data(experiment: Experiment, eval_only: bool = False) -> None:
 
 
 def _has_frozen_statistics(model: Module) -> bool:
-    frozen = [
+    frozen: list[Any] = [
         m for m in model.modules() if isinstance(m, (FrozenBatchNorm2d, EvalStatsBatchNorm2d))
     ]
     return bool(frozen) and all(

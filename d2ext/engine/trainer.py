@@ -116,7 +116,7 @@ class CheckedTrainer(SimpleTrainer):
         with self._autocast():
             losses = self.model(batch)
             losses = {"total_loss": losses} if isinstance(losses, torch.Tensor) else losses
-            total = sum(losses.values())
+            total: Any = sum(losses.values())
         if first:
             self.optimizer.zero_grad()
         total = total if share == 1 else total * share
@@ -147,7 +147,7 @@ class CheckedTrainer(SimpleTrainer):
     def _measure(self, whole: BatchInParts) -> None:
         """A forward pass that leaves no trace but the counts of the parts."""
         statistics = self._batch_norm_statistics()
-        model = getattr(self.model, "module", self.model)
+        model: Any = getattr(self.model, "module", self.model)
         with preserve_rng(), torch.no_grad(), EventStorage(self.iter):
             for part in whole.parts:
                 with whole.measuring(), self._autocast():

@@ -2,13 +2,13 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from d2ext.errors import UserError
 
 from detectron2.engine import HookBase
 
-Hook = HookBase | Callable[[Any], None]
+Hook: TypeAlias = HookBase | Callable[[Any], None]
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +81,9 @@ class UserHooks(HookBase):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         named = self._named()
         for name, state in state_dict.items():
-            if hasattr(named.get(name), "load_state_dict"):
-                named[name].load_state_dict(state)
+            hook: Any = named.get(name)
+            if hasattr(hook, "load_state_dict"):
+                hook.load_state_dict(state)
             else:
                 logger.warning("no hook %s is given now: what it had stored is left out", name)
 

@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 
+from d2ext.errors import UserError
+
 DILATION_RATIO = 0.02
 
 
@@ -49,7 +51,16 @@ def boundary_rle(rle: dict, ratio: float = DILATION_RATIO) -> dict:
 
 
 def boundary_iou(first: np.ndarray, second: np.ndarray, ratio: float = DILATION_RATIO) -> float:
-    """IoU of the boundaries of two masks of one image, 0 if both are empty."""
+    """IoU of the boundaries of two masks of one image, 0 if both are empty.
+
+    Raises:
+        UserError: the masks have different sizes.
+    """
+    if np.shape(first) != np.shape(second):
+        raise UserError(
+            f"two masks of one image have one size; these are {np.shape(first)} and "
+            f"{np.shape(second)}"
+        )
     first, second = (mask_boundary(mask, ratio).astype(bool) for mask in (first, second))
     union = np.count_nonzero(first | second)
     return np.count_nonzero(first & second) / union if union else 0.0

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -18,7 +18,7 @@ from detectron2.utils.file_io import PathManager
 class TruthImage(NamedTuple):
     """One image, with its annotations in the order of the file."""
 
-    image_id: object
+    image_id: Any
     size: tuple  # (height, width)
     annotations: list[dict]  # see GroundTruth
 

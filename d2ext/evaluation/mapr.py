@@ -74,7 +74,7 @@ def match_image(
     objects = np.zeros(count, np.int64)
     things = [a for a in image.annotations if not a["iscrowd"]]
     crowds = [a for a in image.annotations if a["iscrowd"]]
-    rles = found.rles() if count else []
+    rles = found.rles() if found is not None else []
     if count and things:
         ious = _overlaps(rles, [truth.rle(image, a) for a in things], crowd=False)
         labels = np.array([a["label"] for a in things])
@@ -112,7 +112,7 @@ def evaluate_mapr(
     ious = sorted({float(x) for x in [*ious, *VOLUME_IOUS]})
     table = np.full((len(counts), len(ious)), np.nan)
     for label, count in enumerate(counts):
-        if not count:
+        if not count or merged is None:
             continue
         chosen = merged.classes == label
         one = ClassDetections(

@@ -29,8 +29,7 @@ class ImageDetections(NamedTuple):
 
     def scores_of(self, with_masks: bool) -> np.ndarray:
         """float32 (N,): the scores by which boxes, or masks, are ranked."""
-        own = with_masks and self.mask_scores is not None
-        return self.mask_scores if own else self.scores
+        return self.mask_scores if with_masks and self.mask_scores is not None else self.scores
 
 
 def _encode(masks) -> list[bytes]:
@@ -83,7 +82,7 @@ def collect(instances: Instances, image_id) -> ImageDetections:
         masks = _encode(masks)
     return ImageDetections(
         image_id,
-        tuple(int(x) for x in instances.image_size),
+        (int(instances.image_size[0]), int(instances.image_size[1])),
         instances.pred_boxes.tensor.detach().cpu().numpy().astype(np.float32).reshape(-1, 4),
         scores,
         instances.pred_classes.detach().cpu().numpy().astype(np.int64),

@@ -185,7 +185,7 @@ class RoIWarpPooler(nn.Module):
         if not self.coarser:
             return self.operator(x[0], rois)
         levels = pyramid_levels(boxes_to_rois(box_lists).detach(), self.scales, *self.canonical)
-        total = None
+        total: Any = None
         for level, operator in enumerate((self.operator, *self.coarser)):
             # rows of other levels get a negative index, which means zeros and no gradient
             image = torch.where(levels == level, rois[:, 0], -1.0)

@@ -4,6 +4,8 @@ Source: Dai et al., "Instance-aware Semantic Segmentation via Multi-task Network
 section 4, and the sampling rules of its Caffe releases.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -215,7 +217,8 @@ class RoIWarp(nn.Module):
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
         """(B, C, H, W) and (N, 5) -> (N, C, output height, output width)."""
-        options = {"aligned": self.aligned, "quantize": self.quantize, "border": self.border}
+        options: dict[str, Any] = {"aligned": self.aligned, "quantize": self.quantize}
+        options["border"] = self.border
         if self.max_pool:
             return roi_warp_max_pool(input, rois, self.output_size, self.spatial_scale, **options)
         return roi_warp(

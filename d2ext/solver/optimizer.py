@@ -56,7 +56,10 @@ def get_optimizer_params(
     if unused:
         first = sorted(unused)[0]
         fault = "fits it" if _is_pattern(first) else "starts with it"
-        raise UserError(f"learning rate multiplier for '{first}': no parameter name {fault}")
+        raise UserError(
+            f"learning rate multiplier for '{first}': no parameter name {fault} "
+            "(SOLVER.LR_MULTIPLIERS / optimizer.lr_multipliers)"
+        )
     groups: dict[tuple, dict[str, Any]] = {}
     for group in get_default_optimizer_params(
         model,
@@ -110,7 +113,10 @@ def make_optimizer(
         UserError: unknown names of optimiser, option or clipping; an impossible learning rate.
     """
     if name not in OPTIMIZERS:
-        raise UserError(f"unknown optimizer '{name}'; valid names: {', '.join(OPTIMIZERS)}")
+        raise UserError(
+            f"unknown optimizer '{name}'; valid names: {', '.join(OPTIMIZERS)} (SOLVER.OPTIMIZER / "
+            "optimizer.name)"
+        )
     if not isinstance(lr, (int, float)) or not 0 <= lr < math.inf:
         raise UserError(f"the learning rate is {lr}; it must be a number that is not negative")
     optimizer_class = OPTIMIZERS[name]

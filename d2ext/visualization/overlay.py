@@ -6,6 +6,7 @@ photograph of 6000x4000 with 13 objects its figure took 5 times the memory and 8
 
 import colorsys
 from collections.abc import Sequence
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -85,7 +86,7 @@ def resized(rgb: np.ndarray, scale: float | None = None) -> np.ndarray:
 def overlay(
     rgb: np.ndarray,
     boxes: np.ndarray,
-    masks: Sequence[np.ndarray] | None,
+    masks: Sequence[np.ndarray] | np.ndarray | None,
     labels: Sequence[str],
     colors: Sequence[Color],
     scale: float | None = None,
@@ -108,8 +109,9 @@ def overlay(
     canvas = resized(rgb, scale)
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale
     order = np.argsort(-(boxes[:, 2:] - boxes[:, :2]).prod(axis=1), kind="stable").tolist()
-    for i in order if masks is not None else ():
-        _blend_mask(canvas, masks[i], colors[i], alpha)
+    if masks is not None:
+        for i in order:
+            _blend_mask(canvas, masks[i], colors[i], alpha)
     for i in order:
         _draw_box(canvas, boxes[i], colors[i])
     _draw_labels(canvas, boxes, labels, colors, order)
@@ -122,7 +124,7 @@ def _blend_mask(canvas: np.ndarray, mask: np.ndarray, color: Color, alpha: float
     if mask.shape != (height, width):
         soft = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
         mask = soft > 0.5
-    mask = np.ascontiguousarray(mask).view(np.uint8)
+    mask = cast(Any, np.ascontiguousarray(mask).view(np.uint8))
     left, top, columns, rows = cv2.boundingRect(mask)
     if not rows:
         return

@@ -62,7 +62,7 @@ def place_labels(
     taken: list[Rect] = []
     corners = []
     for (x0, y0, x1, y1), (w, h) in zip(boxes.tolist(), sizes):
-        best, best_cost = None, float("inf")
+        best, best_cost = (0.0, 0.0, 0.0, 0.0), float("inf")
         middle = (y0 + y1 - h) / 2
         # In order of preference: outside above and below, then inside, then beside the box.
         wishes = [(x0, y0 - h), (x1 - w, y0 - h), (x0, y1), (x1 - w, y1), (x0, y0), (x0, y1 - h)]

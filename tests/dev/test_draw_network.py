@@ -17,6 +17,7 @@ def test_figure_names_every_head_and_branch(script):
 @pytest.mark.parametrize(
     "name, parts",
     [
+        ("cascade", {"RPN", "$B_1$", "$B_3$", "M", "Mask R-CNN ends here", "classes", "masks"}),
         ("fcis", {"RPN", "score maps", "box maps", "assembly", "class", "mask", "refined box"}),
         (
             "mnc",
@@ -30,7 +31,7 @@ def test_figure_names_the_parts_of_the_paper(script, name, parts):
     assert parts <= words
 
 
-@pytest.mark.parametrize("name", ["mnc", "fcis", "htc"])
+@pytest.mark.parametrize("name", ["cascade", "mnc", "fcis", "htc"])
 def test_nothing_is_cut_off_at_the_border(script, tmp_path, name):
     assert script.main(["--output-dir", str(tmp_path)]) == 0
     picture = np.asarray(Image.open(tmp_path / f"{name}.png").convert("L"))

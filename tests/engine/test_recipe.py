@@ -164,7 +164,7 @@ def test_weights_of_no_recipe_leave_the_config_as_it_is(shapes_few, caplog):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"epochs": 3.0}, "--epochs: is for recipes; set SOLVER.MAX_ITER"),
+        ({"epochs": 3.0}, "--epochs is for recipes; set SOLVER.MAX_ITER"),
         ({"image_size": 3}, "set INPUT.MIN_SIZE_TRAIN and INPUT.MIN_SIZE_TEST"),
         ({"batch_size": 3}, "set SOLVER.IMS_PER_BATCH and SOLVER.BASE_LR"),
     ],

@@ -6,8 +6,11 @@ import io
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
+from unittest import mock
 
+from d2ext.cli.main import main as d2ext_main
 from d2ext.engine import Predictor, build_experiment, main, train
 from d2ext.errors import UserError
 
@@ -17,6 +20,7 @@ from tests.engine.helpers import short_overrides
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/mask_rcnn_tiny"
+_ERROR = re.compile(r"(d2ext [\w-]+: )?error: ")  # the former is argparse's
 
 
 class Scene:
@@ -40,7 +44,11 @@ class Scene:
         """Outcome of `train_net.py` with further arguments, see `outcome_of`."""
         return self.outcome_of(self.options(*more, kind=kind, data=data))
 
-    def outcome_of(self, argv):
+    def d2ext(self, *words):
+        """Outcome of a line of the command `d2ext`."""
+        return self.outcome_of(words, d2ext_main)
+
+    def outcome_of(self, argv, program=main):
         """Exit status and error line of a command line."""
         out, err, code = io.StringIO(), io.StringIO(), 0
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -48,17 +56,18 @@ class Scene:
             for catalog in (DatasetCatalog, MetadataCatalog):
                 catalog.data.pop("few", None)  # as in a process of its own
             try:
-                main(argv)
+                with mock.patch.object(sys, "argv", ["d2ext"]):
+                    code = program([str(word) for word in argv]) or 0
             except SystemExit as end:
                 code = end.code or 0
             finally:
                 for catalog, data in zip((DatasetCatalog, MetadataCatalog), known):
                     catalog.data.clear()
                     catalog.data.update(data)
-        lines = [x for x in err.getvalue().splitlines() if x.startswith("error: ")]
+        lines = [_ERROR.sub("", x) for x in err.getvalue().splitlines() if _ERROR.match(x)]
         if code and len(lines) != 1:
             return f"exit {code}, {err.getvalue()[-2000:]}"
-        return self.brief(f"exit {code}: {lines[0].removeprefix('error: ')}" if code else "exit 0")
+        return self.brief(f"exit {code}: {lines[0]}" if code else "exit 0")
 
     def experiment(self, *more):
         """The same run from Python."""
@@ -82,6 +91,13 @@ class Scene:
         overrides = ["MODEL.RESNETS.NORM=GN", "MODEL.DEVICE=cpu", "INPUT.MIN_SIZE_TEST=64", *more]
         experiment = build_experiment(f"{CONFIG}.yaml", overrides, with_data=False)
         return Predictor(experiment, self.weights)
+
+    def write(self, name, text):
+        """Path of a new text file in the folder."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return str(path)
 
     def data(self, change):
         """`--register` argument of a copy of the data in which `change(content, images)` changed

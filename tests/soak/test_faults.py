@@ -14,7 +14,7 @@ SHORT = [case for case in CASES if case[0] != "Runs"]
 
 
 @pytest.mark.parametrize("case", CASES if FULL else SHORT, ids=lambda case: f"{case[0]}: {case[1]}")
-def test_fault(case, few_images, mask_rcnn_weights, tmp_path, monkeypatch, counted):
+def test_fault(case, few_images, mask_rcnn_weights, tmp_path, monkeypatch, counted, message):
     area, what, expected, words, provoke = case
     monkeypatch.chdir(tmp_path)
     observed = provoke(Scene(tmp_path, few_images, mask_rcnn_weights))
@@ -22,6 +22,9 @@ def test_fault(case, few_images, mask_rcnn_weights, tmp_path, monkeypatch, count
     if expected.startswith("refused"):
         assert not observed.startswith("exit 0") and "Traceback" not in observed
     record = {"area": area, "what": what, "expected": expected, "observed": observed}
+    if case in SHORT and expected.startswith("refused"):
+        message(area, what, observed)
+        record["mistake"] = observed
     counted({"number": CASES.index(case), **record})
 
 

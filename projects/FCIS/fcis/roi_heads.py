@@ -127,6 +127,8 @@ class FCISROIHeads(nn.Module):
         self.voting = voting
         if len(self.loss_weights) != 3:
             raise UserError(f"MODEL.FCIS.LOSS_WEIGHTS {self.loss_weights} are not 3 numbers")
+        if group_size < 1:
+            raise UserError(f"MODEL.FCIS.GROUP_SIZE {group_size} must be at least 1")
         if out_size < group_size:
             raise UserError(
                 f"MODEL.FCIS.OUT_SIZE {out_size} must be at least GROUP_SIZE {group_size}"

@@ -34,6 +34,7 @@ def add_htc_config(cfg: CN) -> None:
     # Branches whose region features get those of the semantic branch added: "box", "mask".
     semantic.FUSION = ["box", "mask"]
     # The number of labels is detectron2's MODEL.SEM_SEG_HEAD.NUM_CLASSES; it is set from the data.
+
     # Number and channels of the 3x3 convolutions after the fusion of the levels.
     semantic.NUM_CONV = 4
     semantic.CONV_DIM = 256

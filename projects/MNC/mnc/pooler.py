@@ -27,6 +27,11 @@ def build_pooler(
         raise UserError(
             f"MODEL.MNC.WARP_SIZE {warp_size} is neither POOL_SIZE {pool_size} nor twice of it"
         )
+    if bin_reduce != "point" and (bin_reduce != "edge_max" or warp_size != pool_size):
+        raise UserError(
+            f"MODEL.MNC.WARP_BIN_REDUCE '{bin_reduce}' is neither 'point' nor, with WARP_SIZE as "
+            "POOL_SIZE, 'edge_max'"
+        )
     return RoIWarpPooler(
         pool_size,
         [scale],
