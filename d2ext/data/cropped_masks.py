@@ -5,7 +5,6 @@ maps are made of without looking at the pixels around the objects.
 import math
 import mmap
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
