@@ -48,7 +48,7 @@ class _DataLoader(yaml.SafeLoader):
 
 
 _DataLoader.add_multi_constructor(_TAG, lambda loader, kind, node: _PYTHON + kind)
-_DataLoader.add_constructor(f"{_TAG}tuple", _DataLoader.construct_sequence)  # type: ignore[type-var]
+_DataLoader.add_constructor(f"{_TAG}tuple", _DataLoader.construct_sequence)
 
 
 def load_stored_config(

@@ -159,7 +159,7 @@ class CroppedBitMasks(BitMasks):
         return self.tensor
 
     def __len__(self) -> int:
-        return len(self.__dict__.get("cropped", self.__dict__.get("tensor")))
+        return len(self.cropped if "cropped" in self.__dict__ else self.tensor)
 
     def to(self, *args, **kwargs) -> BitMasks:
         """As of the base class; the bitmaps of a GPU are drawn there."""

@@ -67,7 +67,7 @@ def build_experiment(
         UserError: anything wrong with the config, the data sets or their classes.
     """
     is_path = isinstance(config, (str, os.PathLike))
-    cfg = load_config(os.fspath(config), overrides) if is_path else config
+    cfg: Any = load_config(os.fspath(config), overrides) if is_path else config
     experiment = LazyExperiment(cfg) if is_lazy(cfg) else YacsExperiment(cfg)
     experiment.note_chosen(overrides)
     check_limits(experiment)

@@ -19,7 +19,7 @@ class Calibration(NamedTuple):
 
     score: np.ndarray  # (B,) mean score; nan in an empty bin
     precision: np.ndarray  # (B,) part of hits; nan in an empty bin
-    count: np.ndarray  # int (B,)
+    counts: np.ndarray  # int (B,)
     error: float  # mean of |score - precision| over all detections; nan without any
 
 

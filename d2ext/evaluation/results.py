@@ -122,7 +122,7 @@ def to_detections(
             f"{path}, entry {with_masks.index(False)} has no segmentation, but others have; it has "
             "to be in all of them or in none"
         )
-    detections = []
+    detections: list[ImageDetections | None] = []
     for image in truth.images:
         own = by_image.get(image.image_id)
         if not own:

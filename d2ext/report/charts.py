@@ -36,7 +36,7 @@ def _line_style(number: int) -> dict[str, Any]:
 
 def _chart(draw: Callable[[Axes], None], x: str, y: str) -> str:
     """What `draw` puts into axes with these labels, as an address."""
-    settings = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 11,
+    settings: Any = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 11,
                 "svg.hashsalt": "d2ext", "path.simplify_threshold": 0.3}  # fmt: skip
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=_SIZE)
@@ -84,9 +84,9 @@ def reliability_chart(found: Sequence[Calibration]) -> str:
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=_INK, alpha=0.45, linewidth=1)
         for number, own in enumerate(found):
-            kept = own.count > 0
+            kept = own.counts > 0
             axes.plot(own.score[kept], own.precision[kept], linewidth=1.4, **_line_style(number))
-            sizes = 12 + 90 * own.count[kept] / max(own.count.sum(), 1)
+            sizes = 12 + 90 * own.counts[kept] / max(own.counts.sum(), 1)
             color = model_color(number)
             axes.scatter(own.score[kept], own.precision[kept], sizes, color=color, zorder=3)
         _unit_square(axes)

@@ -213,7 +213,7 @@ def _class_rows(measures: Sequence[Measures], truth: GroundTruth, kind: str) -> 
 
 def _curves(measures: Sequence[Measures], truth: GroundTruth) -> list[dict]:
     """Precision-recall charts: of all classes at two thresholds, then of the largest classes."""
-    found = []
+    found: list[dict[str, Any]] = []
     for iou in measures[0].curves:
         mean = [np.nan_to_num(_column_mean(own.curves[iou])) for own in measures]
         chart = charts.precision_recall_chart(mean)

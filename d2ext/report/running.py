@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,8 +64,9 @@ def predict_stages(
 ) -> list[Detections]:
     """What a cascade finds after each stage; arguments as for `predict_records`."""
     stages: list[list[ImageDetections]] = []
+    model: Any = predictor.model
     for record in tqdm(records, desc=f"{name}, stages", unit="img", disable=None, leave=False):
-        outputs = predictor.model.inference_stages([predictor.prepare(_read(record))])
+        outputs = model.inference_stages([predictor.prepare(_read(record))])
         stages = stages or [[] for _ in outputs]
         for stage, output in zip(stages, outputs):
             stage.append(collect(output[0]["instances"], record["image_id"]))

@@ -130,13 +130,13 @@ def build_source_predictor(
     Raises:
         UserError: see `Predictor`.
     """
-    config = source.config
-    if config is None and not isinstance(read_metadata(source.weights).get(CONFIG_KEY), str):
-        beside = os.path.join(source.folder or os.path.dirname(source.weights), "config.yaml")
+    config, weights = source.config, source.weights or ""
+    if config is None and not isinstance(read_metadata(weights).get(CONFIG_KEY), str):
+        beside = os.path.join(source.folder or os.path.dirname(weights), "config.yaml")
         config = beside if os.path.isfile(beside) else None
     if config is None:
-        return Predictor.from_weights(source.weights, overrides, device=device)
-    return Predictor(config, source.weights, overrides, device=device)
+        return Predictor.from_weights(weights, overrides, device=device)
+    return Predictor(config, weights, overrides, device=device)
 
 
 def choose_data(
@@ -159,7 +159,7 @@ def choose_data(
         if any(parse_register(text).name == data for text in register):
             return data
         names, texts = find_data(data, images)
-        part = next((part for part in ("val", "test", "train") if part in names), None)
+        part = next(part for part in ("val", "test", "train") if part in names)
         for text in texts:
             if parse_register(text).name == names[part]:
                 register_coco_dataset(*parse_register(text))
@@ -167,7 +167,7 @@ def choose_data(
     if register:
         return parse_register(register[0]).name
     sets = predictor.experiment.test_sets() if predictor is not None else []
-    if not sets:
+    if predictor is None or not sets:
         raise UserError("which data set? give --data FOLDER or --register NAME=ANN.json,IMAGES")
     for text in predictor.experiment.unread:
         if parse_register(text).name == sets[0]:
@@ -221,7 +221,7 @@ def predicted_entry(
         sum(p.numel() for p in predictor.model.parameters()),
         speed,
         read_curve(source.folder),
-        [("weights", source.weights), ("network", type(predictor.model).__name__)],
+        [("weights", source.weights or ""), ("network", type(predictor.model).__name__)],
     )
 
 
@@ -253,11 +253,10 @@ def saved_entry(source: Source, name: str, records: Sequence[dict], truth: Groun
     """
     metadata = MetadataCatalog.get(name)
     names = metadata.get("thing_classes") or truth.class_names
-    results = fit_results(
-        read_results(source.results), records, dict(zip(names, truth.category_ids)), source.results
-    )
-    detections = to_detections(results, truth, source.results)
-    return Entry(source.name, detections, facts=[("predictions", source.results)])
+    path = source.results or ""
+    results = fit_results(read_results(path), records, dict(zip(names, truth.category_ids)), path)
+    detections = to_detections(results, truth, path)
+    return Entry(source.name, detections, facts=[("predictions", path)])
 
 
 def read_curve(folder: str | None) -> list[dict]:

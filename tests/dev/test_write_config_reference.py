@@ -51,6 +51,7 @@ def test_every_key_has_a_default_a_meaning_and_a_lazy_name(row):
 def lazy_configs():
     paths = [*ROOT.glob("configs/*_tiny_finetune.py"), *ROOT.glob("projects/*/configs/*_tiny.py")]
     paths += ROOT.glob("projects/*/configs/*_R_50_coco.py")
+    paths.append(ROOT / "configs/mask_rcnn_tiny_convnext.py")
     found = [load_config(path) for path in paths]
     assert len(found) >= 6
     return found

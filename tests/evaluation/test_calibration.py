@@ -24,14 +24,14 @@ def matches(scores, hits, ignored=None):
 
 def test_error_is_the_mean_gap_weighted_by_the_detections():
     found = calibration([matches([0.95, 0.92, 0.15], [1, 0, 0]), matches([0.2], [1])])
-    assert found.count.tolist() == [0, 2, 0, 0, 0, 0, 0, 0, 0, 2]  # 0.2 is in the bin below
+    assert found.counts.tolist() == [0, 2, 0, 0, 0, 0, 0, 0, 0, 2]  # 0.2 is in the bin below
     assert found.precision[[1, 9]].tolist() == [0.5, 0.5]
     assert found.score[9] == pytest.approx(0.935) and np.isnan(found.score[0])
     assert found.error == pytest.approx((2 * (0.935 - 0.5) + 2 * (0.5 - 0.175)) / 4)
 
 
 def test_detections_in_crowd_regions_do_not_count():
-    assert calibration([matches([0.9, 0.3], [1, 0], [0, 1])]).count.sum() == 1
+    assert calibration([matches([0.9, 0.3], [1, 0], [0, 1])]).counts.sum() == 1
 
 
 def test_a_model_whose_scores_are_probabilities_has_no_error():

@@ -83,9 +83,9 @@ def test_lazy_defaults_equal_the_yaml_defaults():
         (
             "py",
             [
-                "+model.roi_heads.soft_nms=gaussian",
-                "+model.roi_heads.soft_nms_sigma=0.3",
-                "+model.roi_heads.soft_nms_min_score=0.02",
+                "model.roi_heads.soft_nms=gaussian",
+                "model.roi_heads.soft_nms_sigma=0.3",
+                "model.roi_heads.soft_nms_min_score=0.02",
             ],
         ),
     ],
