@@ -83,7 +83,7 @@ def short(text):
     def fewer(match):
         return f"{match[1]}{max(1, int(math.log2(int(match[2]) / 10)))}"
 
-    text = re.sub(r"((?:MAX_ITER|max_iter)(?:=|: ))(\d+)", fewer, text)
+    text = re.sub(r"((?:MAX_ITER|max_iter)(?: ?= ?|: ))(\d+)", fewer, text)
     return re.sub(r"epochs=\d+", "epochs=1", text)
 
 
