@@ -27,13 +27,16 @@ _BLOCK = re.compile(
 )
 # Commands of other pages that those of a page build on.
 MADE_BEFORE = {
+    "README.md": ["d2ext train mask_rcnn_tiny --data shapes OUTPUT_DIR=output/second"],
     "docs/configs.md": [
         "d2ext convert labelme mydata/photos --output mydata/my.json",
         "d2ext split mydata/my.json --images mydata/photos --output mydata/split "
         "--shares 0.7 0.3 0",
         "d2ext train htc_tiny.py OUTPUT_DIR=output/run1",
     ],
-    "docs/evaluation.md": ["d2ext train htc_tiny.py OUTPUT_DIR=output/run1"],
+    "docs/evaluation.md": [
+        f"d2ext train htc_tiny.py OUTPUT_DIR=output/run{number}" for number in (1, 2)
+    ],
     "docs/checkpoints.md": ["d2ext train htc_tiny.yaml OUTPUT_DIR=output/htc_tiny"],
 }
 SIZES = {

@@ -195,6 +195,10 @@ def run_worker(args: argparse.Namespace) -> None:
     """What each process does."""
     experiment = _build(args)
     if args.eval_only:
+        if not experiment.test_sets():
+            raise UserError(
+                "nothing to evaluate on: set DATASETS.TEST (yaml) or dataloader.test.dataset (lazy)"
+            )
         folder = os.path.join(experiment.output_dir, "inference")  # a run's own files stay
         start_log(experiment, args, folder)
         if not args.no_data_check:

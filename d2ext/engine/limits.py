@@ -39,8 +39,6 @@ _LIMITS = (
     _twin("SOLVER.ACCUMULATION_STEPS", 1, mend="1 takes the batch in one piece"),
     _twin("SOLVER.EMA_DECAY", 0, 1 - 1e-9, mend="0 keeps no average")._replace(whole=False),
     _twin("LOG_PERIOD", 1),
-    Limit("TEST.DETECTIONS_PER_IMAGE", "model.roi_heads.box_predictor.test_topk_per_image", 1),
-    Limit("TEST.DETECTIONS_PER_IMAGE", "model.roi_heads.max_per_image", 1),  # FCIS, MNC
     _twin("TEST.EVAL_PERIOD", 0, mend="0 evaluates after the training only"),
     _twin("TEST.EARLY_STOPPING", 0, mend="0 never ends the training early"),
     _twin("DATALOADER.NUM_WORKERS", 0, mend="0 loads in the main process"),
@@ -78,6 +76,13 @@ _CHOICES = (
     ("INPUT.CROP.TYPE", "", ("relative", "relative_range", "absolute", "absolute_range")),
 )
 
+# Where lazy configs have the number of detections; cascades have it in the last stage.
+_DETECTIONS = (
+    "model.roi_heads.box_predictor.test_topk_per_image",
+    "model.roi_heads.box_predictors.2.test_topk_per_image",
+    "model.roi_heads.max_per_image",
+)
+
 _BOX = "one each for x, y, width and height"
 _LENGTHS = (
     ("MODEL.PIXEL_MEAN", "model.pixel_mean", (3,), "one per channel"),
@@ -102,6 +107,10 @@ def check_limits(experiment: Experiment) -> None:
         value, name = experiment.setting(yaml, lazy), experiment.name_of(yaml, lazy)
         if value is not None and value not in choices:
             raise UserError(f"{name} is {value!r}; it has to be one of {', '.join(choices)}")
+    for lazy in _DETECTIONS:
+        if experiment.setting("TEST.DETECTIONS_PER_IMAGE", lazy) == 0:
+            name = experiment.name_of("TEST.DETECTIONS_PER_IMAGE", lazy)
+            raise UserError(f"{name} is 0; it has to be at least 1, or -1 for all detections")
     _check_lengths(experiment)
 
 

@@ -236,12 +236,8 @@ def evaluate_checkpoint(experiment: Experiment, resume: bool = False) -> dict[st
     else those of the config; with `resume` the output folder comes first.
 
     Raises:
-        UserError: there are none, or they are not of the whole model, or there is no test set.
+        UserError: there are none, or they are not of the whole model.
     """
-    if not experiment.test_sets():
-        raise UserError(
-            "nothing to evaluate on: set DATASETS.TEST (yaml) or dataloader.test.dataset (lazy)"
-        )
     files = Checkpointer(torch.nn.Identity(), experiment.output_dir)
     path = experiment.init_checkpoint
     if (resume or not experiment.weights_chosen) and files.has_checkpoint():
