@@ -27,7 +27,6 @@ _BLOCK = re.compile(
 )
 # Commands of other pages that those of a page build on.
 MADE_BEFORE = {
-    "README.md": ["d2ext train mask_rcnn_tiny --data shapes OUTPUT_DIR=output/second"],
     "docs/configs.md": [
         "d2ext convert labelme mydata/photos --output mydata/my.json",
         "d2ext split mydata/my.json --images mydata/photos --output mydata/split "
