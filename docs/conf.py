@@ -51,7 +51,8 @@ html_math_renderer = "mathml"  # by docutils, so that pages ask for nothing from
 
 # Of pages that are what a program has printed.
 TITLES = {
-    "docs/benchmarks/ops_cpu": "Operators on a CPU",
+    "docs/benchmarks/ops_cpu": "Operators on a CPU with AVX-512",
+    "docs/benchmarks/ops_cpu_avx2": "Operators on a CPU with AVX2",
     "docs/benchmarks/ops_cpu_default_allocator": "Operators on a CPU, default allocator",
     "docs/benchmarks/models_cpu": "Networks on a CPU",
 }
