@@ -6,6 +6,7 @@ The same check runs before every training, on the headers of the images only.
 import argparse
 
 from d2ext.data import check_dataset, check_files, parse_register, register_all
+from d2ext.data.remote import local_path
 from d2ext.engine.cli import run_guarded
 from d2ext.errors import UserError
 
@@ -49,7 +50,9 @@ def check(args):
         raise UserError("--rows must not be negative")
     register_all()
     options = {"evaluated": args.evaluated, "thorough": args.thorough}
-    reports = [check_files(*parse_register(text), **options) for text in args.register]
+    reports = []
+    for name, *paths in map(parse_register, args.register):
+        reports.append(check_files(name, *(path and local_path(path) for path in paths), **options))
     reports += [check_dataset(name, **options) for name in args.dataset]
     for report in reports:
         print(report.table(args.rows) if report.problems else f"{report.name}: no problem found")

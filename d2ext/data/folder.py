@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from d2ext.data.json_files import read_json
+from d2ext.data.remote import is_address, local_path
 from d2ext.errors import UserError
 
 from detectron2.data import DatasetCatalog
@@ -18,8 +19,9 @@ def find_data(data: str, images: str | None = None) -> tuple[dict[str, str], lis
     """The data sets that one word stands for.
 
     Args:
-        data: a folder with `train.json`, `val.json`, `test.json` (COCO instances, some of them), or
-            the name of registered sets: `shapes` for `shapes_train` and `shapes_val`.
+        data: a folder with `train.json`, `val.json`, `test.json` (COCO instances, some of them),
+            its address (`s3://bucket/mydata`), or the name of registered sets: `shapes` for
+            `shapes_train` and `shapes_val`.
         images: folder of the images; default: what the files say in `info`, else `images` in the
             folder, else the folder.
 
@@ -29,6 +31,8 @@ def find_data(data: str, images: str | None = None) -> tuple[dict[str, str], lis
     Raises:
         UserError: neither of these, or there are no images.
     """
+    name = data.rstrip("/").rpartition("/")[2] if is_address(data) else Path(data).resolve().name
+    data, images = local_path(data), images and local_path(images)
     if not os.path.isdir(data):
         return _registered(data), []
     files = {part: Path(data, f"{part}.json") for part in PARTS}
@@ -38,7 +42,7 @@ def find_data(data: str, images: str | None = None) -> tuple[dict[str, str], lis
             f"--data {data}: the folder has no train.json, val.json or test.json; make them with "
             "d2ext split, or name the files with --register"
         )
-    stem = re.sub(r"[^\w.\-]", "_", Path(data).resolve().name)
+    stem = re.sub(r"[^\w.\-]", "_", name)
     names = {part: f"{stem}_{part}" for part in files}
     texts = [f"{names[part]}={file},{_image_root(file, images)}" for part, file in files.items()]
     return names, texts

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from d2ext.data.catalog import is_registered_as, semantic_map_path
 from d2ext.data.check.coco_file import coco_summary
 from d2ext.data.check.problems import Report
+from d2ext.data.remote import local_path
 from d2ext.errors import UserError
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -132,7 +133,8 @@ def register_coco_dataset(
 
     Args:
         name: new data set name.
-        json_file: COCO instances file. Classes are numbered by ascending category id.
+        json_file: COCO instances file. Classes are numbered by ascending category id. As the
+            folders, it may be an address such as `s3://bucket/train.json`, see `local_path`.
         image_root: folder that the `file_name` entries refer to.
         sem_seg_root: folder of 8-bit greyscale PNG label maps, named by the stem of the image.
         num_semantic_labels: number of labels of these maps; without it they are all read once
@@ -141,9 +143,10 @@ def register_coco_dataset(
     Raises:
         UserError: see `check_coco_file`; also when the name is taken.
     """
+    json_file, image_root = local_path(json_file), local_path(image_root)
     paths = {"json_file": json_file, "image_root": image_root}
     if sem_seg_root:
-        paths["sem_seg_root"] = sem_seg_root
+        sem_seg_root = paths["sem_seg_root"] = local_path(sem_seg_root)
     if name in DatasetCatalog.list():
         if is_registered_as(name, **paths):
             return

@@ -1,6 +1,7 @@
 """The command line of every `projects/*/train_net.py`."""
 
 import argparse
+import logging
 import os
 import sys
 import warnings
@@ -14,6 +15,7 @@ from d2ext.engine.folder import training_folder
 from d2ext.engine.limits import check_device
 from d2ext.engine.loop import evaluate_checkpoint, train
 from d2ext.engine.recipe import OPTIONS, take_options
+from d2ext.engine.restarts import is_restarted, note_start
 from d2ext.engine.setup import (
     build_experiment,
     check_data,
@@ -24,6 +26,8 @@ from d2ext.engine.setup import (
 from d2ext.errors import UserError
 
 from detectron2.engine import default_argument_parser
+
+logger = logging.getLogger(__name__)
 
 _EPILOG = """
 examples:
@@ -206,9 +210,15 @@ def run_worker(args: argparse.Namespace) -> None:
         save_config(experiment, folder)
         evaluate_checkpoint(experiment, resume=args.resume)
         return
-    make_output_folder(experiment.output_dir)
-    with training_folder(experiment.output_dir, args.resume, args.overwrite):
-        start_log(experiment, args, experiment.output_dir)
+    folder = experiment.output_dir
+    make_output_folder(folder)
+    restarted = is_restarted(folder)
+    resume = args.resume or restarted
+    with training_folder(folder, resume, args.overwrite and not restarted):
+        note_start(folder)
+        start_log(experiment, args, folder)
+        if restarted:
+            logger.warning("torchrun has restarted the training in %s: it continues", folder)
         if not args.no_data_check:
             check_data(experiment)
-        train(experiment, resume=args.resume)
+        train(experiment, resume=resume)

@@ -36,6 +36,7 @@ from d2ext.engine.provenance import (
 )
 from d2ext.engine.recipe import fit_recipe, is_recipe, recall_recipe
 from d2ext.engine.resuming import complete_final_checkpoint, find_last_checkpoint
+from d2ext.engine.scores import write_scores
 from d2ext.engine.setup import check_runnable, make_output_folder, save_config
 from d2ext.engine.stopping import GracefulStop
 from d2ext.engine.summary import (
@@ -264,8 +265,10 @@ def evaluate_checkpoint(experiment: Experiment, resume: bool = False) -> dict[st
         model = with_test_time_augmentation(model, **sizes)
     end_brief()
     results = evaluate(experiment, model)
-    if comm.is_main_process() and isinstance(experiment, YacsExperiment):
-        verify_results(experiment.cfg, results)
+    if comm.is_main_process():
+        write_scores(experiment, path, results)
+        if isinstance(experiment, YacsExperiment):
+            verify_results(experiment.cfg, results)
     return results
 
 

@@ -75,9 +75,10 @@ def portable_copy(experiment: Experiment) -> Experiment:
 
 
 def absolute_register(text: str) -> str:
-    """A `--register` argument with absolute paths."""
+    """A `--register` argument with absolute paths; addresses stay."""
     name, *paths = filter(None, parse_register(text))
-    return f"{name}={','.join(map(os.path.abspath, paths))}"
+    whole = [path if "://" in path else os.path.abspath(path) for path in paths]
+    return f"{name}={','.join(whole)}"
 
 
 def config_to_store(experiment: Experiment) -> str:

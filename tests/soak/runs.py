@@ -52,17 +52,19 @@ class Run:
         argv: of the command line.
         output: text file to which the output of all processes is appended.
         processes: how many; from 2 on under torchrun.
+        torchrun: its options, where several machines or restarts are wanted; `processes` is then
+            the number of this machine's.
     """
 
-    def __init__(self, argv, output, processes=1):
+    def __init__(self, argv, output, processes=1, torchrun=()):
         self.output, self._children = Path(output), set()
-        if processes == 1:
+        if processes == 1 and not torchrun:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(_PRELOADED)
             self._process = context.Process(target=_command_line, args=(argv, str(output)))
             self._process.start()
         else:
-            torchrun = ["-m", "torch.distributed.run", "--standalone"]
+            torchrun = ["-m", "torch.distributed.run", *(torchrun or ["--standalone"])]
             torchrun += [f"--nproc-per-node={processes}", str(ROOT / "tools/train_net.py")]
             with open(output, "ab") as file:
                 self._process = subprocess.Popen(
@@ -107,6 +109,10 @@ class Run:
             if isinstance(self._process, subprocess.Popen):
                 self._children |= _children(self._process.pid)
             time.sleep(0.0005)
+
+    def children(self):
+        """Numbers of the processes that torchrun has started and that are there."""
+        return sorted(int(pid) for pid in _children(self._process.pid) if _runs(pid))
 
     def signal(self, number, group):
         """Send a signal to the process, or to its whole group, if it is still there."""
