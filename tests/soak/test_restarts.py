@@ -36,7 +36,9 @@ def train(register_argument, tmp_path):
         with contextlib.ExitStack() as stack:
             texts = [tmp_path / f"{name}{number}.txt" for number in range(MACHINES)]
             runs = [stack.enter_context(Run(argv, t, PROCESSES, torchrun)) for t in texts]
-            for iteration in kills:
+            for number, iteration in enumerate(kills):
+                # The first process of all says so; with luck, iterations were done before a kill.
+                runs[0].wait_until(lambda n=number: _restarts(texts) == n, 240)
                 runs[0].wait_until(lambda i=iteration: i in _losses(tmp_path / name), 240)
                 machine = rng.randrange(MACHINES)
                 process = rng.choice(runs[machine].children())
@@ -44,11 +46,15 @@ def train(register_argument, tmp_path):
                 killed.append(f"machine {machine} after iteration {iteration}")
             for run, text in zip(runs, texts):
                 assert run.wait(240) == 0, text.read_text(errors="replace")[-4000:]
-        said = "".join(text.read_text(errors="replace") for text in texts)
-        assert said.count("torchrun has restarted the training") == len(kills)
+        assert _restarts(texts) == len(kills)
         return torch.load(tmp_path / name / "model_final.pth")["model"], killed
 
     return run
+
+
+def _restarts(texts):
+    said = "".join(text.read_text(errors="replace") for text in texts if text.exists())
+    return said.count("torchrun has restarted the training")
 
 
 def _losses(folder):
