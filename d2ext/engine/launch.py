@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import ProcessRaisedException
 
+from d2ext.engine.rendezvous import common_store
 from d2ext.errors import UserError
 
 from detectron2.engine import launch as detectron2_launch
@@ -115,8 +116,9 @@ def _end_with_launcher() -> None:
 
 def _run_torchrun_worker(function: Callable, args, device: str) -> None:
     _end_with_launcher()
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ["LOCAL_RANK"])
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     use_gpu = torch.cuda.is_available() and device.startswith("cuda")
     if use_gpu and torch.cuda.device_count() < local_size:
         raise UserError(
@@ -126,7 +128,9 @@ def _run_torchrun_worker(function: Callable, args, device: str) -> None:
         )
     if use_gpu:
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if use_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
+    store = common_store(DEFAULT_TIMEOUT)
+    own = {} if store is None else {"store": store, "rank": rank, "world_size": size}
+    dist.init_process_group("nccl" if use_gpu else "gloo", timeout=DEFAULT_TIMEOUT, **own)
     try:
         _create_local_process_group(local_size)
         comm.synchronize()
