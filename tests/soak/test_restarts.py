@@ -72,6 +72,16 @@ def test_killed_processes_of_two_machines_are_restarted_and_end_with_the_same_we
     straight, _ = train("straight", (), rng)
     disturbed, killed = train("disturbed", KILLS, rng)
     assert straight.keys() == disturbed.keys()
-    assert all(torch.equal(disturbed[key], straight[key]) for key in straight)
-    assert losses(tmp_path / "disturbed") == losses(tmp_path / "straight")
-    counted({"machines": MACHINES, "processes of each": PROCESSES, "killed": ", ".join(killed)})
+    # DistributedDataParallel sums in another order in its first iteration, so from three processes
+    # on the gradients of the one after a restart round differently.
+    exact = MACHINES * PROCESSES == 2
+    largest = max(_largest_difference(disturbed[key], straight[key]) for key in straight)
+    assert largest == 0 if exact else largest < 1e-5
+    ours, theirs = losses(tmp_path / "disturbed"), losses(tmp_path / "straight")
+    assert ours == theirs if exact else ours == pytest.approx(theirs, rel=1e-5)
+    counts = {"machines": MACHINES, "processes of each": PROCESSES, "killed": ", ".join(killed)}
+    counted({**counts, "largest difference of a weight": f"{largest:.1e}"})
+
+
+def _largest_difference(one, other):
+    return (one.double() - other.double()).abs().max().item()
