@@ -60,9 +60,9 @@ def test_lazy_defaults_equal_the_yaml_defaults():
         "mask_info_flow": cfg.MODEL.HTC.MASK_INFO_FLOW,
         "mask_ensemble": cfg.MODEL.HTC.MASK_ENSEMBLE,
         "score_average": cfg.MODEL.HTC.SCORE_AVERAGE,
-        "soft_nms": cfg.MODEL.HTC.SOFT_NMS.METHOD,
-        "soft_nms_sigma": cfg.MODEL.HTC.SOFT_NMS.SIGMA,
-        "soft_nms_min_score": cfg.MODEL.HTC.SOFT_NMS.MIN_SCORE,
+        "soft_nms": cfg.MODEL.SOFT_NMS.METHOD,
+        "soft_nms_sigma": cfg.MODEL.SOFT_NMS.SIGMA,
+        "soft_nms_min_score": cfg.MODEL.SOFT_NMS.MIN_SCORE,
         "stage_loss_weights": tuple(cfg.MODEL.HTC.STAGE_LOSS_WEIGHTS),
         "semantic_fusion": tuple(cfg.MODEL.HTC.SEMANTIC.FUSION),
     }.items():
@@ -75,9 +75,9 @@ def test_lazy_defaults_equal_the_yaml_defaults():
         (
             "yaml",
             [
-                "MODEL.HTC.SOFT_NMS.METHOD=gaussian",
-                "MODEL.HTC.SOFT_NMS.SIGMA=0.3",
-                "MODEL.HTC.SOFT_NMS.MIN_SCORE=0.02",
+                "MODEL.SOFT_NMS.METHOD=gaussian",
+                "MODEL.SOFT_NMS.SIGMA=0.3",
+                "MODEL.SOFT_NMS.MIN_SCORE=0.02",
             ],
         ),
         (
