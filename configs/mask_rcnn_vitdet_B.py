@@ -9,7 +9,7 @@ from d2ext.modeling import NormedConvFCHead, NormedMaskHead
 from detectron2.config import LazyCall as L
 
 from .common.models.mask_rcnn_fpn import model
-from .common.models.timm_fpn import pixel_mean, pixel_std
+from .common.models.timm_fpn import pixels
 from .common.models.timm_fpn import vit_backbone as _backbone
 from .common.timm import dataloader, lr_multiplier, optimizer, train
 
@@ -23,8 +23,8 @@ model.roi_heads.box_head.fc_dims = [1024]
 model.roi_heads.box_head.conv_norm = "LN"
 model.roi_heads.mask_head._target_ = NormedMaskHead
 model.roi_heads.mask_head.conv_norm = "LN"
-model.pixel_mean = pixel_mean
-model.pixel_std = pixel_std
+model.pixel_mean = pixels.mean
+model.pixel_std = pixels.std
 model.input_format = "RGB"
 dataloader.train.mapper.augmentations[0] = L(LargeScaleJitter)(
     size=[1024], min_scale=0.1, max_scale=2.0

@@ -228,8 +228,11 @@ def _uninitialised():
     """Skip the filling of weights, which takes seconds for a full-size network."""
     names = ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_", "xavier_normal_")
     fillers = {name: lambda tensor, *args, **kwargs: tensor for name in names}
+    # With which timm fills.
+    of_tensors = {name: fillers["normal_"] for name in ("uniform_", "erfinv_", "normal_")}
     with mock.patch.multiple(nn.init, **fillers), without_part_weights():
-        yield
+        with mock.patch.multiple(torch.Tensor, **of_tensors):
+            yield
 
 
 def _optimiser_settings(experiment: Experiment, model: nn.Module) -> dict[str, Any]:

@@ -18,5 +18,4 @@ vit_backbone = L(SimpleFeaturePyramid)(
     norm="LN",
 )
 # Of nearly all networks; timm's `pretrained_cfg` tells.
-pixel_mean = [123.675, 116.28, 103.53]
-pixel_std = [58.395, 57.12, 57.375]
+pixels = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])

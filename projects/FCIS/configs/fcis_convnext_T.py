@@ -7,7 +7,7 @@ from detectron2.config import LazyCall as L
 
 from .fcis_R_101_coco import dataloader, model, train
 
-_pixels = get_config("common/models/timm_fpn.py")
+_pixels = get_config("common/models/timm_fpn.py").pixels
 optimizer = get_config("common/optim.py").AdamW
 lr_multiplier = get_config("common/schedule.py").lr_1x
 
@@ -21,8 +21,8 @@ model.backbone = L(TimmBackbone)(
 )
 model.proposal_generator.head.in_channels = 384
 model.roi_heads.in_channels = 768
-model.pixel_mean = _pixels.pixel_mean
-model.pixel_std = _pixels.pixel_std
+model.pixel_mean = _pixels.mean
+model.pixel_std = _pixels.std
 model.input_format = "RGB"
 dataloader.train.mapper.image_format = "RGB"
 optimizer.weight_decay = 0.05

@@ -9,7 +9,7 @@ from detectron2.layers import ShapeSpec
 
 from .mnc_R_50_C4_coco import dataloader, lr_multiplier, model, train
 
-_pixels = get_config("common/models/timm_fpn.py")
+_pixels = get_config("common/models/timm_fpn.py").pixels
 optimizer = get_config("common/optim.py").AdamW
 
 _box_shape = L(ShapeSpec)(channels=768, height=14, width=14)
@@ -28,8 +28,8 @@ model.roi_heads.mask_head.input_shape = _box_shape
 model.roi_heads.category_head = L(MNCCategoryHead)(
     input_shape=_box_shape, num_classes="${model.roi_heads.num_classes}", fc_dim=1024
 )
-model.pixel_mean = _pixels.pixel_mean
-model.pixel_std = _pixels.pixel_std
+model.pixel_mean = _pixels.mean
+model.pixel_std = _pixels.std
 model.input_format = "RGB"
 dataloader.train.mapper.image_format = "RGB"
 optimizer.weight_decay = 0.05
