@@ -4,6 +4,7 @@ backbones, beside published numbers.
 
     python dev/write_backbones.py           counts again, keeps the times
     python dev/write_backbones.py --time    measures them as well, one image on one thread
+    python dev/write_backbones.py --time mask_rcnn_swin_T     only this one
 
 Operations are multiplications with additions of convolutions, linear layers and matrix products,
 for an image of 800 x 1280 pixels with 1000 regions, of which 100 get a mask, as in the papers,
@@ -163,14 +164,17 @@ def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--time", action="store_true", help="measure the times again")
+    parser.add_argument("--time", nargs="*", metavar="CONFIG", help="measure these, or all")
     args = parser.parse_args(arguments)
     text = PAGE.read_text(encoding="utf-8")
     times = known_times(text)
-    if args.time:
+    if args.time is not None:
         torch.set_num_threads(1)
-        times = {Path(stem).name: f"{seconds(stem):.1f}" for stem in NETWORKS}
-        print(times)
+        for stem in NETWORKS:
+            name = Path(stem).name
+            if name in args.time or not args.time:
+                times[name] = f"{seconds(stem):.1f}"
+                print(f"{name}: {times[name]} s")
     PAGE.write_text(page(text, times), encoding="utf-8")
     print(f"wrote {PAGE.relative_to(ROOT)}: {len(NETWORKS)} networks")
 

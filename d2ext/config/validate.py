@@ -39,9 +39,10 @@ def check_registered_names(cfg) -> None:
             f"{key} is '{value}', which is not registered{nearest(value, known)}; "
             "if it belongs to a project, install that project or import its package first"
         )
-    heads = roi_heads.ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
+    name, known = cfg.MODEL.ROI_HEADS.NAME, roi_heads.ROI_HEADS_REGISTRY
+    heads = known.get(name) if name in known else None
     if cfg.MODEL.SOFT_NMS.METHOD and not getattr(heads, "takes_soft_nms", False):
         raise UserError(
-            f"MODEL.SOFT_NMS.METHOD has no effect in {cfg.MODEL.ROI_HEADS.NAME}; "
-            "ReproducibleCascadeROIHeads and HTCROIHeads have it"
+            f"MODEL.SOFT_NMS.METHOD has no effect in {name}; ReproducibleCascadeROIHeads and "
+            "HTCROIHeads have it"
         )

@@ -158,11 +158,6 @@ MISTAKES = {
         ),
         ("rates by layers of a ResNet", "does not number", option("SOLVER.LAYER_DECAY=0.9")),
         ("Soft-NMS without an effect", "no effect", option("MODEL.SOFT_NMS.METHOD=linear")),
-        (
-            "an unknown network of timm",
-            "convnext_atom",
-            option("MODEL.BACKBONE.NAME=build_timm_backbone", "MODEL.TIMM.NAME=convnext_atom"),
-        ),
         ("a writer that there is not", "comet", option("LOG_WRITERS=[comet]")),
         ("a metric that there is not", "iou", option("TEST.METRICS=[iou]", "DATASETS.TEST=few")),
         (
