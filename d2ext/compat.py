@@ -346,9 +346,9 @@ def announce_optimizer() -> None:
     @functools.wraps(original)
     def announcing(cfg, model):
         solver, logger = cfg.SOLVER, logging.getLogger(__name__)
-        name = solver.get("OPTIMIZER", "SGD")
-        ignored = [f"SOLVER.OPTIMIZER={name}"] if name != "SGD" else []
-        ignored += ["SOLVER.LR_MULTIPLIERS"] * bool(solver.get("LR_MULTIPLIERS"))
+        plain = {"LR_MULTIPLIERS": [], "LAYER_DECAY": 1.0, "DECAY_MATRICES_ONLY": False}
+        ignored = [f"SOLVER.OPTIMIZER={x}" for x in [solver.get("OPTIMIZER", "SGD")] if x != "SGD"]
+        ignored += [f"SOLVER.{k}" for k, value in plain.items() if solver.get(k, value) != value]
         if ignored:
             logger.warning(
                 "%s has no effect: detectron2's own trainer uses SGD; train with d2ext.engine, or "

@@ -31,6 +31,8 @@ from, where the code names one. [Configs](configs.md) tells how keys are set.
 LAZY = {
     "INPUT.SEMANTIC": "dataloader.train.mapper.semantic",
     "SOLVER.OPTIMIZER": "optimizer.name",
+    "SOLVER.LAYER_DECAY": "optimizer.layer_decay",
+    "SOLVER.DECAY_MATRICES_ONLY": "optimizer.decay_matrices_only",
     "SOLVER.COSINE_END": "lr_multiplier.end",
     "MODEL.SLIM_RESNET.STEM_CHANNELS": "model.backbone.stem_channels",
     "MODEL.SLIM_RESNET.STAGE_CHANNELS": "model.backbone.stage_channels",
@@ -39,6 +41,9 @@ LAZY = {
     "MODEL.CAFFE_RPN.NORMALIZE_BOX_BY_SAMPLED": "model.proposal_generator.normalize_box_by_sampled",
     "MODEL.CAFFE_RPN.SCALE_MIN_SIZE": "model.proposal_generator.scale_min_size",
     "MODEL.CAFFE_RPN.CLAMP_DELTAS": "model.proposal_generator.box2box_transform",
+    "MODEL.SOFT_NMS.METHOD": "model.roi_heads.soft_nms",
+    "MODEL.SOFT_NMS.SIGMA": "model.roi_heads.soft_nms_sigma",
+    "MODEL.SOFT_NMS.MIN_SCORE": "model.roi_heads.soft_nms_min_score",
     "MODEL.TIMM.NAME": "model.backbone.bottom_up.name",
     "MODEL.TIMM.PRETRAINED": "model.backbone.bottom_up.pretrained",
     "MODEL.TIMM.OUT_FEATURES": "model.backbone.bottom_up.out_features",

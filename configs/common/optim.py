@@ -20,5 +20,7 @@ AdamW = L(make_optimizer)(
     weight_decay=1e-4,
     weight_decay_norm=0.0,
     lr_multipliers=[],
+    layer_decay=1.0,
+    decay_matrices_only=False,
     clip_gradients=None,
 )

@@ -54,6 +54,12 @@ def add_d2ext_config(cfg: CfgNode) -> None:
     # Learning rate factors by prefix or pattern of parameter names: [["roi_heads.conv_new", 3.0],
     # ["*.box_head.*", 0.5]]; the longest one that fits is taken.
     cfg.SOLVER.LR_MULTIPLIERS = []
+    # Learning rate factor from one layer of a network of timm to the one before, as in the recipes
+    # of ViTs and ConvNeXt; 1: none.
+    cfg.SOLVER.LAYER_DECAY = 1.0
+    # Weight decay for matrices and kernels only: not for norms, biases, scales of layers,
+    # embeddings and tables of positions, whatever WEIGHT_DECAY_NORM and WEIGHT_DECAY_BIAS are.
+    cfg.SOLVER.DECAY_MATRICES_ONLY = False
     # Learning rate at the end of WarmupCosineLR, as a fraction of the base rate.
     cfg.SOLVER.COSINE_END = 0.0
     # Number of checkpoint files to keep; older ones are deleted.

@@ -28,6 +28,16 @@ def add_modeling_config(cfg: CN) -> None:
     # Max pooling of CaffeResNet's stem without padding, its output size rounded up, as in Caffe.
     cfg.MODEL.CAFFE_RESNET = CN({"CEIL_POOL": True})
 
+    soft = cfg.MODEL.SOFT_NMS = CN()
+    # Cascades (HTC, ReproducibleCascadeROIHeads): "linear" (from ROI_HEADS.NMS_THRESH_TEST on) or
+    # "gaussian" lowers the scores of boxes that overlap a better one, instead of removing them, as
+    # HTC++ of the Swin paper; "": remove them.
+    soft.METHOD = ""
+    # Of the Gaussian.
+    soft.SIGMA = 0.5
+    # Boxes are left out once their score is lower.
+    soft.MIN_SCORE = 0.001
+
     net = cfg.MODEL.TIMM = CN()
     # A network of timm under build_timm_backbone or build_timm_fpn_backbone.
     net.NAME = "convnext_tiny"

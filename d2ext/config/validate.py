@@ -39,3 +39,10 @@ def check_registered_names(cfg) -> None:
             f"{key} is '{value}', which is not registered{nearest(value, known)}; "
             "if it belongs to a project, install that project or import its package first"
         )
+    name, every = cfg.MODEL.ROI_HEADS.NAME, roi_heads.ROI_HEADS_REGISTRY
+    heads = every.get(name) if name in every else None
+    if cfg.MODEL.SOFT_NMS.METHOD and not getattr(heads, "takes_soft_nms", False):
+        raise UserError(
+            f"MODEL.SOFT_NMS.METHOD has no effect in {name}; ReproducibleCascadeROIHeads and "
+            "HTCROIHeads have it"
+        )

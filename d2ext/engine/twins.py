@@ -26,6 +26,7 @@ from torch import nn
 from d2ext.data import InstanceSegMapper, register_all, register_shapes
 from d2ext.engine.experiment import Experiment
 from d2ext.engine.setup import build_experiment
+from d2ext.modeling.backbone.timm import without_part_weights
 from d2ext.solver.schedule import make_lr_scheduler
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -227,8 +228,11 @@ def _uninitialised():
     """Skip the filling of weights, which takes seconds for a full-size network."""
     names = ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_", "xavier_normal_")
     fillers = {name: lambda tensor, *args, **kwargs: tensor for name in names}
-    with mock.patch.multiple(nn.init, **fillers):
-        yield
+    # With which timm fills.
+    of_tensors = {name: fillers["normal_"] for name in ("uniform_", "erfinv_", "normal_")}
+    with mock.patch.multiple(nn.init, **fillers), without_part_weights():
+        with mock.patch.multiple(torch.Tensor, **of_tensors):
+            yield
 
 
 def _optimiser_settings(experiment: Experiment, model: nn.Module) -> dict[str, Any]:

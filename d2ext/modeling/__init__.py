@@ -12,6 +12,7 @@ from d2ext.modeling.baselines import (
 )
 from d2ext.modeling.cascade.heads import MultiStageROIHeads
 from d2ext.modeling.detector import ReproducibleRCNN
+from d2ext.modeling.normed_heads import NormedConvFCHead, NormedMaskHead
 from d2ext.modeling.pasting import paste_region_masks
 from d2ext.modeling.poolers import build_region_pooler, register_pooler_types
 from d2ext.modeling.regions.refinement import ClampedBox2BoxTransform
@@ -29,6 +30,8 @@ __all__ = [
     "ClampedBox2BoxTransform",
     "InsideAnchorRPN",
     "MultiStageROIHeads",
+    "NormedConvFCHead",
+    "NormedMaskHead",
     "ProposalSampler",
     "ResNetFPN",
     "ReproducibleCascadeROIHeads",

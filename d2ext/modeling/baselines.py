@@ -16,7 +16,9 @@ from torch import Tensor
 
 from d2ext.modeling.regions.losses import divide_by_count
 from d2ext.modeling.regions.sampling import image_generator
+from d2ext.modeling.regions.soft_nms import detect_softly, make_soft_nms, soft_nms_from_config
 
+from detectron2.config import configurable
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.modeling.roi_heads import (
@@ -89,9 +91,54 @@ class ReproducibleROIHeads(_ReproducibleSampling, StandardROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class ReproducibleCascadeROIHeads(_ReproducibleSampling, CascadeROIHeads):
-    """detectron2's `CascadeROIHeads`; see the module."""
+    """detectron2's `CascadeROIHeads`; see the module. Soft-NMS is an option."""
+
+    takes_soft_nms = True
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        soft_nms: str = "",
+        soft_nms_sigma: float = 0.5,
+        soft_nms_min_score: float = 1e-3,
+        **kwargs,
+    ):
+        """
+        Args:
+            soft_nms, soft_nms_sigma, soft_nms_min_score: see `MultiStageROIHeads`.
+            kwargs: arguments of detectron2's class.
+        """
+        super().__init__(**kwargs)
+        threshold = self.box_predictor[-1].test_nms_thresh
+        self.soft_nms = make_soft_nms(soft_nms, threshold, soft_nms_sigma, soft_nms_min_score)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        return {**super().from_config(cfg, input_shape), **soft_nms_from_config(cfg)}
+
+    def _detect_softly(self, features, proposals: list[Instances]) -> list[Instances]:
+        """detectron2's inference of the box branch, with Soft-NMS at its end."""
+        features = [features[name] for name in self.box_in_features]
+        sizes = [x.image_size for x in proposals]
+        boxes: list[Tensor] = []
+        scores: list[list[Tensor]] = []
+        for stage, predictor in enumerate(self.box_predictor):
+            if stage:
+                proposals = self._create_proposals_from_boxes(boxes, sizes)
+            predictions = super()._run_stage(features, proposals, stage)
+            boxes = predictor.predict_boxes(predictions, proposals)
+            scores.append(predictor.predict_probs(predictions, proposals))
+        means = [sum(x) * (1.0 / len(x)) for x in zip(*scores)]
+        threshold, most = predictor.test_score_thresh, predictor.test_topk_per_image
+        return [
+            detect_softly(box, mean, size, threshold, self.soft_nms, most)
+            for box, mean, size in zip(boxes, means, sizes)
+        ]
 
     def _forward_box(self, features, proposals, targets=None):
+        if self.soft_nms and not self.training:
+            return self._detect_softly(features, proposals)
         self._regions: list[int] = []
         result = super()._forward_box(features, proposals, targets)
         if not self.training:

@@ -29,9 +29,10 @@ def with_test_time_augmentation(
 
     Which way depends on the model: one with a method `with_test_time_augmentation(tta_mapper)`
     says itself; a `GeneralizedRCNN` with detectron2's inference and region masks runs in
-    detectron2's `GeneralizedRCNNWithTTA`, which averages mask probabilities; the results of any
-    other model are merged by `MergedViewsTTA`. As in detectron2, the views are made of the
-    image as it was loaded, at the test size.
+    detectron2's `GeneralizedRCNNWithTTA`, which averages mask probabilities, and merges boxes by
+    Soft-NMS where the region heads do; the results of any other model are merged by
+    `MergedViewsTTA`. As in detectron2, the views are made of the image as it was loaded, at the
+    test size.
 
     Args:
         model: in evaluation mode; parallel wrappers are taken off.
@@ -102,6 +103,20 @@ class _RCNNWithTTA(GeneralizedRCNNWithTTA):
     @torch.no_grad()
     def __call__(self, batched_inputs: list[dict]) -> list[dict]:
         return super().__call__([_with_size(x) for x in batched_inputs])
+
+    def _merge_detections(self, all_boxes, all_scores, all_classes, shape_hw) -> Instances:
+        """As in detectron2, with the Soft-NMS of region heads that have it."""
+        soft = getattr(self.model.roi_heads, "soft_nms", None)
+        if not soft:
+            return super()._merge_detections(all_boxes, all_scores, all_classes, shape_hw)
+        boxes = Boxes(all_boxes)
+        boxes.clip(shape_hw)
+        rows, scores = soft(boxes.tensor, all_scores, all_classes)
+        found = Instances(
+            shape_hw, pred_boxes=boxes[rows], scores=scores, pred_classes=all_classes[rows]
+        )
+        most = self.cfg.TEST.DETECTIONS_PER_IMAGE
+        return found[:most] if most >= 0 else found
 
 
 class MergedViewsTTA(nn.Module):

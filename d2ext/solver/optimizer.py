@@ -28,6 +28,8 @@ def get_optimizer_params(
     weight_decay_bias: float | None = None,
     bias_lr_factor: float = 1.0,
     lr_multipliers: Mapping[str, float] | Sequence[tuple[str, float]] = (),
+    layer_decay: float = 1.0,
+    decay_matrices_only: bool = False,
 ) -> list[dict[str, Any]]:
     """Parameter groups of `model`; parameters with equal settings share a group.
 
@@ -41,9 +43,16 @@ def get_optimizer_params(
         lr_multipliers: prefix of parameter names -> learning rate factor; with `*`, `?` or `[` a
             pattern of whole names, as shells read them (`*.box_head.*`). Of several that match a
             name, the longest counts.
+        layer_decay: learning rate factor from one layer to the one before, in backbones that number
+            their layers (`layer_numbers`): of layer l of L it is `layer_decay ** (L + 1 - l)`, of
+            all that is no such layer 1. The multipliers come on top.
+        decay_matrices_only: no weight decay for parameters of one dimension (norms, biases, scales
+            of layers) and for those that a backbone exempts (`names_without_decay`: embeddings and
+            tables of positions), whatever the settings above say.
 
     Raises:
-        UserError: a prefix or pattern that matches no parameter, or something else than pairs.
+        UserError: a prefix or pattern that matches no parameter, or something else than pairs; a
+            decay out of range, or without a backbone that numbers its layers.
     """
     try:
         prefixes = {str(prefix): float(factor) for prefix, factor in dict(lr_multipliers).items()}
@@ -60,6 +69,8 @@ def get_optimizer_params(
             f"learning rate multiplier for '{first}': no parameter name {fault} "
             "(SOLVER.LR_MULTIPLIERS / optimizer.lr_multipliers)"
         )
+    factors = _layer_factors(model, layer_decay)
+    exempt = _exempt_parameters(model) if decay_matrices_only else set()
     groups: dict[tuple, dict[str, Any]] = {}
     for group in get_default_optimizer_params(
         model,
@@ -73,10 +84,44 @@ def get_optimizer_params(
         for parameter in group["params"]:
             matching = [p for p in prefixes if _matches(names[parameter], p)]
             factor = prefixes[max(matching, key=len)] if matching else 1.0
+            factor *= factors.get(parameter, 1.0)
             own = {**settings, "lr": settings["lr"] * factor}
+            if parameter in exempt:
+                own["weight_decay"] = 0.0
             key = tuple(sorted(own.items()))
             groups.setdefault(key, {**own, "params": []})["params"].append(parameter)
     return list(groups.values())
+
+
+def _layer_factors(model: torch.nn.Module, decay: float) -> dict[torch.nn.Parameter, float]:
+    if not 0 < decay <= 1:
+        raise UserError(
+            f"SOLVER.LAYER_DECAY / optimizer.layer_decay is {decay}; it has to be above 0 and at "
+            "most 1"
+        )
+    if decay == 1:
+        return {}
+    factors: dict[torch.nn.Parameter, float] = {}
+    for module in model.modules():
+        if hasattr(module, "layer_numbers"):
+            numbers, last = module.layer_numbers()
+            parameters = dict(module.named_parameters())
+            factors |= {parameters[name]: decay ** (last + 1 - n) for name, n in numbers.items()}
+    if not factors:
+        raise UserError(
+            "SOLVER.LAYER_DECAY / optimizer.layer_decay: the backbone of this model does not "
+            "number its layers; networks of timm do, others have SOLVER.LR_MULTIPLIERS"
+        )
+    return factors
+
+
+def _exempt_parameters(model: torch.nn.Module) -> set[torch.nn.Parameter]:
+    found = {p for p in model.parameters() if p.dim() <= 1}
+    for module in model.modules():
+        if hasattr(module, "names_without_decay"):
+            parameters = dict(module.named_parameters())
+            found |= {parameters[name] for name in module.names_without_decay()}
+    return found
 
 
 def _is_pattern(prefix: str) -> bool:
@@ -96,13 +141,15 @@ def make_optimizer(
     weight_decay_bias: float | None = None,
     bias_lr_factor: float = 1.0,
     lr_multipliers: Mapping[str, float] | Sequence[tuple[str, float]] = (),
+    layer_decay: float = 1.0,
+    decay_matrices_only: bool = False,
     clip_gradients: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> torch.optim.Optimizer:
     """The optimiser of a lazy config, and behind `build_optimizer` that of a yaml config.
 
     Args:
-        model, lr, weight_decay ... lr_multipliers: see `get_optimizer_params`.
+        model, lr, weight_decay ... decay_matrices_only: see `get_optimizer_params`.
         name: `"SGD"` or `"AdamW"`.
         clip_gradients: `None`, or `{"type": "norm"|"full_model"|"value", "value": x,
             "norm_type": 2.0}`: gradients are clipped in every step ("norm" per parameter,
@@ -135,6 +182,8 @@ def make_optimizer(
         weight_decay_bias,
         bias_lr_factor,
         lr_multipliers,
+        layer_decay,
+        decay_matrices_only,
     )
     if clip_gradients:
         if not isinstance(clip_gradients, Mapping):
@@ -196,6 +245,8 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         lr_multipliers=solver.LR_MULTIPLIERS,
+        layer_decay=solver.LAYER_DECAY,
+        decay_matrices_only=solver.DECAY_MATRICES_ONLY,
         clip_gradients=(
             {"type": clip.CLIP_TYPE, "value": clip.CLIP_VALUE, "norm_type": clip.NORM_TYPE}
             if clip.ENABLED

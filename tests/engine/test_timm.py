@@ -1,13 +1,19 @@
-"""Runs with a backbone of timm: its weights and what they need are in what a run leaves behind."""
+"""Runs with a backbone of timm: its weights and what they need are in what a run leaves behind, and
+a run that was interrupted is the same, drop path and rates of layers included."""
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from d2ext.config import get_cfg
 from d2ext.engine import Predictor, build_experiment, train
 
-from tests.engine.helpers import ROOT
+from detectron2.engine import DefaultPredictor
+
+from tests.engine.helpers import ROOT, losses
 
 timm = pytest.importorskip("timm")
 NAME = "vit_tiny_patch16_224"  # whose pixels are scaled to -1 ... 1
@@ -55,3 +61,42 @@ def test_a_run_starts_from_weights_of_timm_and_keeps_what_they_need(shapes_few, 
     assert model.pixel_mean.flatten().tolist() == model.pixel_std.flatten().tolist() == [127.5] * 3
     loaded = model.backbone.bottom_up.net.state_dict()["model.blocks.3.mlp.fc1.weight"]
     assert torch.equal(loaded.cpu(), theirs.blocks[3].mlp.fc1.weight)
+    if kind == "yaml":  # detectron2's own reads the saved config as well
+        cfg = get_cfg()
+        cfg.merge_from_file(str(tmp_path / "run/config.yaml"))
+        cfg.MODEL.WEIGHTS = str(tmp_path / "run/model_final.pth")
+        model = DefaultPredictor(cfg).model
+        assert model.pixel_mean.flatten().tolist() == [127.5] * 3 and cfg.INPUT.FORMAT == "RGB"
+        DefaultPredictor(cfg)(np.zeros((40, 60, 3), np.uint8))
+
+
+def test_a_resumed_run_is_the_one_that_was_never_interrupted(shapes_few, tmp_path):
+    def run(folder, **options):
+        experiment = build_experiment(
+            str(ROOT / "configs/mask_rcnn_tiny_convnext.yaml"),
+            [
+                f"OUTPUT_DIR={tmp_path / folder}",
+                "SOLVER.MAX_ITER=4",
+                "SOLVER.CHECKPOINT_PERIOD=2",
+                "SOLVER.IMS_PER_BATCH=1",
+                "SOLVER.LAYER_DECAY=0.9",
+                "SOLVER.DECAY_MATRICES_ONLY=True",
+                "LOG_PERIOD=1",
+                "INPUT.MIN_SIZE_TRAIN=(64,)",
+                f"DATASETS.TRAIN={shapes_few}",
+                "DATASETS.TEST=()",
+                "MODEL.DEVICE=cpu",
+            ],
+        )
+        train(experiment, **options)
+        return torch.load(tmp_path / folder / "model_final.pth", weights_only=True)["model"]
+
+    whole = run("whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    (tmp_path / "parts/model_final.pth").unlink()
+    (tmp_path / "parts/model_0000003.pth").unlink(missing_ok=True)
+    (tmp_path / "parts/last_checkpoint").write_text("model_0000001.pth")
+    torch.manual_seed(999)
+    resumed = run("parts", resume=True)
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), abs=1e-6)

@@ -4,7 +4,10 @@ import pytest
 import torch
 
 import d2ext.modeling  # noqa: F401
+from d2ext.config import check_registered_names
+from d2ext.errors import UserError
 from d2ext.modeling.parts import BatchInParts
+from d2ext.modeling.regions.soft_nms import SoftNMS
 from d2ext.utils.testing import random_batch, tiny_config, training_losses
 
 from detectron2.modeling import build_model
@@ -98,3 +101,36 @@ def test_losses_of_parts_add_up_to_those_of_the_batch(name):
         assert sums[key] == pytest.approx(loss.item(), rel=1e-4), key
     # detectron2's own differ, or this test could not fail.
     assert means["loss_mask"] != pytest.approx(whole["loss_mask"].item(), rel=1e-2)
+
+
+@pytest.mark.parametrize("method", ["linear", "gaussian"])
+def test_soft_nms_of_the_cascade_keeps_what_nms_keeps_and_more(method):
+    hard = build("cascade", True).eval()
+    cfg = tiny_config()
+    cfg.MODEL.ROI_HEADS.NAME = OURS["cascade"]
+    cfg.MODEL.SOFT_NMS.METHOD, cfg.MODEL.SOFT_NMS.SIGMA = method, 0.3
+    cfg.MODEL.SOFT_NMS.MIN_SCORE = 1e-4
+    soft = build_model(cfg).eval()
+    assert soft.roi_heads.soft_nms == SoftNMS(method, 0.5, 0.3, 1e-4)
+    soft.load_state_dict(hard.state_dict())
+    for model in (hard, soft):
+        model.roi_heads.box_predictor[-1].test_score_thresh = 0.01
+        model.roi_heads.box_predictor[-1].test_topk_per_image = -1
+    batch = random_batch(1)
+    with torch.no_grad():
+        removed, lowered = (m(batch)[0]["instances"] for m in (hard, soft))
+    assert len(lowered) > len(removed) > 0 and lowered.has("pred_masks")
+    assert torch.equal(lowered.scores[0], removed.scores[0])
+    every = {tuple(box) for box in lowered.pred_boxes.tensor.tolist()}
+    assert {tuple(box) for box in removed.pred_boxes.tensor.tolist()} <= every
+
+
+def test_soft_nms_without_an_effect_is_refused():
+    cfg = tiny_config()
+    cfg.MODEL.SOFT_NMS.METHOD = "linear"
+    for name in ("CascadeROIHeads", "StandardROIHeads"):
+        cfg.MODEL.ROI_HEADS.NAME = name
+        with pytest.raises(UserError, match=f"METHOD has no effect in {name}; Reproducible"):
+            check_registered_names(cfg)
+    cfg.MODEL.ROI_HEADS.NAME = OURS["cascade"]
+    check_registered_names(cfg)

@@ -292,3 +292,21 @@ def test_the_config_decides_whether_an_evaluation_is_augmented(
         mapper = model.tta_mapper
         assert (mapper.min_sizes, mapper.max_size, mapper.flip) == ([64, 80], 400, False)
         assert not model.model.training
+
+
+def test_boxes_of_all_views_are_merged_by_the_soft_nms_of_the_heads():
+    model = make_model("htc", "MODEL.SOFT_NMS.METHOD", "gaussian")
+    augmented = with_test_time_augmentation(model, min_sizes=[64], max_size=96)
+    boxes = torch.tensor([[0.0, 0, 40, 40], [2, 0, 42, 40], [50, 0, 120, 30], [0, 0, 40, 40]])
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
+    classes = torch.tensor([1, 1, 0, 2])
+    inside = Boxes(boxes.clone())
+    inside.clip(SIZE)
+    for most, kept in ((-1, 4), (3, 3)):
+        augmented.cfg.TEST.DETECTIONS_PER_IMAGE = most
+        merged = augmented._merge_detections(boxes, scores, classes, SIZE)
+        rows, found = model.roi_heads.soft_nms(inside.tensor, scores, classes)
+        assert torch.equal(merged.scores, found[:kept]) and len(merged) == kept
+        assert torch.equal(merged.pred_classes, classes[rows[:kept]])
+        assert torch.equal(merged.pred_boxes.tensor, inside.tensor[rows[:kept]])
+    assert 0 < merged.scores[-1] < 0.7  # lowered, not removed

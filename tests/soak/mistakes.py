@@ -156,6 +156,8 @@ MISTAKES = {
             "body",
             option("SOLVER.LR_MULTIPLIERS=[['body.', 2]]"),
         ),
+        ("rates by layers of a ResNet", "does not number", option("SOLVER.LAYER_DECAY=0.9")),
+        ("Soft-NMS without an effect", "no effect", option("MODEL.SOFT_NMS.METHOD=linear")),
         ("a writer that there is not", "comet", option("LOG_WRITERS=[comet]")),
         ("a metric that there is not", "iou", option("TEST.METRICS=[iou]", "DATASETS.TEST=few")),
         (

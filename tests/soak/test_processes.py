@@ -28,10 +28,12 @@ CONFIGS = {
     "mnc": "projects/MNC/configs/mnc_tiny.yaml",
     "mask_rcnn": "configs/mask_rcnn_tiny.yaml",
     "cascade": "configs/cascade_mask_rcnn_tiny.yaml",
+    "convnext": "configs/mask_rcnn_tiny_convnext.yaml",
 }
 LOSSES = {
     "htc": {"loss_mask_stage2", "loss_semantic_seg"},
     "mask_rcnn": {"loss_mask", "loss_box_reg"},
+    "convnext": {"loss_mask", "loss_box_reg"},
     "cascade": {"loss_mask", "loss_box_reg_stage2"},
 }
 REPRODUCIBLE = [
@@ -41,6 +43,12 @@ REPRODUCIBLE = [
 MORE = {
     "mask_rcnn": [*REPRODUCIBLE, "MODEL.ROI_HEADS.NAME=ReproducibleROIHeads"],
     "cascade": [*REPRODUCIBLE, "MODEL.ROI_HEADS.NAME=ReproducibleCascadeROIHeads"],
+    # Drop path leaves out other blocks in each process.
+    "convnext": [
+        *REPRODUCIBLE,
+        "MODEL.ROI_HEADS.NAME=ReproducibleROIHeads",
+        "MODEL.TIMM.DROP_PATH=0",
+    ],
 }
 
 
@@ -121,7 +129,7 @@ def run(name, processes, batch, register, output, *more):
     return {r["iteration"]: r for r in map(json.loads, lines)}
 
 
-@pytest.mark.parametrize("name", CONFIGS if FULL else ["htc", "cascade"])
+@pytest.mark.parametrize("name", CONFIGS if FULL else ["htc", "cascade", "convnext"])
 @pytest.mark.parametrize("processes", [2, 4] if FULL else [2])
 def test_processes_give_the_losses_of_one_also_with_empty_images(
     sparse_data, tmp_path, counted, name, processes

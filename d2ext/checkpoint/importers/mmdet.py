@@ -1,5 +1,5 @@
 """Detectors of MMDetection 2.x and 3.x (whose names are the same) for models of detectron2's names:
-Mask R-CNN, Cascade Mask R-CNN, with ResNet- or ResNeXt-FPN."""
+Mask R-CNN, Cascade Mask R-CNN, with ResNet- or ResNeXt-FPN, Swin or ConvNeXt."""
 
 import re
 from typing import Any
@@ -8,12 +8,18 @@ from torch import Tensor, nn
 
 from d2ext.checkpoint.formats import CheckpointFile
 from d2ext.checkpoint.importers.common import TORCHVISION_PIXELS, pixel_settings, stride_settings
+from d2ext.checkpoint.importers.mmdet_timm import (
+    SWIN_UNUSED,
+    mmdet_convnext_rules,
+    mmdet_swin_rules,
+)
 from d2ext.checkpoint.importers.resnet import strip_prefixes, torch_resnet_rules
 from d2ext.checkpoint.mapping import Rule
 from d2ext.checkpoint.registry import Importer, register_importer
 
 MMDET_UNUSED = [
     (r".*\.num_batches_tracked", "a counter"),
+    SWIN_UNUSED,
     (r"data_preprocessor\.(mean|std)", "constants of the config"),
     (r"ema_.*", "moving averages of the training"),
 ]
@@ -24,6 +30,7 @@ STAGE_STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067
 def mmdet_rules() -> list[Rule]:
     """Names of backbone, pyramid, RPN, box and mask heads; `{t}` is the stage of a cascade."""
     rules = torch_resnet_rules("backbone.bottom_up.", "backbone.")
+    rules += mmdet_swin_rules() + mmdet_convnext_rules()
     rules += [
         Rule("backbone.fpn_lateral{n}.{p:w}", "neck.lateral_convs.{n-2}.conv.{p}"),
         Rule("backbone.fpn_output{n}.{p:w}", "neck.fpn_convs.{n-2}.conv.{p}"),

@@ -20,6 +20,8 @@ from torchvision.models.swin_transformer import shifted_window_attention
 from d2ext.errors import UserError
 from d2ext.modeling.backbone.norm import resolve_norm
 from d2ext.modeling.backbone.pyramid import SimpleFeaturePyramid
+from d2ext.modeling.backbone.timm_layers import number_layers, stage_ends, without_decay
+from d2ext.modeling.backbone.timm_weights import load_vit_weights
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -27,6 +29,11 @@ from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 
 HUB = "hub"
+# What networks have whose last stage cannot be dilated.
+_AT_STRIDE_16 = (
+    "; for a map of stride 16 take level p4 of build_timm_fpn_backbone, or res4, with "
+    "MODEL.TIMM.OUTPUT_STRIDE 32"
+)
 PATCH = 16  # pixels; to which networks with patches of 14 are resampled, so that strides halve
 
 
@@ -114,7 +121,8 @@ class TimmBackbone(Backbone):
         Args:
             name: of timm's network, with or without a tag (`convnext_tiny.fb_in1k`).
             pretrained: "hub": timm's weights, from its hub or its cache; or the path of a file with
-                weights of this network; "": random ones.
+                weights of this network; or the name of a plain ViT (`vit_base_patch16_224.mae`)
+                whose weights one with windows, `samvit_base_patch16`, starts from; "": random ones.
             out_features: of `res2` ... `res5`, what is given; empty: all.
             drop_path: rate of stochastic depth in the last block, rising linearly from the first.
             freeze_at: number of leading stages without training (1: stem, 2: + res2, ...).
@@ -135,9 +143,14 @@ class TimmBackbone(Backbone):
             raise UserError(
                 f"MODEL.TIMM.OUT_FEATURES: {name} has no '{unknown[0]}', but {', '.join(names)}"
             )
-        self.net = _create(name, pretrained, plain, in_channels, drop_path, output_stride)
+        other = pretrained if _is_network(pretrained) else ""
+        own = "" if other else pretrained
+        self.net = _create(name, own, plain, in_channels, drop_path, output_stride)
+        if other:
+            weights = _create(other, HUB, is_plain_vit(other), in_channels, 0.0, 32).state_dict()
+            load_vit_weights(self.net, weights, other)
         # What pretrained weights need from the model, see `d2ext.checkpoint.settings`.
-        self.needed_settings = _settings(name) if pretrained else {}
+        self.needed_settings = _settings(other or name) if pretrained else {}
         info = self.net.feature_info
         channels, strides, modules = info.channels(), info.reduction(), info.module_name()
         first = 0 if plain else next(i for i, stride in enumerate(strides) if stride >= 4)
@@ -159,13 +172,15 @@ class TimmBackbone(Backbone):
             raise UserError(f"MODEL.TIMM.NORM is '{norm}'; it has to be 'FrozenBN' or ''")
         if out_norm not in ("", "LN"):
             raise UserError(f"MODEL.TIMM.OUT_NORM is '{out_norm}'; it has to be 'LN' or ''")
+        eps = next((m.eps for m in self.net.modules() if isinstance(m, nn.LayerNorm)), 1e-5)
         self.out_norms = nn.ModuleDict(
-            {x: nn.LayerNorm(self._out_feature_channels[x]) for x in kept if out_norm}
+            {x: nn.LayerNorm(self._out_feature_channels[x], eps) for x in kept if out_norm}
         )
         _pad_before_shifting(self.net)
         if checkpointing:
             self.net.set_grad_checkpointing(True)
-        self._freeze(freeze_at, [] if plain else modules[first:])
+        self._name, self._stages = name, [] if plain else modules[first:]
+        self._freeze(freeze_at)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec):
@@ -203,22 +218,28 @@ class TimmBackbone(Backbone):
             out[name] = feature.contiguous()
         return out
 
-    def _freeze(self, freeze_at: int, stages: Sequence[str]) -> None:
+    def layer_numbers(self) -> tuple[dict[str, int], int]:
+        """The layer of each parameter by its name, from 0, and the last layer's number; see
+        `number_layers`. Norms of the feature maps belong to none."""
+        numbers, last = number_layers(self.net, _check_name(self._name), self._stages, self._name)
+        return {f"net.{name}": number for name, number in numbers.items()}, last
+
+    def names_without_decay(self) -> set[str]:
+        """Parameters of two and more dimensions that timm leaves out of the weight decay."""
+        return {f"net.{name}" for name in without_decay(self.net, _check_name(self._name))}
+
+    def _freeze(self, freeze_at: int) -> None:
         """Stop the training of what comes before a stage, in the order in which timm made it."""
         if not freeze_at:
             return
-        if not stages:
+        if not self._stages:
             raise UserError("MODEL.TIMM.FREEZE_AT: a plain ViT has no stages; use SOLVER.FREEZE")
-        if not 0 < freeze_at <= len(stages) + 1:
+        if not 0 < freeze_at <= len(self._stages) + 1:
             raise UserError(
-                f"MODEL.TIMM.FREEZE_AT is {freeze_at}; it has to be 0 to {len(stages) + 1}"
+                f"MODEL.TIMM.FREEZE_AT is {freeze_at}; it has to be 0 to {len(self._stages) + 1}"
             )
-        names = [name for name, _ in self.net.named_parameters()]
-        # timm flattens `stages.0` to `stages_0`.
-        prefixes = [(f"{s}.", f"{s.replace('.', '_', 1)}.") for s in stages]
-        rows = [[i for i, n in enumerate(names) if n.startswith(p)] for p in prefixes]
-        end = min(rows[0]) if freeze_at == 1 else max(rows[freeze_at - 2]) + 1
-        for parameter in list(self.net.parameters())[:end]:
+        start, ends = stage_ends([n for n, _ in self.net.named_parameters()], self._stages)
+        for parameter in list(self.net.parameters())[: [start, *ends][freeze_at - 1]]:
             parameter.requires_grad_(False)
 
 
@@ -228,6 +249,13 @@ def is_plain_vit(name: str) -> bool:
     from timm.models import Eva, VisionTransformer, VisionTransformerSAM
 
     return isinstance(net, (VisionTransformer, VisionTransformerSAM, Eva))
+
+
+def _is_network(name: str) -> bool:
+    """Whether weights are named by a network of timm, and not by a file."""
+    if name in ("", HUB) or Path(name).is_file():
+        return False
+    return require_timm().is_model(name.split(".")[0])
 
 
 def _create(
@@ -261,6 +289,7 @@ def _create(
     except (TypeError, NotImplementedError, AssertionError) as error:
         raise UserError(
             f"timm's {name} cannot be a backbone with these settings (MODEL.TIMM): {error}"
+            + (_AT_STRIDE_16 if output_stride != 32 else "")
         ) from error
 
 

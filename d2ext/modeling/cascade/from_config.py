@@ -6,6 +6,7 @@ from d2ext.errors import UserError
 from d2ext.modeling.poolers import build_region_pooler
 from d2ext.modeling.regions.refinement import ClampedBox2BoxTransform
 from d2ext.modeling.regions.sampling import ProposalSampler
+from d2ext.modeling.regions.soft_nms import soft_nms_from_config
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -57,6 +58,7 @@ def cascade_from_config(
         "samplers": samplers,
         "mask_in_features": model.ROI_HEADS.IN_FEATURES,
         "mask_pooler": mask_pooler,
+        **soft_nms_from_config(cfg),
     }
     return arguments, mask_shape
 

@@ -24,7 +24,7 @@ from d2ext.modeling.regions.losses import (
 from d2ext.modeling.regions.refinement import refine_boxes
 from d2ext.modeling.regions.samples import Samples
 from d2ext.modeling.regions.sampling import ProposalSampler
-from d2ext.modeling.regions.soft_nms import SoftNMS, detect_softly
+from d2ext.modeling.regions.soft_nms import detect_softly, make_soft_nms
 from d2ext.modeling.regions.targets import align_masks
 
 from detectron2.modeling.poolers import ROIPooler
@@ -48,6 +48,7 @@ class MultiStageROIHeads(nn.Module):
 
     # Not taken over from weights, see `d2ext.checkpoint.settings`.
     user_choices: tuple[str, ...] = ("score_average",)
+    takes_soft_nms = True
 
     def __init__(
         self,
@@ -98,11 +99,7 @@ class MultiStageROIHeads(nn.Module):
             raise UserError(f"score_average '{score_average}' is neither 'logits' nor 'probs'")
         self.score_average = score_average
         threshold = self.box_predictor[-1].test_nms_thresh
-        self.soft_nms = (
-            SoftNMS(soft_nms, threshold, soft_nms_sigma, soft_nms_min_score) if soft_nms else None
-        )
-        if self.soft_nms:
-            self.soft_nms.check()
+        self.soft_nms = make_soft_nms(soft_nms, threshold, soft_nms_sigma, soft_nms_min_score)
         self.mask_in_features = list(mask_in_features)
         self.mask_pooler = mask_pooler
         self.mask_head = nn.ModuleList(list(mask_head))

@@ -1,7 +1,7 @@
 """Soft-NMS: instead of removing boxes that overlap a better one, lower their scores (Bodla et al.,
 Improving Object Detection With One Line of Code, ICCV 2017)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from d2ext.errors import UserError
 from d2ext.modeling.regions.batching import pairwise_ious
 
+from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
 
 METHODS = ("linear", "gaussian")
@@ -80,6 +81,27 @@ class SoftNMS(NamedTuple):
         if self.method == "gaussian":
             return torch.exp(-iou.square() / self.sigma)
         return torch.where(iou >= self.iou_threshold, 1 - iou, 1.0)
+
+
+def make_soft_nms(
+    method: str, iou_threshold: float, sigma: float, min_score: float
+) -> SoftNMS | None:
+    """The checked settings of region heads; None for method ""."""
+    if not method:
+        return None
+    soft = SoftNMS(method, iou_threshold, sigma, min_score)
+    soft.check()
+    return soft
+
+
+def soft_nms_from_config(cfg: CfgNode) -> dict[str, Any]:
+    """The arguments `soft_nms...` of region heads from a yaml config."""
+    soft = cfg.MODEL.SOFT_NMS
+    return {
+        "soft_nms": soft.METHOD,
+        "soft_nms_sigma": soft.SIGMA,
+        "soft_nms_min_score": soft.MIN_SCORE,
+    }
 
 
 def detect_softly(

@@ -19,15 +19,6 @@ def add_htc_config(cfg: CN) -> None:
     # Masks at test time: "mean" over the heads of all stages, or those of the "last" one.
     htc.MASK_ENSEMBLE = "mean"
 
-    soft = htc.SOFT_NMS = CN()
-    # "linear" (from ROI_HEADS.NMS_THRESH_TEST on) or "gaussian": lower the scores of boxes that
-    # overlap a better one, instead of removing them, as HTC++ of the Swin paper; "": remove them.
-    soft.METHOD = ""
-    # Of the Gaussian.
-    soft.SIGMA = 0.5
-    # Boxes are left out once their score is lower.
-    soft.MIN_SCORE = 0.001
-
     semantic = htc.SEMANTIC = CN()
     # Build the semantic segmentation branch and its loss (section 3.2).
     semantic.ENABLED = True

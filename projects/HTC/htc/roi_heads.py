@@ -106,9 +106,6 @@ class HTCROIHeads(MultiStageROIHeads):
         ]
         ret["stage_loss_weights"] = own.STAGE_LOSS_WEIGHTS
         ret["score_average"] = own.SCORE_AVERAGE
-        ret["soft_nms"] = own.SOFT_NMS.METHOD
-        ret["soft_nms_sigma"] = own.SOFT_NMS.SIGMA
-        ret["soft_nms_min_score"] = own.SOFT_NMS.MIN_SCORE
         ret["interleaved"] = own.INTERLEAVED
         ret["mask_info_flow"] = own.MASK_INFO_FLOW
         ret["mask_ensemble"] = own.MASK_ENSEMBLE

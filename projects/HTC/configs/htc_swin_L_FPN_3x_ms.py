@@ -1,0 +1,10 @@
+"""HTC over Swin-L from ImageNet-22K, 36 epochs, with parts of HTC++.
+
+HTC++ itself, published: box AP 57.1, mask AP 49.5 (Swin paper, table 2c).
+"""
+
+from .htc_swin_T_FPN_3x_ms import dataloader, lr_multiplier, model, optimizer, train
+
+model.backbone.bottom_up.name = "swin_large_patch4_window7_224.ms_in22k"
+model.backbone.bottom_up.drop_path = 0.3
+train.output_dir = "./output/htc_swin_L_FPN_3x_ms"
