@@ -222,9 +222,17 @@ class Job:
                         continue
                     file.add(key, name, (row["height"], row["width"]), row["detections"])
         assert file.images + len(failed) == len(self.records)
+        self._clear()
         text = json.dumps(failed, indent=1, ensure_ascii=False)
         write_bytes(join(self.folder, FAILED), text.encode())
         return Merged(file.images, len(failed), file.annotations)
+
+    def _clear(self) -> None:
+        """Remove what killed processes have left unfinished."""
+        for name in () if is_address(self.folder) else list_folder(join(self.folder, PARTS)):
+            if name.startswith(".") and name.endswith(".tmp"):
+                with contextlib.suppress(OSError):
+                    os.unlink(join(self.folder, PARTS, name))
 
 
 def run_shards(
