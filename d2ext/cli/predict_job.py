@@ -7,6 +7,7 @@ with all detections and failed.json with the images that could not be predicted.
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -21,9 +22,10 @@ from d2ext.cli.predict import add_model_options, build_predictor, parse
 from d2ext.config import load_projects
 from d2ext.engine import Predictor
 from d2ext.engine.cli import check_score, run_guarded
-from d2ext.engine.provenance import config_to_store, portable_copy
+from d2ext.engine.provenance import absolute_register, config_to_store, portable_copy
 from d2ext.errors import UserError
 from d2ext.inference.job import Job, run_shards
+from d2ext.inference.ray_engine import require_ray
 from d2ext.inference.sources import find_images
 from d2ext.inference.table import require_pyarrow
 
@@ -34,6 +36,8 @@ examples:
   one process      %(prog)s --weights model.pth --input photos/ --output output/job
   4 GPUs           torchrun --nproc-per-node=4 tools/predict.py --weights model.pth \\
                        --input photos.txt --output output/job
+  a Ray cluster    %(prog)s --weights model.pth --input photos.txt --output output/job \\
+                       --engine ray --address auto --actors 8
   tar files on S3  %(prog)s --weights model.pth --input 's3://bucket/shard-*.tar' \\
                        --output s3://bucket/predictions
 The same command continues a job; failed images are tried again with --retry-failed.
@@ -61,6 +65,25 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--polygons", action="store_true", help="masks in coco.json as polygons, not as codes"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("processes", "ray"),
+        default="processes",
+        help="who computes: this process and others of torchrun, or the actors of a Ray cluster "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="of the Ray cluster; auto: the one that this machine is part of (default: a new one "
+        "on this machine)",
+    )
+    parser.add_argument(
+        "--actors",
+        type=int,
+        metavar="N",
+        help="models on the Ray cluster at once (default: one per GPU, or one)",
     )
     parser.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="config overrides")
     return parser
@@ -119,6 +142,14 @@ class Report:
             self._bar.update()
             yield prediction
 
+    def from_afar(self, index: int, rows: list[dict]) -> None:
+        """A shard whose images other processes have predicted."""
+        for row in rows:
+            if row["error"] is not None:
+                tqdm.write(f"error: {row['error']}", file=sys.stderr)
+        self._bar.update(len(rows))
+        self.shard(index, rows)
+
     def shard(self, index: int, rows: list[dict]) -> None:
         self._done, self._finished = self._done + len(rows), self._finished + 1
         speed = self.speed()
@@ -151,20 +182,64 @@ def _compute(args, predictor: Predictor, job: Job, rank: int, size: int) -> None
         run_shards(job, shards, predict, report.shard)
 
 
+def make_model(args):
+    """The model of an actor on a cluster."""
+    warnings.filterwarnings("ignore", "torch.meshgrid")
+    load_projects()
+    return build_predictor(args).model
+
+
+def _compute_on_ray(args, predictor: Predictor, job: Job, device: str | None) -> None:
+    from d2ext.inference.ray_engine import connect, run_on_ray
+
+    if args.actors is not None and args.actors < 1:
+        raise UserError(f"--actors is {args.actors}; at least one model has to predict")
+    ray = connect(args.address)
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    device = device or ("cuda" if gpus else "cpu")
+    on_gpu = device.startswith("cuda")
+    there = argparse.Namespace(**{**vars(args), "device": device})
+    there.register = [absolute_register(text) for text in args.register]
+    for name in ("config_file", "weights"):
+        path = getattr(args, name)
+        setattr(there, name, os.path.abspath(path) if path and os.path.exists(path) else path)
+    shards = job.unfinished(retry_failed=args.retry_failed)
+    report = Report(job, shards, 0)
+    with contextlib.closing(report):
+        run_on_ray(
+            job,
+            shards,
+            predictor.preparation,
+            functools.partial(make_model, there),
+            args.address,
+            args.actors or max(gpus if on_gpu else 1, 1),
+            1.0 if on_gpu else 0.0,
+            args.batch_size or (8 if on_gpu else 1),
+            report.from_afar,
+        )
+
+
 def run(args) -> int:
     """This process's part of the job; whoever finds all parts there merges them."""
     check_score("--confidence-threshold", args.confidence_threshold)
     require_pyarrow()
-    rank, size = process_numbers()
+    rank, size = process_numbers() if args.engine == "processes" else (0, 1)
     source = find_images(args.input, args.images)
-    if torch.cuda.is_available():
+    device = args.device
+    if args.engine == "ray":
+        require_ray()
+        args.device = "cpu"  # of this process; the actors have the GPUs
+    elif torch.cuda.is_available():
         local = int(os.environ.get("LOCAL_RANK", 0))
         torch.cuda.set_device(local % torch.cuda.device_count())
     load_projects()
     predictor = build_predictor(args)
     settings = settings_of(predictor, args.confidence_threshold)
     job = Job(args.output, source, predictor.class_names, settings, args.shard_size)
-    _compute(args, predictor, job, rank, size)
+    if args.engine == "ray":
+        _compute_on_ray(args, predictor, job, device)
+    else:
+        _compute(args, predictor, job, rank, size)
     missing = len(job.unfinished())
     if missing:
         print(f"process {rank} is done; {missing} of {len(job)} shards are not", flush=True)

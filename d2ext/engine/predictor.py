@@ -57,6 +57,7 @@ class Predictor:
             the user sets.
         metadata: detectron2 `Metadata` with these names, for its `Visualizer`.
         weights: the checkpoint.
+        preparation: makes model inputs of images.
 
     Raises:
         UserError: missing or unreadable files, unknown keys, no weights; settings that the weights
@@ -117,7 +118,7 @@ class Predictor:
         Checkpointer(self.model).load_complete(path)
         self.class_names = self.class_names or [str(i) for i in range(config.num_classes())]
         self.metadata, self.weights = Metadata(thing_classes=self.class_names), path
-        self._preparation = Preparation(config.test_augmentations(), config.image_format)
+        self.preparation = Preparation(config.test_augmentations(), config.image_format)
 
     @torch.no_grad()
     def __call__(self, original_image: AnyImage | Sequence[AnyImage]) -> Any:
@@ -141,7 +142,7 @@ class Predictor:
 
     def prepare(self, original_image: np.ndarray) -> dict[str, Any]:
         """The model's input for one BGR image (see `__call__`)."""
-        pixels = self._preparation.resized(original_image)
+        pixels = self.preparation.resized(original_image)
         height, width = original_image.shape[:2]
         return {"image": torch.from_numpy(pixels).float(), "height": height, "width": width}
 
@@ -192,7 +193,7 @@ class Predictor:
             workers = min(4, os.cpu_count() or 1) if on_gpu else 0
         if workers < 0:
             raise UserError(f"{workers} processes cannot read images; 0 stands for this one alone")
-        decoded = decode(records, self._preparation, workers, keep_images)
+        decoded = decode(records, self.preparation, workers, keep_images)
         return predict_in_batches(self.model, decoded, batch_size)
 
     def draw(self, image: np.ndarray, instances, threshold: float = 0.5) -> np.ndarray:

@@ -60,6 +60,31 @@ class Merged(NamedTuple):
     detections: int
 
 
+class RowMaker:
+    """Makes a row of a prediction.
+
+    Args:
+        names, ids: of the categories, by contiguous class.
+        threshold: lowest score of detections that are kept.
+    """
+
+    def __init__(self, names: Sequence[str], ids: Sequence[int], threshold: float):
+        self._names, self._ids, self._threshold = names, ids, threshold
+
+    def __call__(self, prediction: Prediction) -> dict[str, Any]:
+        record, error = prediction.record, prediction.error
+        if error is None:
+            instances = above_threshold(prediction, self._threshold)
+            try:
+                found = collect(instances, record.image_id)
+            except UserError as mistake:  # such as scores that are not finite
+                error = str(mistake)
+            else:
+                entries = table.detections_of(found, self._names, self._ids)
+                return table.row(record.image_id, record.name, found.size, entries)
+        return table.row(record.image_id, record.name, None, [], error)
+
+
 class Job:
     """A job in its folder, new or continued.
 
@@ -69,6 +94,9 @@ class Job:
         names: of the classes.
         settings: `weights` and `config`, digests of both, and `threshold`, a score.
         shard_size: images of a shard; default: that of the job there, else `SHARD_SIZE`.
+
+    Attributes:
+        row: function that makes a row of a prediction.
 
     Raises:
         UserError: the folder holds another job.
@@ -85,8 +113,8 @@ class Job:
         if shard_size is not None and shard_size < 1:
             raise UserError(f"--shard-size is {shard_size}; a shard has at least one image")
         self.folder, self.records, self.names = folder, list(source.records), list(names)
-        self.threshold = float(settings["threshold"])
         self.ids = category_ids(names, source.categories)
+        self.row = RowMaker(self.names, self.ids, float(settings["threshold"]))
         manifest = {
             "version": 1,
             "images": len(self.records),
@@ -166,20 +194,6 @@ class Job:
             logger.warning("%s is of another job; it is computed again", self.place(index))
             return None
         return int(notes["failed"])
-
-    def row(self, prediction: Prediction) -> dict[str, Any]:
-        """What is kept of a prediction."""
-        record, error = prediction.record, prediction.error
-        if error is None:
-            instances = above_threshold(prediction, self.threshold)
-            try:
-                found = collect(instances, record.image_id)
-            except UserError as mistake:  # such as scores that are not finite
-                error = str(mistake)
-            else:
-                entries = table.detections_of(found, self.names, self.ids)
-                return table.row(record.image_id, record.name, found.size, entries)
-        return table.row(record.image_id, record.name, None, [], error)
 
     def write(self, index: int, rows: Sequence[dict]) -> None:
         """Write the part of a shard.
