@@ -2,6 +2,7 @@
 table and writes them to predictions.json in the style of COCO results, or to other formats."""
 
 import argparse
+import itertools
 import os
 import signal
 import sys
@@ -207,15 +208,16 @@ def _predictions(args, predictor: Predictor, records, keep_images: bool) -> Iter
 def _limited(source: Source, most: int | None) -> Iterator[ImageRecord]:
     """The first images of a source. Ctrl-C ends one without end, such as a webcam, with all results
     of what was read before."""
+    if source.total is not None:
+        yield from itertools.islice(source.records, most)
+        return
     interrupted: list[int] = []
-    previous = signal.getsignal(signal.SIGINT)
-    if source.total is None:
-        signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
+    previous = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
     try:
-        for number, record in enumerate(source.records):
-            if number == most or interrupted:
-                return
+        for record in itertools.islice(source.records, most):
             yield record
+            if interrupted:
+                return
     finally:
         signal.signal(signal.SIGINT, previous)
 

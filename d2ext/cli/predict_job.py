@@ -7,6 +7,7 @@ with all detections and failed.json with the images that could not be predicted.
 
 import argparse
 import contextlib
+import datetime
 import functools
 import hashlib
 import logging
@@ -153,7 +154,7 @@ class Report:
     def shard(self, index: int, rows: list[dict]) -> None:
         self._done, self._finished = self._done + len(rows), self._finished + 1
         speed = self.speed()
-        left = time.strftime("%H:%M:%S", time.gmtime((self._total - self._done) / speed))
+        left = datetime.timedelta(seconds=round((self._total - self._done) / speed))
         if self._bar.disable:
             print(
                 f"process {self._rank}: {self._finished} of {self._shards} shards, "

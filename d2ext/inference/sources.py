@@ -16,7 +16,7 @@ from d2ext.data.folder import IMAGES
 from d2ext.data.json_files import read_json
 from d2ext.errors import UserError
 from d2ext.inference.records import ImageRecord
-from d2ext.inference.storage import file_system, is_address, open_binary
+from d2ext.inference.storage import file_system, is_address, join, open_binary
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
@@ -58,6 +58,8 @@ def open_source(inputs: Sequence[str], image_root: str | None = None) -> Source:
     streams = [text for text in inputs if is_stream(text)]
     if not streams:
         return find_images(inputs, image_root)
+    if image_root is not None:
+        raise UserError("--images is the folder of the images of a COCO file; --input has none")
     if len(inputs) > 1:
         raise UserError(f"--input {streams[0]}: a video or webcam has to be the only input")
     return _open_video(streams[0])
@@ -73,20 +75,24 @@ def find_images(inputs: Sequence[str], image_root: str | None = None) -> Source:
 
     Args:
         image_root: folder of the images of COCO files; default: what the file says as `d2ext
-            split` writes it, else `images` beside it, else the folder that the file is in.
+            split` writes it, else `images` beside it, else the folder that the file is in. It may
+            be an address.
 
     Raises:
         UserError: something stands for no image, or is a video or webcam.
     """
     found: list[ImageRecord] = []
     categories: list[dict] = []
+    files = [text for text in inputs if _suffix(text) == ".json"]
+    if image_root is not None and not files:
+        raise UserError("--images is the folder of the images of a COCO file; --input has none")
     for text in inputs:
         if is_stream(text):
             raise UserError(
                 f"--input {text}: frames can be read in their order only; use d2ext predict, or "
                 "write them to files first"
             )
-        if _suffix(text) == ".json" and (is_address(text) or os.path.isfile(text)):
+        if text in files:
             records, categories = _coco_records(os.path.expanduser(text), image_root)
             if len(inputs) == 1:
                 return Source(records, len(records), categories)
@@ -176,6 +182,8 @@ def _listed(path: str) -> list[ImageRecord]:
 
 
 def _coco_records(path: str, image_root: str | None) -> tuple[list[ImageRecord], list[dict]]:
+    if is_address(path):
+        raise UserError(f"--input {path}: a COCO file has to be here; only images may be elsewhere")
     data = read_json(path)
     images = data.get("images") if isinstance(data, dict) else None
     if not isinstance(images, list) or not images:
@@ -196,7 +204,9 @@ def _coco_records(path: str, image_root: str | None) -> tuple[list[ImageRecord],
                 "whole number"
             )
         seen.add(key)
-        found.append(ImageRecord(key, name, os.path.normpath(os.path.join(image_root, name))))
+        place = join(image_root, name)
+        place = place if is_address(place) else os.path.normpath(place)
+        found.append(ImageRecord(key, name, place))
     categories = data.get("categories")
     known_names = isinstance(categories, list) and all(
         isinstance(c, dict) and type(c.get("id")) is int and isinstance(c.get("name"), str)

@@ -70,6 +70,17 @@ def test_a_coco_file_keeps_ids_names_and_categories(tmp_path):
     assert source.categories == [{"id": 3, "name": "cat"}]
 
 
+def test_images_of_a_coco_file_may_be_elsewhere_and_folders_of_no_file_are_refused(tmp_path):
+    source = find_images([coco(tmp_path)], "s3://bucket/x")
+    assert places(source) == ["s3://bucket/x/x/a.png", "s3://bucket/x/b.png"]
+    with pytest.raises(UserError, match="--images is the folder of the images of a COCO file"):
+        find_images(["a.png"], "pictures")
+    with pytest.raises(UserError, match="a COCO file has to be here"):
+        find_images(["s3://bucket/a.json"])
+    with pytest.raises(UserError, match="cannot read gone.json"):
+        find_images(["gone.json"])
+
+
 def test_images_of_a_coco_file_are_where_it_says_or_beside_it(tmp_path):
     assert places(find_images([coco(tmp_path)]))[1] == f"{tmp_path}/b.png"
     (tmp_path / "images").mkdir()
