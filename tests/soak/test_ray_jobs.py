@@ -1,6 +1,6 @@
-"""A long job on a Ray cluster of two machines, of which one is lost: nothing is lost or doubled, and
-the memory does not grow with the number of images. Only by `make soak`; `make test` has the short
-form in tests/inference/test_ray_engine.py."""
+"""A long job on a Ray cluster of two machines, of which one is lost: nothing is lost or doubled,
+and the memory does not grow with the number of images. Only by `make soak`; `make test` has the
+short form in tests/inference/test_ray_engine.py."""
 
 import resource
 import sys
