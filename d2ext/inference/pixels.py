@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from d2ext.data.check.images import DECODE_ERRORS
 from d2ext.errors import UserError
@@ -42,6 +42,8 @@ def read_bgr(image: AnyImage, name: str | None = None) -> Any:
         if name is None:
             name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else "of PIL"
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # whose text has the address of an object
+            reason = "it is of no kind that Pillow knows"
         raise UserError(f"image '{name}' cannot be read: {reason}") from error
     return _from_tensor(image) if isinstance(image, torch.Tensor) else image
 

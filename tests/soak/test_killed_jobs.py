@@ -34,7 +34,7 @@ def argv(shapes_root, mask_rcnn_weights, tmp_path):
             *("--weights", mask_rcnn_weights, "--input", str(folder), "--output", str(output)),
             *("--confidence-threshold", "0.05", "--shard-size", str(SHARD_SIZE)),
             *("MODEL.RESNETS.NORM=GN", "MODEL.DEVICE=cpu", "INPUT.MIN_SIZE_TEST=64"),
-            *("MODEL.RPN.POST_NMS_TOPK_TEST=20", "--workers", "1"),
+            *("MODEL.RPN.POST_NMS_TOPK_TEST=5", "--workers", "1"),
         ]
 
     return make
