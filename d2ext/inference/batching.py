@@ -177,8 +177,10 @@ def predict_in_batches(
         UserError: numbers that make no sense.
     """
     window = _WINDOW * batch_size if window is None else window
-    if batch_size < 1 or window < batch_size:
-        raise UserError(f"a batch has at least 1 image, not {batch_size}; a window is as large")
+    if batch_size < 1:
+        raise UserError(f"the batch size is {batch_size}; a batch has at least 1 image")
+    if window < batch_size:
+        raise UserError(f"no batch of {batch_size} images comes of {window} that are under way")
     waiting: dict[tuple[int, int], list[tuple[int, Decoded]]] = {}
     done: dict[int, Prediction] = {}
     places: dict[int, tuple[int, int]] = {}

@@ -257,7 +257,7 @@ def test_the_frames_of_a_video_become_a_video(script, mask_rcnn_weights, tmp_pat
     ("options", "words"),
     [
         (["--max-images", "0"], "--max-images is 0"),
-        (["--batch-size", "0"], "at least 1 image, not 0"),
+        (["--batch-size", "0"], "the batch size is 0"),
         (["--workers", "-1"], "-1 processes cannot read images"),
         (["--config-file", "mask_rcnn_tinny"], "nearest: mask_rcnn_tiny"),
     ],
