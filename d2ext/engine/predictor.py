@@ -27,7 +27,7 @@ from d2ext.inference import (
     Prediction,
     Preparation,
     as_record,
-    decode,
+    decode_images,
     predict_in_batches,
     read_bgr,
 )
@@ -193,7 +193,7 @@ class Predictor:
             workers = min(4, os.cpu_count() or 1) if on_gpu else 0
         if workers < 0:
             raise UserError(f"{workers} processes cannot read images; 0 stands for this one alone")
-        decoded = decode(records, self.preparation, workers, keep_images)
+        decoded = decode_images(records, self.preparation, workers, keep_images)
         return predict_in_batches(self.model, decoded, batch_size)
 
     def draw(self, image: np.ndarray, instances, threshold: float = 0.5) -> np.ndarray:

@@ -5,7 +5,7 @@ from d2ext import compat
 
 compat.require_detectron2()
 
-from d2ext.inference.batching import Prediction, Preparation, decode, predict_in_batches
+from d2ext.inference.batching import Prediction, Preparation, decode_images, predict_in_batches
 from d2ext.inference.pixels import AnyImage, read_bgr
 from d2ext.inference.records import ImageRecord, as_record
 from d2ext.inference.sources import Source, find_images, open_source
@@ -17,7 +17,7 @@ __all__ = [
     "Preparation",
     "Source",
     "as_record",
-    "decode",
+    "decode_images",
     "find_images",
     "open_source",
     "predict_in_batches",

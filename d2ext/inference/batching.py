@@ -126,7 +126,7 @@ class Decoding(torch.utils.data.Dataset):
         return [Decoded(shown, pixels, image.shape[:2], kept)]
 
 
-def decode(
+def decode_images(
     records: Iterable[ImageRecord], prepare: Preparation, workers: int, keep_images: bool = False
 ) -> Iterator[Decoded]:
     """Read images in order, in `workers` processes of their own; 0: in this one."""
@@ -169,7 +169,7 @@ def predict_in_batches(
 
     Args:
         model: detectron2's, in evaluation mode.
-        decoded: see `decode`.
+        decoded: see `decode_images`.
         batch_size: at least 1.
         window: default: 4 times the batch size.
 

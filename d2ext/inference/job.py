@@ -29,8 +29,8 @@ from d2ext.inference.sources import Source
 from d2ext.inference.storage import (
     file_system,
     is_address,
-    join,
     list_folder,
+    place_below,
     read_bytes,
     write_bytes,
 )
@@ -128,7 +128,7 @@ class Job:
 
     def _take(self, manifest: dict[str, Any], shard_size: int | None) -> int:
         """Compare with the job that is there, or write that this is one; the shard size."""
-        place = join(self.folder, MANIFEST)
+        place = place_below(self.folder, MANIFEST)
         if MANIFEST not in list_folder(self.folder):
             shard_size = shard_size or SHARD_SIZE
             text = json.dumps({**manifest, "shard_size": shard_size}, indent=1)
@@ -162,7 +162,7 @@ class Job:
 
     def place(self, index: int) -> str:
         """Where the part of a shard is."""
-        return join(self.folder, PARTS, f"part-{index:05d}.parquet")
+        return place_below(self.folder, PARTS, f"part-{index:05d}.parquet")
 
     def unfinished(
         self, rank: int = 0, world_size: int = 1, retry_failed: bool = False
@@ -173,7 +173,7 @@ class Job:
             rank, world_size: number of this process, and of all.
             retry_failed: also those with images that could not be predicted.
         """
-        there = set(list_folder(join(self.folder, PARTS)))
+        there = set(list_folder(place_below(self.folder, PARTS)))
         found = []
         for index in range(rank, len(self), world_size):
             if os.path.basename(self.place(index)) in there:
@@ -227,7 +227,7 @@ class Job:
         """
         categories = [{"id": i, "name": n} for i, n in zip(self.ids, self.names)]
         failed = []
-        with _local_file(join(self.folder, MERGED)) as path:
+        with _local_file(place_below(self.folder, MERGED)) as path:
             with CocoFile(path, categories, polygons) as file:
                 for row in self.rows():
                     key, name = row["image_id"], row["file_name"]
@@ -238,15 +238,15 @@ class Job:
         assert file.images + len(failed) == len(self.records)
         self._clear()
         text = json.dumps(failed, indent=1, ensure_ascii=False)
-        write_bytes(join(self.folder, FAILED), text.encode())
+        write_bytes(place_below(self.folder, FAILED), text.encode())
         return Merged(file.images, len(failed), file.annotations)
 
     def _clear(self) -> None:
         """Remove what killed processes have left unfinished."""
-        for name in () if is_address(self.folder) else list_folder(join(self.folder, PARTS)):
+        for name in () if is_address(self.folder) else list_folder(place_below(self.folder, PARTS)):
             if name.startswith(".") and name.endswith(".tmp"):
                 with contextlib.suppress(OSError):
-                    os.unlink(join(self.folder, PARTS, name))
+                    os.unlink(place_below(self.folder, PARTS, name))
 
 
 def run_shards(

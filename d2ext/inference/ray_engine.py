@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from d2ext.errors import UserError
-from d2ext.inference.batching import Preparation, decode, predict_in_batches
+from d2ext.inference.batching import Preparation, decode_images, predict_in_batches
 from d2ext.inference.job import Job, RowMaker
 from d2ext.inference.records import ImageRecord
 from d2ext.inference.storage import is_address
@@ -63,7 +63,7 @@ class _Reading:
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
         records = [pickle.loads(content) for content in block["record"]]
-        read = [pickle.dumps(item, 5) for item in decode(records, self._prepare, 0)]
+        read = [pickle.dumps(item, 5) for item in decode_images(records, self._prepare, 0)]
         return {"position": block["position"], "decoded": read}
 
 
@@ -126,7 +126,9 @@ def run_on_ray(
         _write(job, _rows(data), after)
     except ray.exceptions.RayError as error:
         reason = " ".join(str(error).split())[-200:]
-        raise UserError(f"Ray has given up: {reason}; start the job again to continue") from error
+        raise UserError(
+            f"the Ray cluster has given up: {reason}; start the job again to continue"
+        ) from error
 
 
 def _rows(data: Any) -> Iterator[tuple[int, dict]]:

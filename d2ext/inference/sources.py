@@ -16,7 +16,7 @@ from d2ext.data.folder import IMAGES
 from d2ext.data.json_files import read_json
 from d2ext.errors import UserError
 from d2ext.inference.records import ImageRecord
-from d2ext.inference.storage import file_system, is_address, join, open_binary
+from d2ext.inference.storage import file_system, is_address, open_binary, place_below
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
@@ -204,7 +204,7 @@ def _coco_records(path: str, image_root: str | None) -> tuple[list[ImageRecord],
                 "whole number"
             )
         seen.add(key)
-        place = join(image_root, name)
+        place = place_below(image_root, name)
         place = place if is_address(place) else os.path.normpath(place)
         found.append(ImageRecord(key, name, place))
     categories = data.get("categories")

@@ -148,7 +148,7 @@ def list_folder(place: str) -> list[str]:
         raise UserError(f"folder {place} cannot be read: {_reason(error)}") from error
 
 
-def join(folder: str, *names: str) -> str:
+def place_below(folder: str, *names: str) -> str:
     """A place below a folder."""
     if is_address(folder):
         return "/".join([folder.rstrip("/"), *names])

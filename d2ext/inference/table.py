@@ -19,8 +19,8 @@ def require_pyarrow() -> ModuleType:
         import pyarrow.parquet
     except ImportError as error:
         raise UserError(
-            "Parquet files need the package pyarrow: pip install pyarrow, or pip install "
-            "'.[predict]' in the repository"
+            "tables of predictions (.parquet) need the package pyarrow: pip install pyarrow, or "
+            "pip install '.[predict]' in the repository"
         ) from error
     return pyarrow
 

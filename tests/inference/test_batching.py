@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from d2ext.errors import UserError
-from d2ext.inference import ImageRecord, Preparation, decode, predict_in_batches
+from d2ext.inference import ImageRecord, Preparation, decode_images, predict_in_batches
 from d2ext.inference.batching import padded_shape
 
 PREPARE = Preparation([], "BGR")
@@ -38,7 +38,7 @@ def records(*images):
 
 
 def run(model, images, batch_size, window=None, workers=0, keep_images=False):
-    decoded = decode(records(*images), PREPARE, workers, keep_images)
+    decoded = decode_images(records(*images), PREPARE, workers, keep_images)
     return list(predict_in_batches(model, decoded, batch_size, window))
 
 
@@ -73,7 +73,7 @@ def test_an_image_waits_for_so_many_others_at_most():
             read.append(record.image_id)
             yield record
 
-    found = predict_in_batches(Model(), decode(reading(), PREPARE, 0), 4, 10)
+    found = predict_in_batches(Model(), decode_images(reading(), PREPARE, 0), 4, 10)
     assert next(found).record.image_id == 0 and len(read) == 10
     for prediction in found:
         assert len(read) - prediction.record.image_id <= 10
@@ -87,7 +87,7 @@ def test_full_batches_wait_for_nothing():
             read.append(record.image_id)
             yield record
 
-    next(predict_in_batches(model, decode(reading(), PREPARE, 0), 4, 100))
+    next(predict_in_batches(model, decode_images(reading(), PREPARE, 0), 4, 100))
     assert read == [0, 1, 2, 3] == model.batches[0]
 
 

@@ -51,9 +51,9 @@ def make(folder, count=10, shard_size=4, names=NAMES, **changes):
 
 
 def load(job, name):
-    from d2ext.inference.storage import join, read_bytes
+    from d2ext.inference.storage import place_below, read_bytes
 
-    return json.loads(read_bytes(join(job.folder, name)))
+    return json.loads(read_bytes(place_below(job.folder, name)))
 
 
 def test_a_job_ends_in_one_file_with_exact_counts(folder):

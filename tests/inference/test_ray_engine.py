@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from d2ext.errors import UserError
-from d2ext.inference import ImageRecord, Preparation, Source, decode, predict_in_batches
+from d2ext.inference import ImageRecord, Preparation, Source, decode_images, predict_in_batches
 from d2ext.inference.job import Job, run_shards
 
 from detectron2.structures import Boxes, Instances
@@ -70,10 +70,12 @@ def test_a_cluster_gives_what_one_process_gives(ray, tmp_path, killed):
     run_shards(
         alone,
         alone.unfinished(),
-        lambda shard: predict_in_batches(model, decode(shard, PREPARE, 0), 4),
+        lambda shard: predict_in_batches(model, decode_images(shard, PREPARE, 0), 4),
     )
     shards = []
-    run_shards(job, [2], lambda shard: predict_in_batches(model, decode(shard, PREPARE, 0), 4))
+    run_shards(
+        job, [2], lambda shard: predict_in_batches(model, decode_images(shard, PREPARE, 0), 4)
+    )
     factory = functools.partial(Model, flag if killed else None)
     run_on_ray(
         job,

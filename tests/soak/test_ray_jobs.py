@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from d2ext.inference import ImageRecord, Preparation, Source, decode, predict_in_batches
+from d2ext.inference import ImageRecord, Preparation, Source, decode_images, predict_in_batches
 from d2ext.inference.job import Job, run_shards
 
 from detectron2.structures import Boxes, Instances
@@ -76,7 +76,7 @@ def test_a_cluster_that_loses_a_machine_finds_what_one_process_finds(
     run_shards(
         jobs[0],
         jobs[0].unfinished(),
-        lambda shard: predict_in_batches(model, decode(shard, PREPARE, 0), 4),
+        lambda shard: predict_in_batches(model, decode_images(shard, PREPARE, 0), 4),
     )
     done, started, memory = [], time.monotonic(), []
 
