@@ -61,8 +61,7 @@ def make(folder, count=100):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [False, True])
-def test_a_cluster_gives_what_one_process_gives(ray, tmp_path, killed):
+def test_a_cluster_whose_actor_is_killed_gives_what_one_process_gives(ray, tmp_path):
     from d2ext.inference.ray_engine import run_on_ray
 
     alone, job, flag = make(tmp_path / "alone"), make(tmp_path / "job"), str(tmp_path / "killed")
@@ -76,7 +75,7 @@ def test_a_cluster_gives_what_one_process_gives(ray, tmp_path, killed):
     run_shards(
         job, [2], lambda shard: predict_in_batches(model, decode_images(shard, PREPARE, 0), 4)
     )
-    factory = functools.partial(Model, flag if killed else None)
+    factory = functools.partial(Model, flag)
     run_on_ray(
         job,
         job.unfinished(),
@@ -86,7 +85,7 @@ def test_a_cluster_gives_what_one_process_gives(ray, tmp_path, killed):
         batch_size=4,
         after=lambda index, rows: shards.append(index),
     )
-    assert os.path.exists(flag) is killed
+    assert os.path.exists(flag)  # one was
     assert sorted(shards) == [0, 1, 3, 4, 5, 6]
     assert list(job.rows()) == list(alone.rows())
     assert job.merge() == (99, 1, 99)
