@@ -1,6 +1,6 @@
 """The formats by name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from d2ext.inference.results import ImageResult, category_ids
@@ -52,7 +52,7 @@ def build_writers(
         UserError: a package is missing, or a file cannot be written.
     """
     ids = category_ids(names, source.categories)
-    makers = {
+    makers: dict[str, Callable[[], Writer]] = {
         "pictures": lambda: PictureWriter(folder, metadata),
         "results": lambda: ResultsWriter(folder, names),
         "coco": lambda: CocoWriter(folder, names, ids),

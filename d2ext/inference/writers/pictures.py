@@ -21,6 +21,7 @@ class PictureWriter:
         self._folder, self._metadata = folder, metadata
 
     def write(self, result: ImageResult) -> None:
+        assert result.image is not None, "it needs images"
         drawn = draw_predictions(result.image[:, :, ::-1], result.instances, self._metadata, 0)
         save_picture(drawn, os.path.join(self._folder, f"{result.stem}.png"))
 
@@ -35,16 +36,18 @@ class VideoWriter:
 
     def __init__(self, folder: str, metadata: Any, frame_rate: float):
         self._path = os.path.join(folder, "predictions.mp4")
-        self._metadata, self._rate, self._video = metadata, frame_rate or 2.0, None
+        self._metadata, self._rate = metadata, frame_rate or 2.0
+        self._video: cv2.VideoWriter | None = None
         self._size = (0, 0)
 
     def write(self, result: ImageResult) -> None:
-        bgr = result.image
-        drawn = draw_predictions(bgr[:, :, ::-1], result.instances, self._metadata, 0, 1.0)
+        assert result.image is not None, "it needs images"
+        rgb = result.image[:, :, ::-1]
+        drawn = draw_predictions(rgb, result.instances, self._metadata, 0, 1.0)
         if self._video is None:
             height, width = (side + side % 2 for side in drawn.shape[:2])  # codecs need even sides
             self._size = (width, height)
-            code = cv2.VideoWriter_fourcc(*"mp4v")
+            code = cv2.VideoWriter.fourcc(*"mp4v")
             self._video = cv2.VideoWriter(self._path, code, self._rate, self._size)
             if not self._video.isOpened():
                 raise UserError(f"cannot write {self._path}: this OpenCV has no encoder for it")
