@@ -36,6 +36,7 @@ MADE_BEFORE = {
     "docs/evaluation.md": [
         f"d2ext train htc_tiny.py OUTPUT_DIR=output/run{number}" for number in (1, 2)
     ],
+    "docs/prediction.md": ["d2ext train mask_rcnn_tiny --data shapes OUTPUT_DIR=output/run1"],
     "docs/checkpoints.md": ["d2ext train htc_tiny.yaml OUTPUT_DIR=output/htc_tiny"],
 }
 SIZES = {

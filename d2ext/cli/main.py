@@ -21,6 +21,7 @@ COMMANDS = {
     "train": Command("train", "train a network, with your own data too"),
     "eval": Command("train", "evaluate weights", ("--eval-only",)),
     "predict": Command("predict", "draw and list what a network finds in images"),
+    "predict-job": Command("predict_job", "predict very many images, in processes that share them"),
     "convert": Command("convert", "annotations of other programs to COCO's format"),
     "split": Command("convert", "part a data set into train, val and test", ("split",)),
     "check": Command("check", "look for mistakes in annotations and images"),

@@ -1,48 +1,83 @@
-"""Images in, pictures out, for any config: draws the instances a model finds, prints them as a
-table and writes them to predictions.json in the style of COCO results."""
+"""Images in, results out, for any config: draws the instances a model finds, prints them as a
+table and writes them to predictions.json in the style of COCO results, or to other formats."""
 
 import argparse
-import glob
-import json
+import itertools
 import os
+import signal
 import sys
+import time
 import warnings
-from pathlib import Path
+from collections.abc import Iterator
 
 import torch
-from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
 
-from d2ext.config import load_projects
+from d2ext.config import find_config, load_projects
 from d2ext.engine import Predictor, build_experiment
 from d2ext.engine.cli import check_score, run_guarded
 from d2ext.errors import UserError
-from d2ext.visualization import draw_predictions, draw_stages, picture_stems
-
-from detectron2.data.detection_utils import read_image
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from d2ext.inference import ImageRecord, Prediction, Source, open_source
+from d2ext.inference.results import ImageResult, image_result
+from d2ext.inference.writers import FORMATS, Writer, build_writers
+from d2ext.inference.writers.files import save_picture
+from d2ext.visualization import PictureStems, draw_stages, picture_stems
 
 _TABLE_ROWS = 25
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _EPILOG = """
 examples:
   %(prog)s --weights model.pth --input photo.jpg --output output/pictures
-  %(prog)s --config-file configs/mask_rcnn_tiny.py --weights model.pth \\
+  %(prog)s --config-file mask_rcnn_tiny --weights model.pth \\
            --input photo.jpg 'holiday/*.jpg' --output output/pictures
   %(prog)s --config-file projects/HTC/configs/htc_tiny.yaml --weights model.pth --input photos/ \\
            --stages --confidence-threshold 0.3 MODEL.ROI_HEADS.NMS_THRESH_TEST=0.4
+  %(prog)s --weights model.pth --input clip.mp4 --output output/clip --write video parquet
+  %(prog)s --weights model.pth --input photos.txt --output output/labels --write labelme \\
+           --batch-size 8 --workers 4 --quiet
+
+formats of --write:
 """
+
+
+def _formats() -> str:
+    return "\n".join(f"  {name:<15}{text}" for name, text in FORMATS.items())
 
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog=_EPILOG + _formats(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_model_options(parser)
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="where results go")
+    parser.add_argument(
+        "--write",
+        nargs="+",
+        choices=list(FORMATS),
+        default=["pictures", "results"],
+        metavar="FORMAT",
+        help=f"any of {', '.join(FORMATS)}; see below (default: pictures results)",
+    )
+    parser.add_argument(
+        "--stages", action="store_true", help="also draw the result after each stage of a cascade"
+    )
+    parser.add_argument("--max-images", type=int, metavar="N", help="stop after so many")
+    parser.add_argument(
+        "--quiet", action="store_true", help="no table for each image; a bar in a terminal"
+    )
+    parser.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="config overrides")
+    return parser
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """What is predicted with which model, and how: options of every command that predicts."""
     parser.add_argument(
         "--config-file",
         metavar="FILE",
-        help=".yaml or .py config (default: the one that the weights were trained with)",
+        help=".yaml or .py config, or the name of a shipped one (default: the one that the weights "
+        "were trained with)",
     )
     parser.add_argument("--weights", metavar="FILE", help="checkpoint (default: the config's)")
     parser.add_argument(
@@ -50,9 +85,13 @@ def argument_parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="IMAGE",
-        help="image files, folders, or quoted patterns such as 'photos/*.jpg'",
+        help="image files, folders, quoted patterns such as 'photos/*.jpg', .txt with one per "
+        "line, COCO's .json, .tar, addresses of these (http, s3, ...); d2ext predict also takes "
+        "one video or webcam:0",
     )
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="where pictures go")
+    parser.add_argument(
+        "--images", metavar="FOLDER", help="of a COCO file (default: images beside it)"
+    )
     parser.add_argument(
         "--confidence-threshold",
         type=float,
@@ -62,7 +101,16 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the config's)")
     parser.add_argument(
-        "--stages", action="store_true", help="also draw the result after each stage of a cascade"
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="images of one size that are computed together (default: 8 on a GPU, else 1)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that read images (default: up to 4 with a GPU, else none)",
     )
     parser.add_argument(
         "--register",
@@ -72,31 +120,6 @@ def argument_parser() -> argparse.ArgumentParser:
         help="a data set that the config names, for names of classes that the weights come without "
         "(may be repeated)",
     )
-    parser.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="config overrides")
-    return parser
-
-
-def expand_inputs(inputs) -> list:
-    """Paths of the images that files, folders and patterns stand for, each once, in order.
-
-    Raises:
-        UserError: something stands for no file.
-    """
-    paths = []
-    for text in inputs:
-        text = os.path.expanduser(text)
-        if os.path.isdir(text):
-            names = sorted(os.listdir(text))
-            found = [os.path.join(text, n) for n in names if Path(n).suffix.lower() in _SUFFIXES]
-        elif os.path.isfile(text):
-            found = [text]
-        else:
-            found = [p for p in sorted(glob.glob(text, recursive=True)) if os.path.isfile(p)]
-        if not found:
-            kind = "folder holds no images" if os.path.isdir(text) else "no such image"
-            raise UserError(f"--input {text}: {kind}")
-        paths += found
-    return list(dict.fromkeys(paths))
 
 
 def name_outputs(paths, folder) -> list:
@@ -111,20 +134,6 @@ def name_outputs(paths, folder) -> list:
         if os.path.realpath(stem + ".png") in images:
             raise UserError(f"--output {folder} would overwrite {stem}.png; choose another folder")
     return stems
-
-
-def read_bgr(path):
-    """The image, turned upright as its EXIF orientation says: uint8 (H, W, 3), BGR.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return read_image(path, "BGR")
-    # Pillow: SyntaxError for some broken PNGs, ValueError for truncated headers.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"cannot read image {path}: {reason}") from error
 
 
 def found_table(instances, class_names) -> str:
@@ -150,41 +159,10 @@ def found_table(instances, class_names) -> str:
     return f"{table}\n... and {more} more" if more > 0 else table
 
 
-def coco_results(instances, image_id, path, class_names) -> list:
-    """COCO results of one image, plus `file_name`, `category` (the name) and `mask_score`
-    where the model scores its masks."""
-    results = [
-        {**result, "file_name": str(path), "category": class_names[result["category_id"]]}
-        for result in instances_to_coco_json(instances, image_id)
-    ]
-    if instances.has("mask_scores"):
-        for result, score in zip(results, instances.mask_scores.tolist()):
-            result["mask_score"] = score
-    return results
-
-
 def stage_results(predictor: Predictor, image) -> list:
     """The instances after each stage; the last ones are the model's final result."""
     stages = predictor.model.inference_stages([predictor.prepare(image)])
     return [outputs[0]["instances"].to("cpu") for outputs in stages]
-
-
-def process(predictor: Predictor, path: str, stem: str, args) -> "Instances":  # noqa: F821
-    """Predict and draw one image. Returns the instances that reach the threshold, on the CPU."""
-    image = read_bgr(path)
-    if args.stages:
-        stages = stage_results(predictor, image)
-        instances = stages[-1]
-    else:
-        instances = predictor(image)["instances"].to("cpu")
-    rgb = image[:, :, ::-1]
-    threshold = args.confidence_threshold
-    picture = draw_predictions(rgb, instances, predictor.metadata, threshold)
-    Image.fromarray(picture).save(stem + ".png")
-    if args.stages:
-        picture = draw_stages(rgb, stages, predictor.metadata, threshold)
-        Image.fromarray(picture).save(stem + "_stages.png")
-    return instances[instances.scores >= threshold]
 
 
 def build_predictor(args) -> Predictor:
@@ -194,18 +172,112 @@ def build_predictor(args) -> Predictor:
         UserError: neither is given, or see `Predictor`.
     """
     if args.config_file:
-        experiment = build_experiment(args.config_file, args.opts, args.register, with_data=False)
+        path = find_config(args.config_file)
+        experiment = build_experiment(path, args.opts, args.register, with_data=False)
         return Predictor(experiment, weights=args.weights, device=args.device)
     if not args.weights:
         raise UserError("nothing to predict with: give --weights, --config-file or both")
     return Predictor.from_weights(args.weights, args.opts, device=args.device)
 
 
+def staged_predictions(
+    predictor: Predictor, records, folder: str, threshold: float
+) -> Iterator[Prediction]:
+    """The last of the results of all stages for each image, whose stages are drawn."""
+    stems = PictureStems()
+    for record in records:
+        stem = stems.following(record.name)
+        try:
+            image = record.read()
+            stages = stage_results(predictor, image)
+        except UserError as error:
+            yield Prediction(record, error=str(error))
+            continue
+        picture = draw_stages(image[:, :, ::-1], stages, predictor.metadata, threshold)
+        save_picture(picture, os.path.join(folder, f"{stem}_stages.png"))
+        yield Prediction(record, {"instances": stages[-1]}, image)
+
+
+def _predictions(args, predictor: Predictor, records, keep_images: bool) -> Iterator[Prediction]:
+    if args.stages:
+        threshold = args.confidence_threshold
+        return staged_predictions(predictor, records, args.output, threshold)
+    return predictor.predict_records(records, args.batch_size, args.workers, keep_images)
+
+
+def _limited(source: Source, most: int | None) -> Iterator[ImageRecord]:
+    """The first images of a source. Ctrl-C ends one without end, such as a webcam, with all results
+    of what was read before."""
+    if source.total is not None:
+        yield from itertools.islice(source.records, most)
+        return
+    interrupted: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
+    try:
+        for record in itertools.islice(source.records, most):
+            yield record
+            if interrupted:
+                return
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _said(result: ImageResult, names: list[str], folder: str, drawn: bool) -> str:
+    """What is printed of an image."""
+    count = len(result.instances)
+    target = f" -> {os.path.join(folder, result.stem)}.png" if drawn else ""
+    text = f"{result.record.name}{target}: {count} instance{'' if count == 1 else 's'}"
+    return f"{text}\n{found_table(result.instances, names)}\n" if count else text
+
+
+def write_all(args, predictor: Predictor, source: Source, writers: list[Writer]) -> int:
+    """Predict and write; the number of images that could not be predicted."""
+    keep_images = any(writer.needs_image for writer in writers)
+    records = _limited(source, args.max_images)
+    total = source.total if args.max_images is None else min(args.max_images, source.total or 0)
+    bar = tqdm(total=total or None, unit="img", disable=None, leave=False)
+    stems, started = PictureStems(), time.monotonic()
+    done = failed = found = 0
+    for prediction in _predictions(args, predictor, records, keep_images):
+        bar.update()
+        done += 1
+        stem = stems.following(prediction.record.name)
+        error = prediction.error
+        if error is None:
+            try:
+                result = image_result(prediction, stem, args.confidence_threshold)
+            except UserError as mistake:
+                error = str(mistake)
+        if error is not None:
+            failed += 1
+            tqdm.write(f"error: {error}", file=sys.stderr)
+            continue
+        for writer in writers:
+            writer.write(result)
+        found += len(result.instances)
+        if not args.quiet:
+            drawn = "pictures" in args.write
+            tqdm.write(_said(result, predictor.class_names, args.output, drawn))
+    bar.close()
+    for writer in writers:
+        writer.close()
+    speed = done / max(time.monotonic() - started, 1e-9)
+    print(
+        f"{done - failed} of {done} images, {found} instances in {args.output} "
+        f"({speed:.3g} images/s)"
+    )
+    return failed
+
+
 def run(args) -> int:
     """All images; returns 1 if any could not be read."""
     check_score("--confidence-threshold", args.confidence_threshold)
-    paths = expand_inputs(args.input)
-    stems = name_outputs(paths, args.output)
+    if args.max_images is not None and args.max_images < 1:
+        raise UserError(f"--max-images is {args.max_images}; predict at least one image")
+    source = open_source(args.input, args.images)
+    if isinstance(source.records, list) and "pictures" in args.write:
+        paths = [r.name if r.span else r.place or r.name for r in source.records]
+        name_outputs(paths, args.output)
     load_projects()
     predictor = build_predictor(args)
     if args.stages and not hasattr(predictor.model, "inference_stages"):
@@ -217,34 +289,25 @@ def run(args) -> int:
         os.makedirs(args.output, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {args.output} cannot be made: {error.strerror}") from error
-    results, failed = [], 0
-    for image_id, (path, stem) in enumerate(
-        zip(tqdm(paths, unit="img", disable=None, leave=False), stems), start=1
-    ):
-        try:
-            instances = process(predictor, path, stem, args)
-        except UserError as error:
-            failed += 1
-            tqdm.write(f"error: {error}", file=sys.stderr)
-            continue
-        results += coco_results(instances, image_id, path, predictor.class_names)
-        count = len(instances)
-        text = f"{path} -> {stem}.png: {count} instance{'' if count == 1 else 's'}"
-        tqdm.write(f"{text}\n{found_table(instances, predictor.class_names)}\n" if count else text)
-    with open(os.path.join(args.output, "predictions.json"), "w", encoding="utf-8") as f:
-        json.dump(results, f)
-    done = len(paths) - failed
-    print(f"{done} of {len(paths)} images, {len(results)} instances in {args.output}")
-    return 1 if failed else 0
+    names, metadata = predictor.class_names, predictor.metadata
+    writers = build_writers(args.write, args.output, names, metadata, source)
+    return 1 if write_all(args, predictor, source, writers) else 0
+
+
+def parse(parser: argparse.ArgumentParser, argv) -> argparse.Namespace:
+    """Options of a command that predicts.
+
+    `--input a.jpg KEY=VALUE`: an override right after the images is not an image.
+    """
+    args = parser.parse_intermixed_args(argv)
+    is_override = {x for x in args.input if "=" in x and not os.path.exists(x) and "://" not in x}
+    args.opts += [x for x in args.input if x in is_override]
+    args.input = [x for x in args.input if x not in is_override]
+    return args
 
 
 def main(argv=None) -> int:
-    parser = argument_parser()
-    args = parser.parse_intermixed_args(argv)
-    # `--input a.jpg KEY=VALUE`: an override right after the images is not an image.
-    is_override = {x for x in args.input if "=" in x and not os.path.exists(x)}
-    args.opts += [x for x in args.input if x in is_override]
-    args.input = [x for x in args.input if x not in is_override]
+    args = parse(argument_parser(), argv)
     warnings.filterwarnings("ignore", "torch.meshgrid")  # of detectron2's anchors, harmless
     with torch.no_grad():
         return run_guarded(lambda: run(args))

@@ -15,7 +15,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from d2ext.checkpoint import read_metadata
-from d2ext.config import load_projects
+from d2ext.config import find_config, load_projects
 from d2ext.engine import Predictor, build_experiment
 from d2ext.engine.cli import add_rename_option, run_guarded
 from d2ext.engine.provenance import check_classes
@@ -27,7 +27,12 @@ _COLUMNS = [f"{task}/{metric}" for task in ("bbox", "segm") for metric in ("AP",
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help=".yaml or .py config")
+    parser.add_argument(
+        "--config-file",
+        required=True,
+        metavar="FILE",
+        help=".yaml or .py config, or the name of a shipped one",
+    )
     parser.add_argument("--weights", metavar="FILE", help="checkpoint (default: the config's)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the config's)")
     parser.add_argument("--output", metavar="FILE.json", help="write the numbers here too")
@@ -87,6 +92,7 @@ def _without_gaps(results: list[dict[str, float]]) -> list[dict[str, float]]:
 
 def run(args) -> None:
     load_projects()
+    args.config_file = find_config(args.config_file)
     experiment = build_experiment(args.config_file, args.opts, args.register, eval_only=True)
     experiment.rename_classes = args.rename_classes
     if not experiment.test_sets():

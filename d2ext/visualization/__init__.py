@@ -13,9 +13,10 @@ from d2ext.visualization.instances import (
     training_image,
 )
 from d2ext.visualization.overlay import display_scale, resized
-from d2ext.visualization.panels import panel_scale, picture_stems, side_by_side
+from d2ext.visualization.panels import PictureStems, panel_scale, picture_stems, side_by_side
 
 __all__ = [
+    "PictureStems",
     "display_scale",
     "draw_ground_truth",
     "draw_predictions",

@@ -1,6 +1,5 @@
 """Several pictures in one, with titles; how large pictures are, and what their files are called."""
 
-import itertools
 import os
 from collections.abc import Sequence
 
@@ -24,17 +23,26 @@ def panel_scale(height: int, width: int) -> float:
 def picture_stems(paths: Sequence[str | os.PathLike]) -> list[str]:
     """A name without an ending for the picture of each image: its stem, numbered where several have
     the same."""
-    taken: set[str] = set()
-    names = []
-    for path in paths:
+    stems = PictureStems()
+    return [stems.following(path) for path in paths]
+
+
+class PictureStems:
+    """The names of `picture_stems`, one after the other."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, int] = {}  # name -> the last number that was tried for it
+
+    def following(self, path: str | os.PathLike) -> str:
+        """The name for the picture of the next image."""
         stem = name = os.path.splitext(os.path.basename(path))[0]
-        for number in itertools.count(2):
-            if name.lower() not in taken:  # for file systems that ignore case
-                break
+        number = self._taken.get(stem.lower(), 1)
+        while name.lower() in self._taken:  # for file systems that ignore case
+            number += 1
             name = f"{stem}_{number}"
-        taken.add(name.lower())
-        names.append(name)
-    return names
+        self._taken[stem.lower()] = number
+        self._taken.setdefault(name.lower(), 1)
+        return name
 
 
 def side_by_side(

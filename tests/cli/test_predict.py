@@ -4,8 +4,8 @@ import json
 import os
 import shutil
 
+import cv2
 import numpy as np
-import pycocotools.mask as mask_util
 import pytest
 import torch
 from PIL import Image
@@ -36,24 +36,6 @@ def touch(folder, *names):
         (folder / name).touch()
 
 
-def test_files_folders_and_patterns_stand_for_images_in_order(script, tmp_path):
-    touch(tmp_path, "b.png", "d/2.JPG", "d/1.jpg", "d/notes.txt", "e/x.jpg", "e/y.jpg")
-    inputs = [str(tmp_path / x) for x in ("b.png", "d", "e/*.jpg", "b.png")]
-    expected = ["b.png", "d/1.jpg", "d/2.JPG", "e/x.jpg", "e/y.jpg"]
-    assert script.expand_inputs(inputs) == [str(tmp_path / x) for x in expected]
-
-
-def test_file_whose_name_looks_like_a_pattern_is_taken_literally(script, tmp_path):
-    touch(tmp_path, "a[1].png")
-    assert script.expand_inputs([str(tmp_path / "a[1].png")]) == [str(tmp_path / "a[1].png")]
-
-
-@pytest.mark.parametrize("name", ["absent.jpg", "*.jpg", "."])
-def test_input_that_stands_for_nothing_is_an_error(script, tmp_path, name):
-    with pytest.raises(UserError, match="--input .*(no such image|no images)"):
-        script.expand_inputs([str(tmp_path / name)])
-
-
 def test_a_threshold_in_percent_is_one_line(script, tmp_path, capsys):
     command = ["--config-file", "none.yaml", "--input", str(tmp_path), "--output", str(tmp_path)]
     assert script.main([*command, "--confidence-threshold", "50"]) == 1
@@ -70,24 +52,6 @@ def test_pictures_never_replace_the_images(script, tmp_path):
     touch(tmp_path, "x.png")
     with pytest.raises(UserError, match="would overwrite"):
         script.name_outputs([str(tmp_path / "x.png")], str(tmp_path))
-
-
-def test_exif_orientation_is_respected(script, tmp_path):
-    pixels = np.zeros((20, 30, 3), np.uint8)
-    pixels[:, :15, 0] = 200  # the left half is red
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: show it rotated clockwise
-    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    bgr = script.read_bgr(str(tmp_path / "turned.png"))
-    assert bgr.shape == (30, 20, 3)
-    assert (bgr[:15, :, 2] == 200).all() and (bgr[15:] == 0).all()
-
-
-def test_grey_and_transparent_images_become_three_channels(script, tmp_path):
-    Image.new("L", (8, 6), 7).save(tmp_path / "grey.png")
-    Image.new("RGBA", (8, 6), (1, 2, 3, 4)).save(tmp_path / "clear.png")
-    assert (script.read_bgr(str(tmp_path / "grey.png")) == 7).all()
-    assert (script.read_bgr(str(tmp_path / "clear.png")) == (3, 2, 1)).all()
 
 
 @pytest.fixture
@@ -113,22 +77,11 @@ def test_long_table_is_cut_and_says_so(script, instances):
     assert len(lines) == 2 + 25 + 1 and lines[-1] == "... and 15 more"
 
 
-def test_results_are_coco_results_with_file_and_class_name(script, instances):
-    first = script.coco_results(instances, 7, "a/b.jpg", ["disk", "ring"])[0]
-    assert first["file_name"] == "a/b.jpg" and first["category"] == "ring"
-    assert first["image_id"] == 7 and first["category_id"] == 1
-    assert first["bbox"] == [2, 1, 10, 4] and first["score"] == 0.75
-    mask = mask_util.decode(first["segmentation"])
-    np.testing.assert_array_equal(mask, instances.pred_masks[0].numpy())
-
-
-def test_scores_of_masks_are_in_the_table_and_in_the_results(script, instances):
+def test_scores_of_masks_are_in_the_table(script, instances):
     instances.mask_scores = torch.tensor([0.5, 0.25])
     lines = script.found_table(instances, ["disk", "ring"]).splitlines()
     assert lines[0].endswith("mask score")
     assert [line.split()[-1] for line in lines[2:]] == ["0.250", "0.500"]
-    results = script.coco_results(instances, 7, "a/b.jpg", ["disk", "ring"])
-    assert [r["mask_score"] for r in results] == [0.5, 0.25]
 
 
 def test_pictures_and_predictions_are_written_for_readable_images_and_others_named(
@@ -249,3 +202,70 @@ def test_stages_of_a_model_without_stages_are_an_error(
     err = capsys.readouterr().err
     assert status == 1 and err.startswith("error: --stages: GeneralizedRCNN")
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("options", [["--batch-size", "3", "--workers", "2"], ["--quiet"]])
+def test_batches_and_loading_processes_change_nothing(
+    script, mask_rcnn_weights, few_images, tmp_path, capsys, options
+):
+    command = [*MASK_RCNN, "--weights", mask_rcnn_weights, "--confidence-threshold", "0.05"]
+    command += ["--input", str(few_images / "images"), "--write", "results"]
+    assert script.main([*command, "--output", str(tmp_path / "a")]) == 0
+    lines = len(capsys.readouterr().out.splitlines())
+    assert script.main([*command, "--output", str(tmp_path / "b"), *options]) == 0
+    out = capsys.readouterr().out
+    assert "images/s)" in out and (len(out.splitlines()) == 1) is ("--quiet" in options) < lines
+    a, b = (json.loads((tmp_path / x / "predictions.json").read_text()) for x in "ab")
+    assert len(a) == len(b) > 0
+    for one, other in zip(a, b):
+        assert one["score"] == pytest.approx(other["score"], rel=1e-5)
+        assert one["bbox"] == pytest.approx(other["bbox"], rel=1e-5, abs=1e-4)
+        assert one["file_name"] == other["file_name"] and one["category"] == other["category"]
+
+
+def test_a_config_is_found_by_its_name_and_a_coco_file_gives_ids(
+    script, mask_rcnn_weights, few_images, tmp_path, capsys
+):
+    command = ["--config-file", "mask_rcnn_tiny", *MASK_RCNN[2:], "--weights", mask_rcnn_weights]
+    command += ["--input", str(few_images / "few.json"), "--confidence-threshold", "0.01"]
+    command += ["--write", "coco", "--output", str(tmp_path), "--max-images", "3"]
+    assert script.main(command) == 0
+    assert "3 of 3 images" in capsys.readouterr().out
+    given = json.loads((few_images / "few.json").read_text())
+    found = json.loads((tmp_path / "coco.json").read_text())
+    names = [(i["id"], i["file_name"]) for i in given["images"]]
+    assert [(i["id"], i["file_name"]) for i in found["images"]] == names[:3]
+    assert {c["id"]: c["name"] for c in found["categories"]} == {
+        c["id"]: c["name"] for c in given["categories"]
+    }
+
+
+def test_the_frames_of_a_video_become_a_video(script, mask_rcnn_weights, tmp_path, capsys):
+    clip = str(tmp_path / "clip.mp4")
+    video = cv2.VideoWriter(clip, cv2.VideoWriter_fourcc(*"mp4v"), 5.0, (96, 64))
+    for number in range(3):
+        video.write(np.full((64, 96, 3), 60 * number, np.uint8))
+    video.release()
+    command = [*MASK_RCNN, "--weights", mask_rcnn_weights, "--input", clip, "--quiet"]
+    assert script.main([*command, "--output", str(tmp_path / "out"), "--write", "video"]) == 0
+    assert "3 of 3 images" in capsys.readouterr().out
+    made = cv2.VideoCapture(str(tmp_path / "out/predictions.mp4"))
+    assert made.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and made.get(cv2.CAP_PROP_FPS) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--max-images", "0"], "--max-images is 0"),
+        (["--batch-size", "0"], "the batch size is 0"),
+        (["--workers", "-1"], "-1 processes cannot read images"),
+        (["--config-file", "mask_rcnn_tinny"], "nearest: mask_rcnn_tiny"),
+    ],
+)
+def test_numbers_and_names_that_make_no_sense_are_one_line(
+    script, mask_rcnn_weights, few_images, tmp_path, capsys, options, words
+):
+    command = [*MASK_RCNN, "--weights", mask_rcnn_weights, "--output", str(tmp_path)]
+    assert script.main([*command, "--input", str(few_images / "images"), *options]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and words in line

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from d2ext.checkpoint import Checkpointer, export_weights, list_importers
-from d2ext.config import load_config
-from d2ext.engine import Predictor, train
+from d2ext.config import find_config, load_config
+from d2ext.engine import Predictor, build_experiment, train
 from d2ext.engine.loop import evaluate_checkpoint
 from d2ext.errors import UserError
 
@@ -222,3 +222,86 @@ def test_missing_weights_and_wrong_images_are_named(trained, photograph):
         predictor(photograph[:, :, 0])
     with pytest.raises(UserError, match="takes 8 bits per channel .uint8., not uint16; scale"):
         predictor(photograph.astype(np.uint16) * 256)
+
+
+NETWORKS = ["mask_rcnn", "cascade_mask_rcnn", "htc", "fcis", "mnc"]
+
+
+@pytest.fixture
+def untrained(tmp_path):
+    """Function: name of a network -> its tiny predictor with random weights."""
+
+    def make(name):
+        overrides = ["MODEL.RESNETS.NORM=GN", "MODEL.DEVICE=cpu", "INPUT.MIN_SIZE_TEST=64"]
+        overrides += ["MODEL.RPN.POST_NMS_TOPK_TEST=30", "MODEL.ROI_HEADS.SCORE_THRESH_TEST=0.05"]
+        path = find_config(f"{name}_tiny.yaml")
+        torch.manual_seed(0)
+        experiment = build_experiment(path, overrides, with_data=False)
+        experiment.set_num_classes(3)
+        names = {"thing_classes": ["a", "b", "c"]}
+        Checkpointer(experiment.build_model(), str(tmp_path), metadata=names).save(name)
+        return Predictor(path, str(tmp_path / f"{name}.pth"), overrides)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    """Images of four sizes; some are resized to one size, and more to sizes that are padded to
+    one."""
+    rng = np.random.default_rng(2)
+    sizes = [(90, 131), (64, 64), (131, 90), (90, 131), (88, 131), (64, 64), (90, 129), (90, 131)]
+    images = [rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in sizes]
+    return [cv2.GaussianBlur(image, (9, 9), 3) for image in images]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_batches_give_what_single_images_give(untrained, photographs, name):
+    predictor = untrained(name)
+    one_by_one = [predictor(image)["instances"] for image in photographs]
+    sizes, forward = [], predictor.model.forward
+    predictor.model.forward = lambda inputs: (sizes.append(len(inputs)), forward(inputs))[1]
+    together = [x["instances"] for x in predictor.stream(photographs, batch_size=4)]
+    assert len(together) == len(photographs) and max(sizes) > 1
+    assert sum(map(len, one_by_one)) > 0
+    for a, b in zip(one_by_one, together):
+        assert len(a) == len(b) and a.image_size == b.image_size
+        torch.testing.assert_close(a.scores, b.scores, rtol=1e-5, atol=1e-5)
+        boxes = a.pred_boxes.tensor, b.pred_boxes.tensor
+        torch.testing.assert_close(*boxes, rtol=1e-5, atol=1e-5 * max(a.image_size))
+        assert torch.equal(a.pred_classes, b.pred_classes)
+        assert (a.pred_masks != b.pred_masks).float().mean() < 1e-4
+
+
+def test_a_stream_takes_all_forms_of_images_one_after_the_other(untrained, photographs, tmp_path):
+    predictor = untrained("mask_rcnn")
+    image, path = photographs[0], tmp_path / "a.png"
+    cv2.imwrite(str(path), image)
+    rgb = np.ascontiguousarray(image[:, :, ::-1])
+    forms = [image, str(path), path, path.read_bytes(), Image.fromarray(rgb)]
+    forms.append(torch.from_numpy(rgb).permute(2, 0, 1))
+    expected = predictor(image)["instances"]
+    taken = []
+
+    def generator():
+        for form in forms:
+            taken.append(form)
+            yield form
+
+    for workers in (0, 2):
+        stream = predictor.stream(generator(), batch_size=1, workers=workers)
+        outputs = [next(stream)]
+        assert len(taken) < len(forms)  # what follows is not read ahead without bounds
+        outputs += stream
+        assert len(outputs) == len(forms)
+        for output in outputs:
+            assert_same_instances(output["instances"], expected)
+        taken.clear()
+    assert_same_instances(predictor(forms[-1])["instances"], expected)
+
+
+def test_a_stream_ends_at_an_image_that_cannot_be_read(untrained, photographs):
+    stream = untrained("mask_rcnn").stream([photographs[0], "gone.png", photographs[0]])
+    assert len(next(stream)["instances"]) >= 0
+    with pytest.raises(UserError, match="image 'gone.png' cannot be read"):
+        next(stream)

@@ -45,6 +45,7 @@ from tests.soak.provoke_more import (
     without_test_set,
     yolo,
 )
+from tests.soak.provoke_prediction import MANY_IMAGES
 
 MISTAKES = {
     "Command line": [
@@ -316,6 +317,7 @@ MISTAKES = {
         ("a file as output folder", "out", output_is_a_file),
         ("pictures over photographs", "would overwrite", overwrites_the_photo),
         ("an unknown device", "'gpu'", predict("--input PICTURE --device gpu")),
+        *MANY_IMAGES,
     ],
     "Python": [
         (

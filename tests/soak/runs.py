@@ -1,4 +1,4 @@
-"""Trainings in processes of their own, that tests interrupt."""
+"""Trainings and jobs in processes of their own, that tests interrupt."""
 
 import contextlib
 import multiprocessing
@@ -10,19 +10,20 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-_PRELOADED = ["d2ext.engine", "fcis", "htc", "mnc"]
+_PRELOADED = ["d2ext.engine", "d2ext.cli.predict_job", "fcis", "htc", "mnc"]
+_SCRIPTS = {"train": "tools/train_net.py", "predict-job": "tools/predict.py"}
 
 
-def _command_line(argv, output):
+def _command_line(command, argv, output):
     """What the process does: the public command line in a process group of its own."""
     os.setsid()
     multiprocessing.set_start_method("fork", force=True)  # for loading processes, as usual
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    from d2ext.engine import main
+    from d2ext.cli.main import main
 
-    main(argv)
+    sys.exit(main([command, *argv]))
 
 
 def _children(pid):
@@ -43,7 +44,7 @@ def _runs(pid):
 
 
 class Run:
-    """A training that was started, leader of a process group, which `with` ends for sure.
+    """A command that was started, leader of a process group, which `with` ends for sure.
 
     One process comes from a server that has imported torch already, as the moments before
     matter to nothing; several come from torchrun.
@@ -54,18 +55,19 @@ class Run:
         processes: how many; from 2 on under torchrun.
         torchrun: its options, where several machines or restarts are wanted; `processes` is then
             the number of this machine's.
+        command: of `d2ext`.
     """
 
-    def __init__(self, argv, output, processes=1, torchrun=()):
+    def __init__(self, argv, output, processes=1, torchrun=(), command="train"):
         self.output, self._children = Path(output), set()
         if processes == 1 and not torchrun:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(_PRELOADED)
-            self._process = context.Process(target=_command_line, args=(argv, str(output)))
+            self._process = context.Process(target=_command_line, args=(command, argv, str(output)))
             self._process.start()
         else:
             torchrun = ["-m", "torch.distributed.run", *(torchrun or ["--standalone"])]
-            torchrun += [f"--nproc-per-node={processes}", str(ROOT / "tools/train_net.py")]
+            torchrun += [f"--nproc-per-node={processes}", str(ROOT / _SCRIPTS[command])]
             with open(output, "ab") as file:
                 self._process = subprocess.Popen(
                     [sys.executable, *torchrun, *argv],

@@ -1,0 +1,160 @@
+"""Files here and at addresses such as s3://bucket/folder, which fsspec reads and writes."""
+
+import contextlib
+import os
+import tempfile
+from typing import Any
+
+from d2ext.errors import UserError
+
+# What libraries of remote storage raise has no common class; these are mistakes of our own.
+_OWN_MISTAKES = (AttributeError, NameError, AssertionError)
+
+
+def is_address(place: str) -> bool:
+    """Whether a place is an address rather than a path."""
+    return "://" in place
+
+
+def file_system(address: str) -> tuple[Any, str]:
+    """fsspec's file system of an address, and the path in it.
+
+    Raises:
+        UserError: the package for this kind of address is not installed, or there is none.
+    """
+    try:
+        import fsspec
+
+        return fsspec.core.url_to_fs(address)
+    except ImportError as error:
+        kind = address.partition("://")[0]
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{address}: addresses of the kind {kind} need another package ({reason}); "
+            "for http and https: pip install 'fsspec[http]', for s3: pip install s3fs"
+        ) from error
+    except Exception as error:
+        raise UserError(f"{address} cannot be reached: {_reason(error)}") from error
+
+
+def open_binary(place: str) -> Any:
+    """A file to read from at any position.
+
+    Raises:
+        OSError: it cannot be opened.
+        UserError: see `file_system`.
+    """
+    if not is_address(place):
+        return open(place, "rb")
+    system, path = file_system(place)
+    return system.open(path, "rb")
+
+
+def read_bytes(place: str, span: tuple[int, int] | None = None) -> bytes:
+    """The content of a file.
+
+    Args:
+        place: path or address.
+        span: first byte and number of bytes; default: all.
+
+    Raises:
+        UserError: it cannot be read, or ends before the span does.
+    """
+    start, count = span or (0, None)
+    try:
+        if is_address(place):
+            system, path = file_system(place)
+            content = system.cat_file(path, start, None if count is None else start + count)
+        else:
+            with open(place, "rb") as f:
+                f.seek(start)
+                content = f.read() if count is None else f.read(count)
+    except UserError:
+        raise
+    except _OWN_MISTAKES:
+        raise
+    except Exception as error:
+        raise UserError(f"{place} cannot be read: {_reason(error)}") from error
+    if count is not None and len(content) != count:
+        raise UserError(f"{place} ends too early: {len(content)} of {count} bytes at {start}")
+    return content
+
+
+def write_bytes(place: str, content: bytes) -> None:
+    """Write a file that is either complete or not there, also with several writers, and also if
+    the machine stops at any moment.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        if is_address(place):
+            system, path = file_system(place)
+            system.makedirs(path.rpartition("/")[0], exist_ok=True)
+            system.pipe_file(path, content)  # one object, which appears when it is complete
+            return
+        with writing(place, "wb") as f:
+            f.write(content)
+    except (UserError, *_OWN_MISTAKES):
+        raise
+    except Exception as error:
+        raise UserError(f"cannot write {place}: {_reason(error)}") from error
+
+
+@contextlib.contextmanager
+def writing(path: str, mode: str = "w"):
+    """A file to be written in a `with` block, which takes its place at the end of it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        os.makedirs(folder, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
+        encoding = None if "b" in mode else "utf-8"
+        try:
+            with os.fdopen(handle, mode, encoding=encoding) as f:
+                yield f
+                f.flush()
+                os.fsync(f.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def list_folder(place: str) -> list[str]:
+    """Names in a folder, in order; none if it does not exist.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        if is_address(place):
+            system, path = file_system(place)
+            system.invalidate_cache()
+            found = system.ls(path, detail=False)
+            return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
+        return sorted(os.listdir(place))
+    except FileNotFoundError:
+        return []
+    except (UserError, *_OWN_MISTAKES):
+        raise
+    except Exception as error:
+        raise UserError(f"folder {place} cannot be read: {_reason(error)}") from error
+
+
+def place_below(folder: str, *names: str) -> str:
+    """A place below a folder."""
+    if is_address(folder):
+        return "/".join([folder.rstrip("/"), *names])
+    return os.path.join(folder, *names)
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return (text or type(error).__name__)[:200]
