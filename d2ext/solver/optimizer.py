@@ -103,8 +103,9 @@ def _layer_factors(model: torch.nn.Module, decay: float) -> dict[torch.nn.Parame
         return {}
     factors: dict[torch.nn.Parameter, float] = {}
     for module in model.modules():
-        if hasattr(module, "layer_numbers"):
-            numbers, last = module.layer_numbers()
+        layer_numbers: Any = getattr(module, "layer_numbers", None)
+        if layer_numbers:
+            numbers, last = layer_numbers()
             parameters = dict(module.named_parameters())
             factors |= {parameters[name]: decay ** (last + 1 - n) for name, n in numbers.items()}
     if not factors:
@@ -118,9 +119,10 @@ def _layer_factors(model: torch.nn.Module, decay: float) -> dict[torch.nn.Parame
 def _exempt_parameters(model: torch.nn.Module) -> set[torch.nn.Parameter]:
     found = {p for p in model.parameters() if p.dim() <= 1}
     for module in model.modules():
-        if hasattr(module, "names_without_decay"):
+        names_without_decay: Any = getattr(module, "names_without_decay", None)
+        if names_without_decay:
             parameters = dict(module.named_parameters())
-            found |= {parameters[name] for name in module.names_without_decay()}
+            found |= {parameters[name] for name in names_without_decay()}
     return found
 
 
