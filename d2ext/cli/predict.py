@@ -17,6 +17,7 @@ from tqdm import tqdm
 from d2ext.config import load_projects
 from d2ext.engine import Predictor, build_experiment
 from d2ext.engine.cli import check_score, run_guarded
+from d2ext.engine.onnx_predictor import ENGINES, choose_engine
 from d2ext.errors import UserError
 from d2ext.visualization import draw_predictions, draw_stages, picture_stems
 
@@ -30,6 +31,7 @@ examples:
   %(prog)s --weights model.pth --input photo.jpg --output output/pictures
   %(prog)s --config-file configs/mask_rcnn_tiny.py --weights model.pth \\
            --input photo.jpg 'holiday/*.jpg' --output output/pictures
+  %(prog)s --weights model.onnx --input photo.jpg --output output/pictures
   %(prog)s --config-file projects/HTC/configs/htc_tiny.yaml --weights model.pth --input photos/ \\
            --stages --confidence-threshold 0.3 MODEL.ROI_HEADS.NMS_THRESH_TEST=0.4
 """
@@ -44,7 +46,14 @@ def argument_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help=".yaml or .py config (default: the one that the weights were trained with)",
     )
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint (default: the config's)")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="checkpoint (default: the config's), or a file of ONNX that d2ext export wrote",
+    )
+    parser.add_argument(
+        "--engine", choices=ENGINES, help="default: onnxruntime for files of ONNX, else torch"
+    )
     parser.add_argument(
         "--input",
         nargs="+",
@@ -193,6 +202,10 @@ def build_predictor(args) -> Predictor:
     Raises:
         UserError: neither is given, or see `Predictor`.
     """
+    unused = [x for x in (args.config_file, args.device, *args.register, *args.opts) if x]
+    exported = choose_engine(args.weights, args.engine, unused)
+    if exported is not None:
+        return exported
     if args.config_file:
         experiment = build_experiment(args.config_file, args.opts, args.register, with_data=False)
         return Predictor(experiment, weights=args.weights, device=args.device)

@@ -69,7 +69,7 @@ def _positions(
     return position, (position >= -0.5) & (position <= length - 0.5)
 
 
-def roi_warp(
+def roi_warp_form(
     input, rois, spatial_scale, out_h, out_w, *,
     aligned=True, quantize=False, border="clamp_half", bin_reduce="point",
 ) -> Tensor:  # fmt: skip
@@ -98,18 +98,18 @@ def roi_warp(
     return torch.where(valid[:, None], values, torch.zeros_like(values))
 
 
-def roi_warp_max_pool(
+def roi_warp_max_pool_form(
     input, rois, spatial_scale, out_h, out_w, *, aligned=True, quantize=False, border="clamp_half"
 ) -> Tensor:
     """`d2ext.ops.roi_warp_max_pool` of one image."""
-    values = roi_warp(
+    values = roi_warp_form(
         input, rois, spatial_scale, 2 * out_h, 2 * out_w,
         aligned=aligned, quantize=quantize, border=border,
     )  # fmt: skip
     return F.max_pool2d(values, 2)
 
 
-def pyramid_roi_align(
+def pyramid_roi_align_form(
     features, rois, scales, out_h, out_w, *,
     sampling_ratio=0, average=1, canonical_size=224.0, canonical_level=4,
 ) -> Tensor:  # fmt: skip
@@ -141,18 +141,22 @@ def _assemble(input: Tensor, rois: Tensor, scale, group_size, out_size, inclusiv
     return assembly.mean(_integral(input, group_size * group_size)).to(input.dtype)
 
 
-def ps_roi_assemble(input, rois, spatial_scale, group_size, out_size, *, inclusive=False) -> Tensor:
+def ps_roi_assemble_form(
+    input, rois, spatial_scale, group_size, out_size, *, inclusive=False
+) -> Tensor:
     """`d2ext.ops.ps_roi_assemble` of one image."""
     maps = _assemble(input, rois, spatial_scale, group_size, out_size, inclusive)
     return maps.permute(0, 3, 1, 2)
 
 
-def ps_roi_mean(input, rois, spatial_scale, group_size, out_size, *, inclusive=False) -> Tensor:
+def ps_roi_mean_form(
+    input, rois, spatial_scale, group_size, out_size, *, inclusive=False
+) -> Tensor:
     """`d2ext.ops.ps_roi_mean` of one image."""
     return _assemble(input, rois, spatial_scale, group_size, out_size, inclusive).mean((1, 2))
 
 
-def fcis_joint_head(
+def fcis_joint_head_form(
     score, rois, spatial_scale, group_size, out_size, pick=None, *, inclusive=False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`d2ext.ops.fcis_joint_head` of one image, with the whole assembled tensor at once."""
@@ -178,15 +182,15 @@ def _corner_matrix(length: int, out: int, like: Tensor) -> Tensor:
     return hat(position.clamp(max=length - 1), length) * inside[:, None]
 
 
-def mask_resize(masks, out_h, out_w) -> Tensor:
+def mask_resize_form(masks, out_h, out_w) -> Tensor:
     """`d2ext.ops.mask_resize`."""
-    rows = _corner_matrix(masks.shape[2], out_h, masks)
-    return rows @ masks @ _corner_matrix(masks.shape[3], out_w, masks).T
+    wide = masks @ _corner_matrix(masks.shape[3], out_w, masks).T
+    return (wide.mT @ _corner_matrix(masks.shape[2], out_h, masks).T).mT
 
 
-def mask_gate(features, masks) -> Tensor:
+def mask_gate_form(features, masks) -> Tensor:
     """`d2ext.ops.mask_gate`."""
-    return features * mask_resize(masks, features.shape[2], features.shape[3])
+    return features * mask_resize_form(masks, features.shape[2], features.shape[3])
 
 
 class _Samples(NamedTuple):
@@ -214,10 +218,10 @@ def _samples(position: Tensor, length: int, inside: Tensor | None, corner: bool)
 def _read(planes: Tensor, rows: _Samples, columns: _Samples) -> Tensor:
     """Bilinear samples (N, y, x) of planes (N, h, w). In the last row and column of "mnc" nothing
     is interpolated."""
-    value = rows.weight @ planes @ columns.weight.mT
+    value = torch.bmm(torch.bmm(rows.weight, planes), columns.weight.mT)
     if rows.plain is None:
         return value
-    plain = rows.plain @ planes @ columns.plain.mT
+    plain = torch.bmm(torch.bmm(rows.plain, planes), columns.plain.mT)
     return torch.where(rows.last[:, :, None] | columns.last[:, None, :], plain, value)
 
 
@@ -250,7 +254,7 @@ def _ends(inside: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(last < 0, empty, first), torch.where(last < 0, empty, last)
 
 
-def vote(
+def mask_vote_form(
     masks: Tensor,
     boxes: Tensor,
     weights: Tensor,
@@ -267,7 +271,7 @@ def vote(
     """
     cells, corner = masks.shape[1], mode == "mnc"
     drawn = _drawn(masks, boxes, size, mode, threshold)
-    total = torch.einsum("rn,nyx->ryx", weights, drawn)
+    total = (weights @ drawn.flatten(1)).unflatten(1, size)
     inside = (total > threshold if corner else total >= threshold).to(masks.dtype)
     middle = [torch.scalar_tensor(n, dtype=masks.dtype) / 2 for n in size]
     if mode == "crop":  # rounded up, inside of the image
@@ -300,7 +304,7 @@ def vote(
     return voted, torch.stack([x1, y1, x2, y2], dim=1)
 
 
-def choose_seeds(voting: MaskVoting, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+def choose_seeds_form(voting: MaskVoting, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     """`MaskVoting.choose_seeds`."""
     exclusive = boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
     seeds, classes = [], []
@@ -318,17 +322,17 @@ def choose_seeds(voting: MaskVoting, boxes: Tensor, scores: Tensor) -> tuple[Ten
     return seed[kept], cls[kept]
 
 
-def vote_instances(
+def mask_voting_form(
     voting: MaskVoting, boxes: Tensor, masks: Tensor, scores: Tensor, size: tuple[int, int]
 ) -> VotedInstances:
     """`MaskVoting.forward`, with float32 boxes."""
-    seeds, classes = choose_seeds(voting, boxes, scores)
+    seeds, classes = choose_seeds_form(voting, boxes, scores)
     votes = inclusive_iou(boxes[seeds], boxes) >= voting.merge_threshold
     weight = torch.where(votes, scores.T[classes], torch.zeros_like(scores[:1, 0]))
     total, count = weight.sum(1, keepdim=True), votes.sum(1, keepdim=True)
     equal = votes.to(weight.dtype) / count.clamp(min=1)
     weight = torch.where(total > 0, weight / total, equal)
-    voted, tight = vote(masks, boxes, weight, size, voting.binary_threshold, voting.mode)
+    voted, tight = mask_vote_form(masks, boxes, weight, size, voting.binary_threshold, voting.mode)
     result = VotedInstances(tight, voted, scores[seeds, classes], classes, seeds)
     if voting.mode == "fcis":  # its release drops results one pixel wide or high
         solid = (tight[:, 2] > tight[:, 0]) & (tight[:, 3] > tight[:, 1])
@@ -340,8 +344,14 @@ def vote_instances(
 def decompositions() -> dict[torch._ops.OpOverload, Callable]:
     """Operator -> its standard form, as `torch.export.ExportedProgram.run_decompositions` takes
     it."""
-    forms = (
-        roi_warp, roi_warp_max_pool, pyramid_roi_align, ps_roi_assemble, ps_roi_mean,
-        fcis_joint_head, mask_resize, mask_gate,
-    )  # fmt: skip
-    return {getattr(torch.ops.d2ext, form.__name__).default: form for form in forms}
+    forms = {
+        "roi_warp": roi_warp_form,
+        "roi_warp_max_pool": roi_warp_max_pool_form,
+        "pyramid_roi_align": pyramid_roi_align_form,
+        "ps_roi_assemble": ps_roi_assemble_form,
+        "ps_roi_mean": ps_roi_mean_form,
+        "fcis_joint_head": fcis_joint_head_form,
+        "mask_resize": mask_resize_form,
+        "mask_gate": mask_gate_form,
+    }
+    return {getattr(torch.ops.d2ext, name).default: form for name, form in forms.items()}

@@ -32,8 +32,8 @@ def test_roi_warps_of_one_image(border, aligned, quantize):
     x = torch.randn(1, 5, 9, 13)
     options = {"aligned": aligned, "quantize": quantize, "border": border}
     for form, op in (
-        (decompositions.roi_warp, ops.roi_warp),
-        (decompositions.roi_warp_max_pool, ops.roi_warp_max_pool),
+        (decompositions.roi_warp_form, ops.roi_warp),
+        (decompositions.roi_warp_max_pool_form, ops.roi_warp_max_pool),
     ):
         regions = rois(40, SIZE, unusable=True)
         got = form(x, regions, 0.25, 6, 7, **options)
@@ -44,7 +44,7 @@ def test_roi_warps_of_one_image(border, aligned, quantize):
 def test_roi_warp_of_a_map_of_one_cell():
     x, regions = torch.randn(1, 2, 1, 1), rois(8, (16, 16))
     expected = ops.roi_warp(x, regions, 4, 1 / 16)
-    torch.testing.assert_close(decompositions.roi_warp(x, regions, 1 / 16, 4, 4), expected)
+    torch.testing.assert_close(decompositions.roi_warp_form(x, regions, 1 / 16, 4, 4), expected)
 
 
 @pytest.mark.parametrize(("sampling_ratio", "average"), [(0, 1), (2, 1), (0, 2)])
@@ -56,7 +56,7 @@ def test_pyramid_roi_align_of_one_and_of_several_levels(sampling_ratio, average)
     options = {"sampling_ratio": sampling_ratio, "average": average}
     for levels in (1, 4):
         arguments = (maps[:levels], regions)
-        got = decompositions.pyramid_roi_align(*arguments, scales[:levels], 6, 4, **options)
+        got = decompositions.pyramid_roi_align_form(*arguments, scales[:levels], 6, 4, **options)
         expected = ops.pyramid_roi_align(*arguments, (6, 4), scales[:levels], **options)
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
@@ -66,11 +66,11 @@ def test_position_sensitive_operators(inclusive):
     x, regions = torch.randn(1, 4 * 2 * 9, 11, 14), rois(30, SIZE, unusable=True)
     arguments = (0.25, 3, 7)
     for name in ("ps_roi_assemble", "ps_roi_mean"):
-        got = getattr(decompositions, name)(x, regions, *arguments, inclusive=inclusive)
+        got = getattr(decompositions, f"{name}_form")(x, regions, *arguments, inclusive=inclusive)
         expected = getattr(ops, name)(x, regions, *arguments, inclusive=inclusive)
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
     for pick in (None, torch.randint(-1, 5, (30,))):
-        got = decompositions.fcis_joint_head(x, regions, *arguments, pick, inclusive=inclusive)
+        got = decompositions.fcis_joint_head_form(x, regions, *arguments, pick, inclusive=inclusive)
         expected = ops.fcis_joint_head(x, regions, *arguments, pick, inclusive=inclusive)
         for own, other in zip(got, expected):
             torch.testing.assert_close(own, other, atol=1e-5, rtol=0)
@@ -79,10 +79,10 @@ def test_position_sensitive_operators(inclusive):
 @pytest.mark.parametrize("size", [(14, 14), (5, 9), (50, 45)])
 def test_mask_resize_and_gate(size):
     masks = torch.rand(6, 1, 21, 21)
-    got = decompositions.mask_resize(masks, *size)
+    got = decompositions.mask_resize_form(masks, *size)
     torch.testing.assert_close(got, ops.mask_resize(masks, size), atol=1e-6, rtol=0)
     features = torch.randn(6, 4, *size)
-    got = decompositions.mask_gate(features, masks)
+    got = decompositions.mask_gate_form(features, masks)
     torch.testing.assert_close(got, ops.mask_gate(features, masks), atol=1e-5, rtol=0)
 
 
@@ -108,7 +108,7 @@ def candidates(count, size, classes=3):
 def test_mask_voting(mode, max_per_image):
     found, masks, scores = candidates(40, SIZE)
     voting = MaskVoting(mode=mode, max_per_image=max_per_image, score_threshold=0.1)
-    got = decompositions.vote_instances(voting, found, masks, scores, SIZE)
+    got = decompositions.mask_voting_form(voting, found, masks, scores, SIZE)
     expected = voting(found, masks, scores, SIZE)
     assert len(expected.boxes) > 4
     for own, other in zip(got, expected):
@@ -122,7 +122,7 @@ def test_a_vote_that_nothing_reaches_is_one_pixel_in_the_middle(mode):
     lists = (torch.arange(6).int(), torch.tensor([0, 3, 6]).int(), torch.full((6,), 1 / 3))
     voted, tight = ops.mask_vote(low, found, *lists, SIZE, mode=mode)
     weights = torch.tensor([[1.0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]) / 3
-    own, box = decompositions.vote(low, found, weights, SIZE, 0.4, mode)
+    own, box = decompositions.mask_vote_form(low, found, weights, SIZE, 0.4, mode)
     assert torch.equal(box, tight.float())
     torch.testing.assert_close(own, voted, atol=1e-5, rtol=0)
 
@@ -141,5 +141,5 @@ def test_every_operator_of_a_prediction_has_a_form():
     # Drawing is done outside of exported programs, and voting has a form without lists.
     assert forward - names == {"paste_masks", "mask_vote"}
     with pytest.raises(NotImplementedError, match="edge_max"):
-        decompositions.roi_warp(torch.zeros(1, 1, 4, 4), rois(5, SIZE), 0.25, 2, 2,
+        decompositions.roi_warp_form(torch.zeros(1, 1, 4, 4), rois(5, SIZE), 0.25, 2, 2,
                                 bin_reduce="edge_max")  # fmt: skip
