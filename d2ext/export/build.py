@@ -12,6 +12,7 @@ from d2ext.export.forms import FORMS, ExportForm
 from d2ext.export.structures import refuse
 
 from detectron2.layers import Conv2d
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 
 
 class _PlainConv2d(Conv2d):
@@ -24,6 +25,17 @@ class _PlainConv2d(Conv2d):
         )
         x = x if self.norm is None else self.norm(x)
         return x if self.activation is None else self.activation(x)
+
+
+class _PlainLastLevel(LastLevelMaxPool):
+    """The coarsest level of a pyramid, every second cell, which detectron2 takes by a maximum over
+    one cell: torch.export derives its size in a way that only fits even or odd sizes."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x[:, :, ::2, ::2]]
+
+
+_PLAIN: dict[type, type] = {Conv2d: _PlainConv2d, LastLevelMaxPool: _PlainLastLevel}
 
 
 def build_form(model: nn.Module, all_stages: bool = False) -> ExportForm:
@@ -46,8 +58,8 @@ def build_form(model: nn.Module, all_stages: bool = False) -> ExportForm:
                 break  # somebody's subclass may do anything
             model = copy.deepcopy(model)
             for module in model.modules():
-                if type(module) is Conv2d:
-                    module.__class__ = _PlainConv2d
+                if type(module) in _PLAIN:
+                    module.__class__ = _PLAIN[type(module)]
             form = FORMS[kind](model, all_stages)
             if all_stages and form.stages < 2:
                 raise UserError(

@@ -41,6 +41,11 @@ class ExportForm(nn.Module):
         self.all_stages = all_stages
         self.check()
 
+    @property
+    def divisor(self) -> int:
+        """Sides of the input are multiples of it."""
+        return max(self.model.backbone.size_divisibility, 1)
+
     def check(self) -> None:
         """Refuse what cannot be exported."""
 
@@ -63,35 +68,29 @@ class ExportForm(nn.Module):
         """Feature maps for the region heads."""
         return features
 
-    def prepare(self, image: Tensor, output_size: Tensor) -> Inputs:
-        """
-        Args:
-            image: 3 x H x W, as for `forward`.
-            output_size: (2,) int64.
-        """
+    def prepare(self, image: Tensor, size: Tensor, output_size: Tensor) -> Inputs:
+        """Arguments as for `forward`."""
         image = (image - self.model.pixel_mean) / self.model.pixel_std
-        height, width = image.shape[1:]
-        extent = torch.stack([torch.scalar_tensor(n, dtype=image.dtype) for n in (width, height)])
-        divisor = self.model.backbone.size_divisibility
-        if divisor > 1:
-            down, right = (
-                (side + divisor - 1) // divisor * divisor - side for side in (height, width)
-            )
-            image = torch.cat([image, image.new_zeros(3, height, right)], dim=2)
-            image = torch.cat([image, image.new_zeros(3, down, width + right)], dim=1)
-        return Inputs(image[None], (height, width), extent.repeat(2), output_size)
+        rows, columns = (torch.arange(n, device=image.device) for n in image.shape[1:])
+        inside = (rows < size[0])[:, None] & (columns < size[1])
+        # As detectron2 pads: with zeros, after the normalisation.
+        image = torch.where(inside, image, torch.zeros_like(image))
+        return Inputs(image[None], size, output_size)
 
-    def forward(self, image: Tensor, output_size: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, image: Tensor, size: Tensor, output_size: Tensor) -> tuple[Tensor, ...]:
         """
         Args:
-            image: 3 x H x W float32, values 0..255 in the channel order of the model, resized.
+            image: 3 x H x W float32, values 0..255 in the channel order of the model, resized; H
+                and W are multiples of `divisor`.
+            size: (2,) int64, height and width of the picture in it, which is padded to the right
+                and at the bottom with anything.
             output_size: (2,) int64, height and width of the image that the results are for.
 
         Returns:
             `Detections` of the whole network; with `all_stages` then those after the first stage,
             the second, and so on, without the last.
         """
-        inputs = self.prepare(image, output_size)
+        inputs = self.prepare(image, size, output_size)
         features = self.model.backbone(inputs.images)
         boxes = self.propose(features, inputs)
         outputs = self.detect(self.head_features(features, inputs), boxes, inputs)

@@ -2,20 +2,22 @@
 
 import contextlib
 import importlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from d2ext.errors import UserError
 from d2ext.export.forms import ExportForm
-from d2ext.ops.decompositions import decompositions
+from d2ext.ops._transforms import stand_ins
+from d2ext.ops.decompositions import decompositions, scalar
 
-INPUTS = ("image", "output_size")
 OPSET = 20
-# Any size that is no multiple of the strides does: both sides are variables of the program.
+# Any size does: both sides are variables of the program.
 _EXAMPLE = (203, 331)
 
 
@@ -29,7 +31,7 @@ def import_optional(*names: str) -> list[Any]:
         return [importlib.import_module(name) for name in names]
     except ImportError as error:
         raise UserError(
-            f"ONNX needs the package {error.name}: pip install onnx onnxscript onnxruntime, or "
+            f"ONNX needs the package {error.name}: pip install onnx onnxruntime, or "
             "pip install '.[onnx]' in a clone"
         ) from error
 
@@ -50,24 +52,48 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+class _AnySize(nn.Module):
+    """A form that pads the picture itself."""
+
+    def __init__(self, form: ExportForm):
+        super().__init__()
+        self.form = form
+
+    def forward(self, image: Tensor, output_size: Tensor) -> tuple[Tensor, ...]:
+        """See `ExportForm.forward`."""
+        height, width = image.shape[1:]
+        size = torch.stack([scalar(n, torch.int64) for n in (height, width)])
+        divisor = self.form.divisor
+        down, right = ((size + (divisor - 1)) // divisor * divisor - size).unbind()
+        image = torch.cat([image, image.new_zeros(3, height, right)], dim=2)
+        image = torch.cat([image, image.new_zeros(3, down, image.shape[2])], dim=1)
+        return self.form(image, size, output_size)
+
+
 @torch.no_grad()
 def export_program(form: ExportForm) -> torch.export.ExportedProgram:
     """The program of a form, in standard operators and those of torchvision.
 
     Its inputs are those of `ExportForm.forward`; height and width of the image are free.
     """
-    image, size = torch.zeros(3, *_EXAMPLE), torch.tensor(_EXAMPLE)
-    side = torch.export.Dim.AUTO
-    with _quiet():
-        program = torch.export.export(
+    divisor = form.divisor
+    sides = [divisor * round(side / divisor) for side in _EXAMPLE]
+    image, size = torch.zeros(3, *sides), torch.tensor(sides) - 1
+    # The coarsest map of a pyramid is to have more than one cell: programs are made for many.
+    height, width = (
+        divisor * torch.export.Dim(name, min=max(3, 96 // divisor), max=1 << 12)
+        for name in ("rows", "columns")
+    )
+    with _quiet(), stand_ins(decompositions()):
+        return torch.export.export(
             form.eval(),
-            (image, size),
-            dynamic_shapes=({1: side, 2: side}, None),
+            (image, size, size * 2),
+            dynamic_shapes=({1: height, 2: width}, None, None),
             prefer_deferred_runtime_asserts_over_guards=True,
         )
-        return program.run_decompositions(decompositions())
 
 
+@torch.no_grad()
 def export_onnx(form: ExportForm, path: str, texts: Mapping[str, str]) -> None:
     """Write a form as one file of ONNX, whose operators are all standard ones.
 
@@ -78,20 +104,27 @@ def export_onnx(form: ExportForm, path: str, texts: Mapping[str, str]) -> None:
     Raises:
         UserError: a package is missing, or the file cannot be written.
     """
-    import_optional("onnx", "onnxscript")
-    program = export_program(form)
-    with _quiet():
-        made = torch.onnx.export(
-            program,
-            input_names=list(INPUTS),
+    (onnx,) = import_optional("onnx")
+    example, size = torch.zeros(3, *_EXAMPLE), torch.tensor(_EXAMPLE) * 2
+    sides = {1: "height", 2: "width"}
+    found = {name: {0: "detections"} for name in form.output_names()}
+    buffer = io.BytesIO()
+    with _quiet(), stand_ins(decompositions()):
+        # By torch.jit, which takes seconds where torch.export takes minutes.
+        torch.onnx.export(
+            _AnySize(form.eval()),
+            (example, size),
+            buffer,
+            input_names=["image", "output_size"],
             output_names=form.output_names(),
+            dynamic_axes={"image": sides, **found},
             opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
+            dynamo=False,
         )
-    made.model.metadata_props.update(texts)
-    made.model.producer_name = "d2ext"
+    model = onnx.load_from_string(buffer.getvalue())
+    model.producer_name = "d2ext"
+    onnx.helper.set_model_props(model, dict(texts))
     try:
-        made.save(path, external_data=False)
+        onnx.save(model, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error

@@ -69,16 +69,18 @@ def _propose_caffe(
     rpn: CaffeRPN, anchors: Tensor, logits: Tensor, deltas: Tensor, x: Tensor, inputs: Inputs
 ) -> Tensor:
     """`CaffeRPN.propose_in_image`; of `DifferentiableRPN`, too."""
-    usable = rpn.usable_anchors(tuple(x.shape[2:]), inputs.size, anchors.device)
-    logits = logits[usable]
-    boxes = rpn.box2box_transform.apply_deltas(deltas[usable], anchors[usable])
+    covered = rpn.covered_cells(inputs.size).clamp(min=1)
+    rows, columns = (torch.arange(n, device=anchors.device) for n in x.shape[2:])
+    usable = (rows < covered[0])[:, None] & (columns < covered[1])
+    usable = usable[..., None].expand(-1, -1, rpn.anchor_generator.num_anchors[0]).flatten()
+    boxes = rpn.box2box_transform.apply_deltas(deltas, anchors)
     boxes = inputs.clip(boxes, whole_pixel=True)
     least: float | Tensor = rpn.min_box_size
     if getattr(rpn, "scale_min_size", False):
         # Pixels of the network input per pixel of the image.
         scales = inputs.extent / inputs.output_extent
         least = least * scales.amin()
-    large = ((boxes[:, 2:] - boxes[:, :2]) >= least).all(dim=1) & _finite(boxes, logits)
+    large = ((boxes[:, 2:] - boxes[:, :2]) >= least).all(dim=1) & _finite(boxes, logits) & usable
     scores = torch.where(large, logits, torch.full_like(logits, -torch.inf))
     rows = best_rows(scores, rpn.pre_nms_topk[False])
     boxes, logits = boxes[rows], logits[rows]

@@ -1,6 +1,6 @@
 """What the forms of detectors hand to each other."""
 
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -42,24 +42,28 @@ class Inputs(NamedTuple):
 
     Attributes:
         images: 1 x 3 x H x W, normalised and padded.
-        size: height and width without padding.
-        extent: (4,) float32, width, height, width, height without padding.
+        size: (2,) int64, height and width without padding.
         output_size: (2,) int64, height and width of the output image.
     """
 
     images: Tensor
-    size: tuple[int, int]
-    extent: Tensor
+    size: Tensor
     output_size: Tensor
 
     @property
-    def output_extent(self) -> Tensor:
-        """As `extent`, of the output image."""
-        height, width = self.output_size.to(torch.float32).unbind()
-        return torch.stack([width, height, width, height])
+    def extent(self) -> Tensor:
+        """(4,) float32: width, height, width, height without padding."""
+        return self.size.to(torch.float32).flip(0).repeat(2)
 
-    def output_sides(self) -> tuple[int, int]:
+    @property
+    def output_extent(self) -> Tensor:
+        """The same of the output image."""
+        return self.output_size.to(torch.float32).flip(0).repeat(2)
+
+    def output_sides(self) -> tuple[Any, Any]:
         """Height and width of the output image as numbers, for tensors of this size."""
+        if torch.jit.is_tracing():
+            return self.output_size[0], self.output_size[1]  # tensors stand for sizes there
         height, width = self.output_size.tolist()
         for side in (height, width):
             torch._check(side >= 1)
@@ -69,7 +73,7 @@ class Inputs(NamedTuple):
         """Boxes (..., 4) inside the network input, as `clip_boxes` of d2ext.modeling does it."""
         margin = boxes.new_tensor([0.0, 0.0, 1.0, 1.0]) if whole_pixel else 0.0
         high = self.extent - (boxes.new_tensor([1.0, 1.0, 0.0, 0.0]) if whole_pixel else 0.0)
-        low = torch.zeros_like(self.extent) + margin
+        low = torch.zeros_like(high) + margin
         return torch.minimum(torch.maximum(boxes, low), high)
 
 

@@ -14,20 +14,28 @@ from torch.nn import functional as F
 from torchvision.ops import nms, roi_align
 
 from d2ext.ops.mask_voting import MaskVoting, VotedInstances, inclusive_iou
-from d2ext.ops.reference.ps_roi import Assembly
+from d2ext.ops.reference.ps_roi import part_index
 from d2ext.ops.reference.pyramid_roi_align import pyramid_levels
-from d2ext.ops.reference.roi_warp import round_half_away, valid_rois
+from d2ext.ops.reference.roi_warp import valid_rois
 
 _FAR = 1e9  # beyond all pixels
 
 # ------------------------------------------------------------------ helpers
 
 
-def sides(input: Tensor) -> tuple[Tensor, Tensor]:
-    """Height and width of a map (B, C, H, W) as scalars: float32 tensors, not numbers, so that they
-    can be compared with coordinates in an exported program."""
-    height, width = (torch.scalar_tensor(n, dtype=torch.float32) for n in input.shape[2:])
-    return height, width
+def scalar(number: int | Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A size as a tensor, so that it can be compared with coordinates in a program: while
+    `torch.jit` traces, sizes are tensors, while `torch.export` does, symbols."""
+    if isinstance(number, Tensor):
+        return number.to(dtype)
+    return torch.scalar_tensor(number, dtype=dtype)
+
+
+def _round_half_away(value: Tensor) -> Tensor:
+    """C's `round`."""
+    size = value.abs()
+    whole = size.floor()
+    return value.sign() * (whole + (size - whole >= 0.5).to(value.dtype))
 
 
 def hat(position: Tensor, length: int) -> Tensor:
@@ -59,7 +67,7 @@ def _positions(
 ) -> tuple[Tensor, Tensor]:
     """Where N boxes are sampled along one axis (N, bins), and which samples count."""
     if quantize:
-        start, end = round_half_away(start), round_half_away(end)
+        start, end = _round_half_away(start), _round_half_away(end)
     extent = (end - start).clamp(min=0)[:, None]
     shift = 0.5 if aligned else 0.0
     place = torch.arange(bins, dtype=start.dtype, device=start.device) + shift
@@ -76,7 +84,7 @@ def roi_warp_form(
     """`d2ext.ops.roi_warp` of one image, by GridSample; `bin_reduce` has to be "point"."""
     if bin_reduce != "point":
         raise NotImplementedError("roi_warp with bin_reduce='edge_max' has no standard form")
-    height, width = sides(input)
+    height, width = (scalar(n) for n in input.shape[2:])
     alive = valid_rois(rois, 1)
     box = torch.where(alive[:, None], rois[:, 1:], torch.zeros_like(rois[:, 1:])) * spatial_scale
     options = (aligned, quantize, border == "zeros")
@@ -115,30 +123,57 @@ def pyramid_roi_align_form(
 ) -> Tensor:  # fmt: skip
     """`d2ext.ops.pyramid_roi_align`, by one RoiAlign for each level."""
     size = (out_h * average, out_w * average)
+    if len(scales) == 1:
+        result = roi_align(features[0], rois, size, scales[0], sampling_ratio, True)
+        return F.avg_pool2d(result, average) if average > 1 else result
     levels = pyramid_levels(rois, scales, canonical_size, canonical_level)
     result = features[0].new_zeros((rois.shape[0], features[0].shape[1], *size))
     for level, (feature, scale) in enumerate(zip(features, scales)):
-        if len(scales) == 1:
-            result = roi_align(feature, rois, size, scale, sampling_ratio, True)
-            break
         rows = (levels == level).nonzero()[:, 0]
         part = roi_align(feature, rois[rows], size, scale, sampling_ratio, True)
         result = result.index_put((rows,), part)
     return F.avg_pool2d(result, average) if average > 1 else result
 
 
-def _integral(input: Tensor, parts: int) -> Tensor:
-    """Summed areas of one image, as rows; see `d2ext.ops.reference.ps_roi.integral`."""
-    _, channels, height, width = input.shape
-    sums = input[0].double().reshape(channels // parts, parts, height, width).permute(1, 2, 3, 0)
-    table = F.pad(sums.cumsum(1).cumsum(2), (0, 0, 1, 0, 1, 0))
-    return table.reshape(-1, channels // parts)
+def _bins(
+    low: Tensor, high: Tensor, scale: float, length: Tensor, out_size: int, inclusive: bool
+) -> tuple[Tensor, Tensor]:
+    """First cell of every output position (N, P) along one axis, and the one after the last."""
+    if inclusive:
+        low, high = _round_half_away(low), _round_half_away(high) + 1
+    start, end = (low * scale)[:, None], (high * scale)[:, None]
+    size = (end - start).clamp(min=0.1) / out_size
+    index = torch.arange(out_size, dtype=torch.float32, device=low.device)[None]
+    first = (index * size + start).floor()
+    last = ((index + 1) * size + start).ceil()
+    first, last = (torch.minimum(x.clamp(min=0), length).long() for x in (first, last))
+    return first, torch.maximum(first, last)
 
 
-def _assemble(input: Tensor, rois: Tensor, scale, group_size, out_size, inclusive) -> Tensor:
-    """(N, P, P, D) of `ps_roi_assemble`."""
-    assembly = Assembly(input.shape, rois, scale, group_size, out_size, inclusive)
-    return assembly.mean(_integral(input, group_size * group_size)).to(input.dtype)
+def _assemble(
+    input: Tensor, rois: Tensor, scale: float, group_size: int, out_size: int, inclusive: bool
+) -> Tensor:
+    """(N, P, P, D) of `ps_roi_assemble`, by summed areas in float64."""
+    parts, (channels, height, width) = group_size * group_size, input.shape[1:]
+    maps, count = channels // parts, rois.shape[0]
+    sums = input[0].double().reshape(maps, parts, height, width).permute(1, 2, 3, 0)
+    table = F.pad(sums.cumsum(1).cumsum(2), (0, 0, 1, 0, 1, 0)).reshape(-1, maps)
+    alive = valid_rois(rois, 1)
+    box = torch.where(alive[:, None], rois, torch.zeros_like(rois)).float()
+    x = _bins(box[:, 1], box[:, 3], scale, scalar(width), out_size, inclusive)
+    y = _bins(box[:, 2], box[:, 4], scale, scalar(height), out_size, inclusive)
+    group = torch.tensor(part_index(out_size, group_size), device=rois.device)
+    part = (group[:, None] * group_size + group[None])[None] * (height + 1)
+    total = torch.zeros_like(table[:1]).reshape(1, 1, 1, -1)
+    for own_y, sign_y in zip(y, (-1, 1)):
+        for own_x, sign_x in zip(x, (-1, 1)):
+            rows = (part + own_y[:, :, None]) * (width + 1) + own_x[:, None, :]
+            values = table.index_select(0, rows.flatten())
+            total = total + sign_y * sign_x * values.reshape(count, out_size, out_size, maps)
+    area = (y[1] - y[0])[:, :, None] * (x[1] - x[0])[:, None, :]
+    area = (area * alive[:, None, None].long())[..., None].double()
+    mean = total / area.clamp(min=1)
+    return torch.where(area > 0, mean, torch.zeros_like(mean)).to(input.dtype)
 
 
 def ps_roi_assemble_form(
@@ -177,15 +212,18 @@ def fcis_joint_head_form(
 
 def _corner_matrix(length: int, out: int, like: Tensor) -> Tensor:
     """Weights (out, length) of samples at `i * length / out`."""
-    position = torch.arange(out, dtype=like.dtype, device=like.device) * length / out
-    inside = (position <= length - 0.5).to(like.dtype)
-    return hat(position.clamp(max=length - 1), length) * inside[:, None]
+    cells, samples = scalar(length, like.dtype), scalar(out, like.dtype)
+    position = torch.arange(out, dtype=like.dtype, device=like.device) * cells / samples
+    inside = (position <= cells - 0.5).to(like.dtype)
+    return hat(torch.minimum(position, cells - 1), length) * inside[:, None]
 
 
 def mask_resize_form(masks, out_h, out_w) -> Tensor:
     """`d2ext.ops.mask_resize`."""
     wide = masks @ _corner_matrix(masks.shape[3], out_w, masks).T
-    return (wide.mT @ _corner_matrix(masks.shape[2], out_h, masks).T).mT
+    return (wide.transpose(-1, -2) @ _corner_matrix(masks.shape[2], out_h, masks).T).transpose(
+        -1, -2
+    )
 
 
 def mask_gate_form(features, masks) -> Tensor:
@@ -208,7 +246,7 @@ def _samples(position: Tensor, length: int, inside: Tensor | None, corner: bool)
     if corner:
         cell = position.floor()[..., None]
         plain = (cell == torch.arange(length, dtype=position.dtype)).to(position.dtype)
-        last = position.floor() == length - 1
+        last = position.floor() == scalar(length, position.dtype) - 1
     if inside is not None:
         weight = weight * inside[..., None]
         plain = plain * inside[..., None] if plain is not None else None
@@ -218,10 +256,10 @@ def _samples(position: Tensor, length: int, inside: Tensor | None, corner: bool)
 def _read(planes: Tensor, rows: _Samples, columns: _Samples) -> Tensor:
     """Bilinear samples (N, y, x) of planes (N, h, w). In the last row and column of "mnc" nothing
     is interpolated."""
-    value = torch.bmm(torch.bmm(rows.weight, planes), columns.weight.mT)
+    value = torch.bmm(torch.bmm(rows.weight, planes), columns.weight.transpose(-1, -2))
     if rows.plain is None:
         return value
-    plain = torch.bmm(torch.bmm(rows.plain, planes), columns.plain.mT)
+    plain = torch.bmm(torch.bmm(rows.plain, planes), columns.plain.transpose(-1, -2))
     return torch.where(rows.last[:, :, None] | columns.last[:, None, :], plain, value)
 
 
@@ -236,7 +274,8 @@ def _drawn(masks: Tensor, boxes: Tensor, size: tuple[int, int], mode: str, thres
         inside = ((pixel >= low) & (pixel <= high)).to(low.dtype)
         shift = 0.0 if corner else 0.5
         position = (pixel - low + shift) * cells / (high - low + 1) - shift
-        return _samples(position.clamp(0, cells - 1), cells, inside, corner), inside
+        position = torch.minimum(position.clamp(min=0), scalar(cells, low.dtype) - 1)
+        return _samples(position, cells, inside, corner), inside
 
     rows, inside_y = axis(boxes[:, 1], boxes[:, 3], size[0])
     columns, inside_x = axis(boxes[:, 0], boxes[:, 2], size[1])
@@ -271,9 +310,9 @@ def mask_vote_form(
     """
     cells, corner = masks.shape[1], mode == "mnc"
     drawn = _drawn(masks, boxes, size, mode, threshold)
-    total = (weights @ drawn.flatten(1)).unflatten(1, size)
+    total = (weights @ drawn.flatten(1)).reshape(weights.shape[0], *size)
     inside = (total > threshold if corner else total >= threshold).to(masks.dtype)
-    middle = [torch.scalar_tensor(n, dtype=masks.dtype) / 2 for n in size]
+    middle = [scalar(n, masks.dtype) / 2 for n in size]
     if mode == "crop":  # rounded up, inside of the image
         middle = [torch.minimum(x.ceil(), 2 * x - 1) for x in middle]
     else:
@@ -291,7 +330,7 @@ def mask_vote_form(
             if mode == "crop":
                 position = torch.minimum(position.clamp(min=0), span - 1)
             position = position + low
-        most = torch.scalar_tensor(image, dtype=low.dtype) - 1
+        most = scalar(image, low.dtype) - 1
         samples = _samples(torch.minimum(position.clamp(min=0), most), image, None, False)
         if not corner:
             return samples

@@ -13,17 +13,10 @@ from d2ext.export.drawing import draw_masks
 
 from detectron2.structures import Boxes, Instances
 
-from tests.export.helpers import CONFIGS, build
+from tests.export.helpers import CONFIGS, build, image
 
 NETWORKS = list(CONFIGS)
 SIZES = [(96, 130), (128, 128), (160, 107)]
-
-
-def image(size, seed=0):
-    """Blobs of colour, float32 3 x height x width."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(1, 3, 7, 9, generator=generator) * 255
-    return torch.nn.functional.interpolate(coarse, size, mode="bicubic")[0].clamp(0, 255).round()
 
 
 def instances(outputs, form, size):
