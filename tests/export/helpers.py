@@ -27,9 +27,9 @@ SPREAD = {
     "bbox": 0.3,
     "cls_score": 1.5,
     "seg_cls_score": 1.5,
-    "cls_seg": 4.0,
-    "predictor": 3.0,
-    "fc2": 3.0,
+    "cls_seg": 6.0,
+    "predictor": 10.0,
+    "fc2": 10.0,
 }
 
 
