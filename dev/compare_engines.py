@@ -2,7 +2,7 @@
 """Export networks to ONNX and compare onnxruntime with PyTorch on the same images, in one run:
 detections, boxes, scores, masks, and how long an image takes.
 
-    python dev/compare_engines.py output/demo/*/model_final.pth --images datasets/shapes/val/images
+    python dev/compare_engines.py output/demo/*_tiny --images datasets/shapes/val/images
 """
 
 import argparse
@@ -16,16 +16,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import torch
-from tabulate import tabulate
 
 from d2ext.config import load_projects
-from d2ext.engine import Predictor
 from d2ext.engine.exporting import export_model
 from d2ext.engine.onnx_predictor import OnnxModel
+from d2ext.report.sources import build_source_predictor, parse_source
 
 from detectron2.data.detection_utils import read_image
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Instances
+
+_HEADERS = (
+    "network", "standard operators", "images", "detections", "without partner", "box, px", "score",
+    "mask IoU", "PyTorch, ms", "onnxruntime, ms",
+)  # fmt: skip
 
 
 class Agreement(NamedTuple):
@@ -123,16 +127,17 @@ def foreign_operators(path: str) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; 1 where an engine differs by more than it may."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("weights", nargs="+", help="checkpoints with a config inside")
+    parser.add_argument("models", nargs="+", help="as for d2ext compare")
     parser.add_argument("--images", required=True, help="folder")
     parser.add_argument("--count", type=int, default=50, help="images (default: %(default)s)")
     parser.add_argument("--sizes", type=int, nargs="+", default=[96, 128, 200])
     args = parser.parse_args(arguments)
     load_projects()
     paths = sorted(Path(args.images).iterdir())[: args.count]
-    rows, good = [], True
-    for weights in args.weights:
-        predictor = Predictor.from_weights(weights, device="cpu")
+    print(f"| {' | '.join(_HEADERS)} |\n{'|---' * len(_HEADERS)}|", flush=True)
+    good = True
+    for source in map(parse_source, args.models):
+        predictor, weights = build_source_predictor(source, device="cpu"), source.weights
         inputs = inputs_of(paths, args.sizes, predictor.experiment.image_format)
         with tempfile.TemporaryDirectory() as folder:
             path = f"{folder}/model.onnx"
@@ -141,23 +146,19 @@ def main(arguments: list[str] | None = None) -> int:
             others = foreign_operators(path)
         good &= not (result.missing or result.extra or others)
         good &= result.box <= 1e-3 and result.score <= 1e-4 and result.iou >= 0.999
-        rows.append(
-            [
-                Path(weights).parent.name,
-                ", ".join(others) or "yes",
-                result.images,
-                result.detections,
-                result.missing + result.extra,
-                f"{result.box:.1e}",
-                f"{result.score:.1e}",
-                f"{result.iou:.4f}",
-                f"{result.torch_seconds * 1e3:.0f}",
-                f"{result.onnx_seconds * 1e3:.0f}",
-            ]
-        )
-    headers = ["network", "standard operators", "images", "detections", "without partner"]
-    headers += ["box, px", "score", "mask IoU", "PyTorch, ms", "onnxruntime, ms"]
-    print(tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True))
+        row = [
+            source.name,
+            "no: " + ", ".join(others) if others else "yes",
+            result.images,
+            result.detections,
+            result.missing + result.extra,
+            f"{result.box:.1e}",
+            f"{result.score:.1e}",
+            f"{result.iou:.4f}",
+            f"{result.torch_seconds * 1e3:.0f}",
+            f"{result.onnx_seconds * 1e3:.0f}",
+        ]
+        print(f"| {' | '.join(map(str, row))} |", flush=True)
     return 0 if good else 1
 
 
