@@ -118,12 +118,15 @@ def test_the_example_needs_neither_torch_nor_detectron2(exported, photo, tmp_pat
     assert changed.any(2)[inside].mean() > 0.9
 
 
+@pytest.mark.slow
 def test_a_program_of_torch_export_is_loaded_without_d2ext(predictor, weights, tmp_path, photo):
     path = str(tmp_path / "model.pt2")
     export_model(predictor, weights, path)
     inputs = predictor.prepare(read_image(photo, "BGR"))
-    size = torch.tensor([inputs["height"], inputs["width"]])
-    torch.save((inputs["image"], size), tmp_path / "inputs.pt")
+    output = torch.tensor([inputs["height"], inputs["width"]])
+    height, width = inputs["image"].shape[1:]
+    padded = torch.nn.functional.pad(inputs["image"], (0, -width % 32, 0, -height % 32))
+    torch.save((padded, torch.tensor([height, width]), output), tmp_path / "inputs.pt")
     code = f"""
 import torch, torchvision
 extra = {{"d2ext.json": ""}}
