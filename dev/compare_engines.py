@@ -39,7 +39,8 @@ class Agreement(NamedTuple):
         wanted: number of detections of PyTorch.
         missing, extra: of these without a partner, and the other way round.
         box, score: largest difference between partners, in pixels of the image.
-        iou: the least of their masks.
+        iou: the least of a single mask.
+        overlap: IoU of all masks together, counted mask by mask.
     """
 
     wanted: int
@@ -48,11 +49,13 @@ class Agreement(NamedTuple):
     box: float
     score: float
     iou: float
+    overlap: float
 
 
 def agreement(found: Instances, wanted: Instances) -> Agreement:
     """Pair detections of one class, the nearest boxes first; partners lie within a pixel."""
     missing, used, boxes, scores, ious = 0, set(), [0.0], [0.0], [1.0]
+    both, either = 0, 0
     distance = (wanted.pred_boxes.tensor[:, None] - found.pred_boxes.tensor[None]).abs().amax(2)
     distance[wanted.pred_classes[:, None] != found.pred_classes[None]] = torch.inf
     # Boxes of two detections may be equal, where many regions vote for one mask: their scores tell.
@@ -67,10 +70,12 @@ def agreement(found: Instances, wanted: Instances) -> Agreement:
         boxes.append(float(distance[row, partner]))
         scores.append(float((wanted.scores[row] - found.scores[partner]).abs()))
         own, other = wanted.pred_masks[row], found.pred_masks[partner]
-        union = int((own | other).sum())
-        ious.append(int((own & other).sum()) / union if union else 1.0)
+        shared, union = int((own & other).sum()), int((own | other).sum())
+        both, either = both + shared, either + union
+        ious.append(shared / union if union else 1.0)
     extra = len(found) - len(used)
-    return Agreement(len(wanted), missing, extra, max(boxes), max(scores), min(ious))
+    overlap = both / either if either else 1.0
+    return Agreement(len(wanted), missing, extra, max(boxes), max(scores), min(ious), overlap)
 
 
 class Comparison(NamedTuple):
@@ -83,6 +88,7 @@ class Comparison(NamedTuple):
     box: float
     score: float
     iou: float
+    overlap: float
     torch_seconds: float
     onnx_seconds: float
 
@@ -115,7 +121,8 @@ def compare(model: Any, exported: Any, inputs: Sequence[dict]) -> Comparison:
     total = [sum(getattr(r, name) for r in results) for name in ("wanted", "missing", "extra")]
     worst = [max(r.box for r in results), max(r.score for r in results)]
     times = np.median(np.array(seconds[1:] or seconds), axis=0).tolist()
-    return Comparison(len(inputs), *total, *worst, min(r.iou for r in results), *times)
+    worst += [min(r.iou for r in results), min(r.overlap for r in results)]
+    return Comparison(len(inputs), *total, *worst, *times)
 
 
 def foreign_operators(path: str) -> list[str]:
