@@ -22,6 +22,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.data.transforms import RandomFlip, ResizeShortestEdge
 
 from tests.export.helpers import CONFIGS, FEW, lively
+from tests.soak.conftest import FULL
 
 NAMES = [f"thing{i}" for i in range(8)]
 
@@ -119,7 +120,7 @@ def test_the_example_needs_neither_torch_nor_detectron2(exported, photo, tmp_pat
     assert changed.any(2)[inside].mean() > 0.8
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(not FULL, reason="a minute and more; part of make soak")
 def test_a_program_of_torch_export_is_loaded_without_d2ext(predictor, weights, tmp_path, photo):
     path = str(tmp_path / "model.pt2")
     export_model(predictor, weights, path)
