@@ -49,7 +49,7 @@ emulate: install  ## operator tests on the CUDA kernels, emulated on the CPU (ha
 # Processes are killed at random moments, so nothing else should run on the machine.
 soak: install  ## faults by the hundred: kills, damage, hostile files; writes docs/reliability.md (hours)
 	@rm -rf output/soak
-	@SOAK=full SOAK_OUTPUT=$(abspath output/soak) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/soak $(ARGS)
+	@SOAK=full SOAK_OUTPUT=$(abspath output/soak) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/soak tests/engine/test_onnx_predictor.py $(ARGS)
 	@$(BIN)/python dev/write_reliability.py output/soak
 
 clean:  ## remove build products and outputs; keeps the environment and the data sets

@@ -20,6 +20,7 @@ from d2ext.report.sources import (
     Source,
     build_source_predictor,
     choose_data,
+    is_onnx,
     load_truth,
     parse_source,
     predicted_entry,
@@ -31,8 +32,9 @@ from detectron2.data import MetadataCatalog
 
 _EPILOG = """
 A model is the folder of a training, a checkpoint, a config and a checkpoint with a comma between
-them, or a JSON file with the predictions of an evaluation or of d2ext predict. NAME= in front gives
-it another name. Without --data and --register the test set of the first model is taken.
+them, a file that d2ext export wrote (.onnx), or a JSON file with the predictions of an evaluation
+or of d2ext predict. NAME= in front gives it another name. Without --data and --register the test
+set of the first model is taken.
 
 examples:
   %(prog)s output/run1 output/run2
@@ -126,7 +128,7 @@ def gather(
         overrides = overrides_of(source, args.override, names)
         return build_source_predictor(source, overrides, args.device)
 
-    first = next((s for s in sources if s.results is None), None)
+    first = next((s for s in sources if s.results is None and not is_onnx(s)), None)
     named = bool(args.data or args.register)
     predictor = build(first) if first is not None and not named else None
     name = choose_data(args.data, args.images, args.register, predictor)
@@ -136,7 +138,7 @@ def gather(
         if source.results is not None:
             entries.append(saved_entry(source, name, records, truth))
             continue
-        if predictor is None:
+        if predictor is None or source is not first:
             predictor = build(source)
         entries.append(
             predicted_entry(

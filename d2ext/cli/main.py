@@ -26,6 +26,7 @@ COMMANDS = {
     "split": Command("convert", "part a data set into train, val and test", ("split",)),
     "check": Command("check", "look for mistakes in annotations and images"),
     "compare": Command("compare", "models side by side: numbers, charts, pictures in one page"),
+    "export": Command("export", "a trained network as one file: ONNX, torch.export"),
     "stages": Command("stages", "evaluate a cascade stage by stage"),
     "list": Command("list_configs", "shipped configs, with published AP"),
     "info": Command("info", "versions, compiled kernels, GPU: for bug reports"),

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from d2ext.config import find_config, load_projects
 from d2ext.engine import Predictor, build_experiment
 from d2ext.engine.cli import check_score, run_guarded
+from d2ext.engine.onnx_predictor import ENGINES, choose_engine
 from d2ext.errors import UserError
 from d2ext.inference import ImageRecord, Prediction, Source, open_source
 from d2ext.inference.results import ImageResult, image_result
@@ -30,6 +31,7 @@ examples:
   %(prog)s --weights model.pth --input photo.jpg --output output/pictures
   %(prog)s --config-file mask_rcnn_tiny --weights model.pth \\
            --input photo.jpg 'holiday/*.jpg' --output output/pictures
+  %(prog)s --weights model.onnx --input photo.jpg --output output/pictures
   %(prog)s --config-file projects/HTC/configs/htc_tiny.yaml --weights model.pth --input photos/ \\
            --stages --confidence-threshold 0.3 MODEL.ROI_HEADS.NMS_THRESH_TEST=0.4
   %(prog)s --weights model.pth --input clip.mp4 --output output/clip --write video parquet
@@ -79,7 +81,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help=".yaml or .py config, or the name of a shipped one (default: the one that the weights "
         "were trained with)",
     )
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint (default: the config's)")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="checkpoint (default: the config's), or a file of ONNX that d2ext export wrote",
+    )
+    parser.add_argument(
+        "--engine", choices=ENGINES, help="default: onnxruntime for files of ONNX, else torch"
+    )
     parser.add_argument(
         "--input",
         nargs="+",
@@ -171,6 +180,10 @@ def build_predictor(args) -> Predictor:
     Raises:
         UserError: neither is given, or see `Predictor`.
     """
+    unused = [x for x in (args.config_file, args.device, *args.register, *args.opts) if x]
+    exported = choose_engine(args.weights, args.engine, unused)
+    if exported is not None:
+        return exported
     if args.config_file:
         path = find_config(args.config_file)
         experiment = build_experiment(path, args.opts, args.register, with_data=False)

@@ -20,8 +20,28 @@ _VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", 
 _INDEX = "index.json"
 
 
-def is_address(path: str) -> bool:
-    return "://" in path
+def is_address(place: str) -> bool:
+    """Whether a place is an address rather than a path."""
+    return "://" in place
+
+
+def file_system(address: str) -> tuple[Any, str]:
+    """fsspec's file system of an address, and the path in it.
+
+    Raises:
+        UserError: the package for this kind of address is not installed, or there is none.
+    """
+    try:
+        return fsspec.core.url_to_fs(address)
+    except ImportError as error:
+        kind = address.partition("://")[0]
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{address}: addresses of the kind {kind} need another package ({reason}); "
+            "for http and https: pip install 'fsspec[http]', for s3: pip install s3fs"
+        ) from error
+    except Exception as error:
+        raise UserError(f"{address} cannot be reached: {_reason(error)}") from error
 
 
 def cache_folder() -> Path:
@@ -42,8 +62,8 @@ def local_path(path: str) -> str:
     """
     if not is_address(path):
         return path
+    storage, root = file_system(path)
     try:
-        storage, root = fsspec.core.url_to_fs(path)
         known: dict[str, dict[str, Any]] = storage.find(root, detail=True)
     except Exception as error:  # of any library that fsspec uses
         raise UserError(f"cannot read {path}: {_reason(error)}") from error

@@ -128,9 +128,15 @@ def _run_torchrun_worker(function: Callable, args, device: str) -> None:
         )
     if use_gpu:
         torch.cuda.set_device(local_rank)
-    store = common_store(DEFAULT_TIMEOUT)
-    own = {} if store is None else {"store": store, "rank": rank, "world_size": size}
-    dist.init_process_group("nccl" if use_gpu else "gloo", timeout=DEFAULT_TIMEOUT, **own)
+    store = common_store(DEFAULT_TIMEOUT)  # with None, by the addresses of the environment
+    number, count = (-1, -1) if store is None else (rank, size)
+    dist.init_process_group(
+        "nccl" if use_gpu else "gloo",
+        timeout=DEFAULT_TIMEOUT,
+        store=store,
+        rank=number,
+        world_size=count,
+    )
     try:
         _create_local_process_group(local_size)
         comm.synchronize()

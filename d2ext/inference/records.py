@@ -4,8 +4,9 @@ import dataclasses
 import os
 from typing import Any
 
+from d2ext.data.remote import is_address
 from d2ext.inference.pixels import AnyImage, read_bgr
-from d2ext.inference.storage import is_address, read_bytes
+from d2ext.inference.storage import read_bytes
 
 
 @dataclasses.dataclass(frozen=True)

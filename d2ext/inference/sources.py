@@ -14,9 +14,10 @@ import cv2
 
 from d2ext.data.folder import IMAGES
 from d2ext.data.json_files import read_json
+from d2ext.data.remote import file_system, is_address
 from d2ext.errors import UserError
 from d2ext.inference.records import ImageRecord
-from d2ext.inference.storage import file_system, is_address, open_binary, place_below
+from d2ext.inference.storage import open_binary, place_below
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}

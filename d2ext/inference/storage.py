@@ -5,36 +5,11 @@ import os
 import tempfile
 from typing import Any
 
+from d2ext.data.remote import file_system, is_address
 from d2ext.errors import UserError
 
 # What libraries of remote storage raise has no common class; these are mistakes of our own.
 _OWN_MISTAKES = (AttributeError, NameError, AssertionError)
-
-
-def is_address(place: str) -> bool:
-    """Whether a place is an address rather than a path."""
-    return "://" in place
-
-
-def file_system(address: str) -> tuple[Any, str]:
-    """fsspec's file system of an address, and the path in it.
-
-    Raises:
-        UserError: the package for this kind of address is not installed, or there is none.
-    """
-    try:
-        import fsspec
-
-        return fsspec.core.url_to_fs(address)
-    except ImportError as error:
-        kind = address.partition("://")[0]
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{address}: addresses of the kind {kind} need another package ({reason}); "
-            "for http and https: pip install 'fsspec[http]', for s3: pip install s3fs"
-        ) from error
-    except Exception as error:
-        raise UserError(f"{address} cannot be reached: {_reason(error)}") from error
 
 
 def open_binary(place: str) -> Any:
@@ -42,7 +17,7 @@ def open_binary(place: str) -> Any:
 
     Raises:
         OSError: it cannot be opened.
-        UserError: see `file_system`.
+        UserError: see `d2ext.data.remote.file_system`.
     """
     if not is_address(place):
         return open(place, "rb")

@@ -4,11 +4,25 @@
 fails. Here the same derivative stands in an `autograd.Function` of the form that transforms take.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+# Operator -> what is called in its place; empty but for the time of an export.
+_STAND_INS: dict[torch._ops.OpOverload, Callable] = {}
+
+
+@contextlib.contextmanager
+def stand_ins(functions: dict[torch._ops.OpOverload, Callable]) -> Iterator[None]:
+    """Call functions of the same arguments in the place of operators."""
+    _STAND_INS.update(functions)
+    try:
+        yield
+    finally:
+        _STAND_INS.clear()
 
 
 def make_call(
@@ -23,6 +37,8 @@ def make_call(
     function = _make_function(op, setup_context, backward)
 
     def call(*args, **kwargs):
+        if _STAND_INS and op in _STAND_INS:
+            return _STAND_INS[op](*args, **kwargs)
         if torch.compiler.is_compiling():
             return op(*args, **kwargs)
         if forward_ad._current_level >= 0:

@@ -30,7 +30,7 @@ def boxes_to_rois(box_lists: Sequence[Any], *, inclusive: bool = False) -> Tenso
             corners = corners.float()
         if inclusive:
             corners = corners - corners.new_tensor([0.0, 0.0, 1.0, 1.0])
-        rows.append(torch.cat([corners.new_full((len(corners), 1), float(image)), corners], 1))
+        rows.append(torch.cat([corners.new_full((corners.shape[0], 1), float(image)), corners], 1))
     return torch.cat(rows)
 
 

@@ -1,17 +1,19 @@
-"""From a word of the command line to a model: a run's folder, weights, or saved predictions."""
+"""From a word of the command line to a model: a run's folder, weights, a file of ONNX, or saved
+predictions."""
 
 import json
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from d2ext.checkpoint import read_metadata
 from d2ext.config import find_config
 from d2ext.data import get_dataset_records, parse_register, register_coco_dataset
 from d2ext.data.folder import find_data
 from d2ext.engine import Predictor
+from d2ext.engine.onnx_predictor import OnnxModel, choose_engine
 from d2ext.engine.provenance import CONFIG_KEY, class_difference
 from d2ext.errors import UserError
 from d2ext.evaluation import GroundTruth, load_ground_truth
@@ -121,6 +123,11 @@ def unique_names(sources: Sequence[Source]) -> list[Source]:
     return named
 
 
+def is_onnx(source: Source) -> bool:
+    """Whether it is a file that `d2ext export` wrote."""
+    return (source.weights or "").endswith(".onnx")
+
+
 def build_source_predictor(
     source: Source, overrides: Sequence[str] = (), device: str | None = None
 ) -> Predictor:
@@ -131,6 +138,10 @@ def build_source_predictor(
         UserError: see `Predictor`.
     """
     config, weights = source.config, source.weights or ""
+    if is_onnx(source):
+        exported = choose_engine(weights, unused=[x for x in (config, *overrides) if x])
+        assert exported is not None
+        return exported
     if config is None and not isinstance(read_metadata(weights).get(CONFIG_KEY), str):
         beside = os.path.join(source.folder or os.path.dirname(weights), "config.yaml")
         config = beside if os.path.isfile(beside) else None
@@ -211,6 +222,10 @@ def predicted_entry(
     """
     check_names(source, predictor.class_names, truth.class_names, rename_classes)
     detections, speed = predict_records(predictor, records, truth, source.name)
+    model: Any = predictor.model
+    network, num_parameters = type(model).__name__, sum(p.numel() for p in model.parameters())
+    if isinstance(model, OnnxModel):
+        network, num_parameters = f"{model.settings.network}, onnxruntime", model.num_parameters
     per_stage = []
     if stages and has_stages(predictor):
         per_stage = predict_stages(predictor, records, truth, source.name)
@@ -218,10 +233,10 @@ def predicted_entry(
         source.name,
         detections,
         per_stage,
-        sum(p.numel() for p in predictor.model.parameters()),
+        num_parameters,
         speed,
         read_curve(source.folder),
-        [("weights", source.weights or ""), ("network", type(predictor.model).__name__)],
+        [("weights", source.weights or ""), ("network", network)],
     )
 
 

@@ -68,7 +68,7 @@ def test_paths_of_this_machine_stay(tmp_path):
     ("address", "says"),
     [
         ("memory://nowhere/data", "there is no such file or folder"),
-        ("unheard://bucket/data", "cannot read unheard://bucket/data: Protocol not known"),
+        ("unheard://bucket/data", "unheard://bucket/data cannot be reached: Protocol not known"),
     ],
 )
 def test_addresses_without_data_are_refused_in_a_line(address, says):

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from d2ext.data.remote import is_address
 from d2ext.errors import UserError
 from d2ext.inference.results import ImageResult, file_part
-from d2ext.inference.storage import is_address
 
 
 def save_picture(pixels: np.ndarray, path: str | Path) -> None:

@@ -75,7 +75,7 @@ def pick_class(x: Tensor, classes: Tensor) -> Tensor:
     """
     if x.shape[1] == 1:
         return x[:, 0]
-    return x[torch.arange(len(x), device=x.device), classes]
+    return x[torch.arange(x.shape[0], device=x.device), classes]
 
 
 def classification_loss(logits: Tensor, classes: Tensor) -> Tensor:

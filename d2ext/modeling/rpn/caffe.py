@@ -2,7 +2,7 @@
 MNC and FCIS differ in a few constants only."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from fvcore.nn import smooth_l1_loss
@@ -22,6 +22,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
+
+IntOrTensor = TypeVar("IntOrTensor", int, Tensor)
 
 
 class AnchorPredictions(NamedTuple):
@@ -219,14 +221,17 @@ class CaffeRPN(SeededRPN):
         self, grid: tuple[int, int], image_size: tuple[int, int], device: torch.device
     ) -> Tensor:
         """Ascending indices of the anchors whose cells give proposals."""
-        stride = self.anchor_generator.strides[0]
         per_cell = self.anchor_generator.num_anchors[0]
         rows, columns = (
-            torch.arange(min(max(side // stride, 1), cells), device=device)
+            torch.arange(min(max(self.covered_cells(side), 1), cells), device=device)
             for side, cells in zip(image_size, grid)
         )
         cells = rows[:, None] * grid[1] + columns
         return (cells[..., None] * per_cell + torch.arange(per_cell, device=device)).flatten()
+
+    def covered_cells(self, side: IntOrTensor) -> IntOrTensor:
+        """How many cells of a row or column give proposals, for a side in pixels."""
+        return side // self.anchor_generator.strides[0]
 
     def decode(self, anchors: Tensor, deltas: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Boxes (A x 4) of anchors and deltas (A x 4 each), clipped to the image."""

@@ -244,7 +244,7 @@ class FCISROIHeads(nn.Module):
         if pick is None:
             pick = logits[:, : self.num_classes].argmax(dim=1)
         masks = ps_roi_assemble(segment.contiguous(), *arguments, inclusive=self.inclusive)
-        rows = torch.arange(len(pick), device=pick.device)
+        rows = torch.arange(pick.shape[0], device=pick.device)
         inside = masks[rows, pick.clamp(min=0)]
         return logits, torch.stack([torch.zeros_like(inside), inside], dim=1), pick
 

@@ -158,7 +158,9 @@ class HTCROIHeads(MultiStageROIHeads):
             return x
         # Pooled fine and averaged: aligning at the box resolution directly would sample elsewhere.
         embedding = [features.embedding.float()]
-        return x + pool_averaged(self.semantic_pooler, embedding, boxes, x.shape[-2:])
+        return x + pool_averaged(
+            self.semantic_pooler, embedding, boxes, self.box_pooler.output_size
+        )
 
     def pool_mask_features(self, features: HTCFeatures, boxes: list[Boxes]) -> Tensor:
         x = super().pool_mask_features(features.pyramid, boxes)

@@ -7,6 +7,7 @@ Importing the package registers `MultitaskNetworkCascade`, `DifferentiableRPN` a
 from d2ext.config import register_config
 from d2ext.projects.mnc.box_transform import MNCBoxTransform
 from d2ext.projects.mnc.config import add_mnc_config
+from d2ext.projects.mnc.export import MNCForm
 from d2ext.projects.mnc.heads import MNCCategoryHead, MNCMaskHead, MNCRes5CategoryHead
 from d2ext.projects.mnc.meta_arch import MultitaskNetworkCascade
 from d2ext.projects.mnc.pooler import build_pooler
@@ -22,6 +23,7 @@ __all__ = [
     "InstanceVoting",
     "MNCBoxTransform",
     "MNCCategoryHead",
+    "MNCForm",
     "MNCMaskHead",
     "MNCROIHeads",
     "MNCRes5CategoryHead",

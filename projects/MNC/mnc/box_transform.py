@@ -37,7 +37,7 @@ class MNCBoxTransform(Box2BoxTransform):
     def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
         """Deltas (N x 4k) of boxes (N x 4) -> decoded boxes (N x 4k)."""
         dtype = torch.promote_types(deltas.dtype, torch.float32)
-        deltas = deltas.to(dtype).reshape(len(deltas), deltas.shape[1] // 4, 4)
+        deltas = deltas.to(dtype).unflatten(1, (deltas.shape[1] // 4, 4))
         deltas = deltas / to_device(np.array(self.weights), deltas.device).to(dtype)
         low, high = boxes.to(dtype)[:, None].split(2, dim=2)
         size = high - low

@@ -54,7 +54,7 @@ class MNCMaskHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features (R x C x S x S) -> mask logits (R x 1 x M x M), rows of the image first."""
         logits = self.fc2(F.relu(self.fc1(x.flatten(1))))
-        return logits.view(len(x), 1, self.mask_size, self.mask_size)
+        return logits.unflatten(1, (1, self.mask_size, self.mask_size))
 
 
 class CategoryOutputs(NamedTuple):

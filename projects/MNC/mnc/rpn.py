@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from d2ext.modeling.regions.batching import to_device
 from d2ext.modeling.regions.boxes import boxes_inside, clip_boxes, sizes_of_rows
-from d2ext.modeling.rpn.caffe import AnchorPredictions, CaffeRPN
+from d2ext.modeling.rpn.caffe import AnchorPredictions, CaffeRPN, IntOrTensor
 from d2ext.projects.mnc.box_transform import MNCBoxTransform, exact_boxes
 from d2ext.projects.mnc.gradient_limit import limit_gradient
 
@@ -138,10 +138,7 @@ class DifferentiableRPN(CaffeRPN):
             ]
         return self.anchor_losses(predictions, labels, boxes)
 
-    def usable_anchors(
-        self, grid: tuple[int, int], image_size: tuple[int, int], device: torch.device
-    ) -> Tensor:
+    def covered_cells(self, side: IntOrTensor) -> IntOrTensor:
+        # Sizes of the feature map are rounded up.
         stride = self.anchor_generator.strides[0]
-        # The next multiple of the stride: sizes of the feature map are rounded up.
-        covered = tuple(-(-side // stride) * stride for side in image_size)
-        return super().usable_anchors(grid, covered, device)
+        return (side + stride - 1) // stride

@@ -32,9 +32,9 @@ def pick_deltas(deltas: Tensor, classes: Tensor) -> Tensor:
         deltas: R x 4K.
         classes: (R,) int64 in [0, K].
     """
-    by_class = deltas.view(len(deltas), deltas.shape[1] // 4, 4)
+    by_class = deltas.unflatten(1, (deltas.shape[1] // 4, 4))
     foreground = classes < by_class.shape[1]
-    rows = torch.arange(len(deltas), device=deltas.device)
+    rows = torch.arange(deltas.shape[0], device=deltas.device)
     picked = by_class[rows, classes.clamp(max=by_class.shape[1] - 1)]
     return torch.where(foreground[:, None], picked, torch.zeros_like(picked))
 

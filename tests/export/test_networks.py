@@ -1,0 +1,98 @@
+"""Forms of the networks, and files of ONNX made of them, find what the networks find."""
+
+import functools
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from d2ext.export import build_form, export_onnx
+from d2ext.export.drawing import draw_masks
+
+from detectron2.structures import Boxes, Instances
+
+from tests.export.helpers import CONFIGS, build, image
+
+NETWORKS = list(CONFIGS)
+SIZES = [(96, 130), (128, 128), (160, 107)]
+
+
+def instances(outputs, form, size):
+    """What a form or a session gives -> detections with drawn masks."""
+    boxes, scores, classes, masks = (torch.as_tensor(np.asarray(x)) for x in outputs)
+    drawn = draw_masks(form.drawing, masks, boxes, size, form.mask_threshold)
+    return Instances(
+        size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes, pred_masks=drawn
+    )
+
+
+def assert_same(found, wanted):
+    """The detections, in the same order; masks may differ in a pixel of a thousand."""
+    assert len(found) == len(wanted)
+    assert found.pred_classes.tolist() == wanted.pred_classes.tolist()
+    torch.testing.assert_close(found.scores, wanted.scores, atol=1e-4, rtol=0)
+    boxes, others = found.pred_boxes.tensor, wanted.pred_boxes.tensor
+    torch.testing.assert_close(boxes, others, atol=1e-3, rtol=0)
+    union = (found.pred_masks | wanted.pred_masks).sum()
+    assert (found.pred_masks & wanted.pred_masks).sum() >= 0.999 * union
+
+
+@functools.cache
+def network(name):
+    return build(name)
+
+
+@functools.cache
+def exported(name, folder, all_stages=False):
+    """A form and the session of its file."""
+    form = build_form(network(name), all_stages)
+    path = f"{folder}/{name}_{all_stages}.onnx"
+    export_onnx(form, path, {"d2ext.test": "1"})
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return form, session, path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("onnx"))
+
+
+@torch.no_grad()
+def predict(name, x, size):
+    inputs = {"image": x, "height": size[0], "width": size[1]}
+    return network(name)([inputs])[0]["instances"]
+
+
+def run(session, x, size):
+    return session.run(None, {"image": x.numpy(), "output_size": np.array(size, np.int64)})
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("size", SIZES)
+def test_a_form_finds_what_the_network_finds(name, size):
+    x, output = image(size), (size[0] * 2 + 1, size[1] * 2)
+    with torch.no_grad():
+        form = build_form(network(name))
+        # What pads the picture does not matter.
+        padded = torch.nn.functional.pad(x, (0, -size[1] % 32, 0, -size[0] % 32), value=99.0)
+        found = form(padded, torch.tensor(size), torch.tensor(output))
+        found = instances(found, form, output)
+    wanted = predict(name, x, output)
+    assert len(wanted) >= 3
+    assert_same(found, wanted)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_onnxruntime_finds_what_pytorch_finds_at_any_size(name, folder):
+    form, session, path = exported(name, folder)
+    for seed, size in enumerate(SIZES):
+        x, output = image(size, seed), (size[0] * 2 + 1, size[1] * 2)
+        wanted = predict(name, x, output)
+        assert len(wanted) >= 3
+        assert_same(instances(run(session, x, output), form, output), wanted)
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    assert not model.functions and {x.key: x.value for x in model.metadata_props}["d2ext.test"]
