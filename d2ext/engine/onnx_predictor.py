@@ -149,7 +149,7 @@ def choose_engine(
         )
     if engine == "torch" and is_onnx:
         raise UserError(f"--engine torch cannot use {weights}; give the checkpoint")
-    if not is_onnx:
+    if weights is None or not is_onnx:
         return None
     if unused:
         raise UserError(

@@ -6,7 +6,7 @@ more at once than the kernels do, know batches of one image, and have no gradien
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -257,7 +257,7 @@ def _read(planes: Tensor, rows: _Samples, columns: _Samples) -> Tensor:
     """Bilinear samples (N, y, x) of planes (N, h, w). In the last row and column of "mnc" nothing
     is interpolated."""
     value = torch.bmm(torch.bmm(rows.weight, planes), columns.weight.transpose(-1, -2))
-    if rows.plain is None:
+    if rows.plain is None or columns.plain is None or rows.last is None or columns.last is None:
         return value
     plain = torch.bmm(torch.bmm(rows.plain, planes), columns.plain.transpose(-1, -2))
     return torch.where(rows.last[:, :, None] | columns.last[:, None, :], plain, value)
@@ -383,7 +383,7 @@ def mask_voting_form(
 def decompositions() -> dict[torch._ops.OpOverload, Callable]:
     """Operator -> its standard form, as `torch.export.ExportedProgram.run_decompositions` takes
     it."""
-    forms = {
+    forms: dict[str, Callable[..., Any]] = {
         "roi_warp": roi_warp_form,
         "roi_warp_max_pool": roi_warp_max_pool_form,
         "pyramid_roi_align": pyramid_roi_align_form,

@@ -42,7 +42,7 @@ def predict_records(
     Raises:
         UserError: an image cannot be read, or has another size than its annotations.
     """
-    device = torch.device(predictor.model.device)
+    device = torch.device(str(predictor.model.device))
     found, seconds = [], []
     peak = _PeakMemory(device)
     for record in tqdm(records, desc=name, unit="img", disable=None, leave=False):
