@@ -1,5 +1,6 @@
 """JSON files: reading with mistakes named by line, and writing whole files only."""
 
+import contextlib
 import json
 import os
 import tempfile
@@ -77,17 +78,33 @@ class Places:
 
 
 def write_json(data: dict, path: str) -> None:
-    """Write a file that is either complete or not there, also with several writers."""
+    """Write a file that is either complete or not there, see `writing`."""
+    with writing(path) as f:
+        json.dump(data, f)
+
+
+@contextlib.contextmanager
+def writing(path: str, mode: str = "w"):
+    """A file to be written in a `with` block, which takes its place at the end of it: it is either
+    complete or not there, also with several writers.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
     try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(os.path.abspath(path)))
+        os.makedirs(folder, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
+        encoding = None if "b" in mode else "utf-8"
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as f:
-                json.dump(data, f)
+            with os.fdopen(handle, mode, encoding=encoding) as f:
+                yield f
+                f.flush()
+                os.fsync(f.fileno())
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:
             os.unlink(temporary)
             raise
-    except OSError as e:
-        raise UserError(f"cannot write {path}: {e.strerror or e}") from e
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,10 +1,9 @@
 """Files here and at addresses such as s3://bucket/folder, which fsspec reads and writes."""
 
-import contextlib
 import os
-import tempfile
 from typing import Any
 
+from d2ext.data.json_files import writing
 from d2ext.data.remote import file_system, is_address
 from d2ext.errors import UserError
 
@@ -74,32 +73,6 @@ def write_bytes(place: str, content: bytes) -> None:
         raise
     except Exception as error:
         raise UserError(f"cannot write {place}: {_reason(error)}") from error
-
-
-@contextlib.contextmanager
-def writing(path: str, mode: str = "w"):
-    """A file to be written in a `with` block, which takes its place at the end of it.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    folder = os.path.dirname(os.path.abspath(path))
-    try:
-        os.makedirs(folder, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
-        encoding = None if "b" in mode else "utf-8"
-        try:
-            with os.fdopen(handle, mode, encoding=encoding) as f:
-                yield f
-                f.flush()
-                os.fsync(f.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def list_folder(place: str) -> list[str]:

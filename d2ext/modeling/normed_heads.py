@@ -13,9 +13,8 @@ from detectron2.modeling.roi_heads import (
 )
 
 
-@ROI_BOX_HEAD_REGISTRY.register()
-class NormedConvFCHead(FastRCNNConvFCHead):
-    """detectron2's head of convolutions and fully connected layers; see the module."""
+class _Normed:
+    """The norm of the convolutions as d2ext's backbones have it, for a head of detectron2."""
 
     @configurable
     def __init__(self, input_shape: ShapeSpec, *, conv_norm: str = "", **kwargs):
@@ -26,18 +25,13 @@ class NormedConvFCHead(FastRCNNConvFCHead):
             kwargs: arguments of detectron2's class.
         """
         super().__init__(input_shape, conv_norm=resolve_norm(conv_norm), **kwargs)
+
+
+@ROI_BOX_HEAD_REGISTRY.register()
+class NormedConvFCHead(_Normed, FastRCNNConvFCHead):
+    """detectron2's head of convolutions and fully connected layers; see the module."""
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
-class NormedMaskHead(MaskRCNNConvUpsampleHead):
+class NormedMaskHead(_Normed, MaskRCNNConvUpsampleHead):
     """detectron2's mask head; see the module."""
-
-    @configurable
-    def __init__(self, input_shape: ShapeSpec, *, conv_norm: str = "", **kwargs):
-        """
-        Args:
-            input_shape: of the features of a region.
-            conv_norm: see `resolve_norm`.
-            kwargs: arguments of detectron2's class.
-        """
-        super().__init__(input_shape, conv_norm=resolve_norm(conv_norm), **kwargs)

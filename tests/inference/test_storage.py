@@ -4,8 +4,9 @@ import os
 
 import pytest
 
+from d2ext.data.json_files import writing
 from d2ext.errors import UserError
-from d2ext.inference.storage import list_folder, read_bytes, write_bytes, writing
+from d2ext.inference.storage import list_folder, read_bytes, write_bytes
 
 
 @pytest.fixture(params=["here", "remote"])

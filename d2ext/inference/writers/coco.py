@@ -8,9 +8,9 @@ from typing import IO
 
 import pycocotools.mask as mask_util
 
+from d2ext.data.json_files import writing
 from d2ext.inference.outlines import outlines
 from d2ext.inference.results import ImageResult
-from d2ext.inference.storage import writing
 
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances

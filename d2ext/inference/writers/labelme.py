@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from d2ext.data.json_files import writing
 from d2ext.inference.outlines import outlines
 from d2ext.inference.results import ImageResult
-from d2ext.inference.storage import writing
 from d2ext.inference.writers.files import link_or_save, local_file
 
 

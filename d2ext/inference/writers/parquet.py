@@ -4,9 +4,9 @@ import contextlib
 import os
 from typing import Any
 
+from d2ext.data.json_files import writing
 from d2ext.inference import table
 from d2ext.inference.results import ImageResult
-from d2ext.inference.storage import writing
 
 _GROUP = 500  # rows that are written together
 

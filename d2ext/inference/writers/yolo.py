@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 
+from d2ext.data.json_files import writing
 from d2ext.inference.outlines import single_outline
 from d2ext.inference.results import ImageResult
-from d2ext.inference.storage import writing
 from d2ext.inference.writers.files import link_or_save
 
 
