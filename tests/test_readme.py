@@ -148,7 +148,10 @@ def check_command(words):
         check_make(words)
     elif program in ("python", "torchrun"):
         script = next(i for i, w in enumerate(words) if not w.startswith("--"))
-        check_script(words[script], words[script + 1 :])
+        if words[script] == "-m":
+            check_command(words[script + 1 :])
+        else:
+            check_script(words[script], words[script + 1 :])
     elif program == "d2ext":
         check_d2ext(*words)
     else:

@@ -73,8 +73,12 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """What is predicted with which model, and how: options of every command that predicts."""
+def add_model_options(parser: argparse.ArgumentParser, clusters: tuple[str, ...] = ()) -> None:
+    """What is predicted with which model, and how: options of every command that predicts.
+
+    Args:
+        clusters: what else than this process can compute.
+    """
     parser.add_argument(
         "--config-file",
         metavar="FILE",
@@ -87,7 +91,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="checkpoint (default: the config's), or a file of ONNX that d2ext export wrote",
     )
     parser.add_argument(
-        "--engine", choices=ENGINES, help="default: onnxruntime for files of ONNX, else torch"
+        "--engine",
+        choices=(*ENGINES, *clusters),
+        help="what computes (default: onnxruntime for files of ONNX, else torch)"
+        + "".join(f"; {name}: the actors of a cluster" for name in clusters),
     )
     parser.add_argument(
         "--input",
@@ -181,7 +188,8 @@ def build_predictor(args) -> Predictor:
         UserError: neither is given, or see `Predictor`.
     """
     unused = [x for x in (args.config_file, args.device, *args.register, *args.opts) if x]
-    exported = choose_engine(args.weights, args.engine, unused)
+    engine = args.engine if args.engine in ENGINES else None  # a cluster has either
+    exported = choose_engine(args.weights, engine, unused)
     if exported is not None:
         return exported
     if args.config_file:

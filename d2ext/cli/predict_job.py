@@ -23,6 +23,7 @@ from d2ext.cli.predict import add_model_options, build_predictor, parse
 from d2ext.config import load_projects
 from d2ext.engine import Predictor
 from d2ext.engine.cli import check_score, run_guarded
+from d2ext.engine.onnx_predictor import OnnxPredictor
 from d2ext.engine.provenance import absolute_register, config_to_store, portable_copy
 from d2ext.errors import UserError
 from d2ext.inference.job import Job, run_shards
@@ -49,7 +50,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_model_options(parser)
+    add_model_options(parser, clusters=("ray",))
     parser.add_argument(
         "--output", required=True, metavar="FOLDER", help="of the job, here or an address"
     )
@@ -66,13 +67,6 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--polygons", action="store_true", help="masks in coco.json as polygons, not as codes"
-    )
-    parser.add_argument(
-        "--engine",
-        choices=("processes", "ray"),
-        default="processes",
-        help="who computes: this process and others of torchrun, or the actors of a Ray cluster "
-        "(default: %(default)s)",
     )
     parser.add_argument(
         "--address",
@@ -110,15 +104,17 @@ def process_numbers() -> tuple[int, int]:
 
 def settings_of(predictor: Predictor, threshold: float) -> dict:
     """What a job is bound to beside its images, see `Job`."""
-    experiment = portable_copy(predictor.experiment)
-    experiment.set_device("cpu")
-    experiment.set_paths(os.sep, "")
-    experiment.set_registered([])
+    text = ""  # a file of ONNX has its settings inside
+    if not isinstance(predictor, OnnxPredictor):
+        experiment = portable_copy(predictor.experiment)
+        experiment.set_device("cpu")
+        experiment.set_paths(os.sep, "")
+        experiment.set_registered([])
+        text = config_to_store(experiment)
     digest = hashlib.sha256()
     with PathManager.open(predictor.weights, "rb") as f:
         for block in iter(lambda: f.read(1 << 20), b""):
             digest.update(block)
-    text = config_to_store(experiment)
     return {
         "weights": digest.hexdigest(),
         "config": hashlib.sha256(text.encode()).hexdigest(),
@@ -224,7 +220,7 @@ def run(args) -> int:
     """This process's part of the job; whoever finds all parts there merges them."""
     check_score("--confidence-threshold", args.confidence_threshold)
     require_pyarrow()
-    rank, size = process_numbers() if args.engine == "processes" else (0, 1)
+    rank, size = (0, 1) if args.engine == "ray" else process_numbers()
     source = find_images(args.input, args.images)
     device = args.device
     if args.engine == "ray":

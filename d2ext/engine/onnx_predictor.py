@@ -14,9 +14,10 @@ from d2ext.export.drawing import draw_masks
 from d2ext.export.programs import import_optional
 from d2ext.export.settings import FileSettings
 from d2ext.export.structures import OUTPUTS
+from d2ext.inference import Preparation
 
 from detectron2.data import Metadata
-from detectron2.data.transforms import AugmentationList, ResizeShortestEdge
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Boxes, Instances
 
 
@@ -95,6 +96,7 @@ class _Experiment(NamedTuple):
     """What `Predictor` asks a run for."""
 
     image_format: str
+    device: str = "cpu"
     unread: tuple[str, ...] = ()
 
     def test_sets(self) -> list[str]:
@@ -116,11 +118,11 @@ class OnnxPredictor(Predictor):
         model = OnnxModel(path)
         settings = model.settings
         self.model = model.eval()
-        self.class_names = list(settings.class_names)
+        self.class_names, self.weights = list(settings.class_names), os.fspath(path)
         self.metadata = Metadata(thing_classes=self.class_names)
         self.experiment: Any = _Experiment(settings.channel_order)
         resize = ResizeShortestEdge([settings.short_edge] * 2, settings.max_size)
-        self._augmentations = AugmentationList([resize])
+        self.preparation = Preparation([resize], settings.channel_order)
 
 
 ENGINES = ("torch", "onnxruntime")

@@ -1,5 +1,9 @@
 """Networks as programs: `torch.export` and ONNX, with everything up to boxes, scores and masks."""
 
+from d2ext import compat
+
+compat.require_detectron2()
+
 from d2ext.export.build import build_form
 from d2ext.export.drawing import register_drawing
 from d2ext.export.forms import ExportForm, register_form

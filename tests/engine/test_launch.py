@@ -56,7 +56,7 @@ def test_processes_of_torchrun_talk_by_what_the_device_of_the_config_needs(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda rank: used.append(rank))
-    monkeypatch.setattr(dist, "init_process_group", lambda name, timeout: used.append(name))
+    monkeypatch.setattr(dist, "init_process_group", lambda name, **options: used.append(name))
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
     monkeypatch.setattr(launch, "_create_local_process_group", lambda size: None)
     launch.run(lambda args: None, arguments(), device)
