@@ -25,6 +25,7 @@ SPREAD = {
     "anchor_deltas": 0.3,
     "bbox_pred": 0.3,
     "bbox": 0.3,
+    "predictor": 3.0,  # of masks; flatter ones leave pixels at the threshold to rounding
     "cls_score": 1.5,
     "seg_cls_score": 1.5,
     "cls_seg": 6.0,
