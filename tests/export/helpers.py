@@ -25,11 +25,10 @@ SPREAD = {
     "anchor_deltas": 0.3,
     "bbox_pred": 0.3,
     "bbox": 0.3,
-    "predictor": 3.0,  # of masks; flatter ones leave pixels at the threshold to rounding
     "cls_score": 1.5,
     "seg_cls_score": 1.5,
     "cls_seg": 6.0,
-    "predictor": 10.0,
+    "predictor": 3.0,  # of masks; with 10, halves of ones lie at the threshold, up to rounding
     "fc2": 10.0,
 }
 
