@@ -172,6 +172,8 @@ def measured(runs: list[dict]) -> str:
     text += ", ".join(f"`{name}`" for name in sorted({run["commit"] for run in runs})) + ".\n\n"
     text += networks(runs)
     for chain in CHAINS:
+        if len({step.run for step in chain.steps} & {run["name"] for run in runs}) < 2:
+            continue  # nothing to compare yet
         text += f"\n### {chain.title}\n\nPublished: {chain.published}.\n\n"
         text += chain_table(chain.steps, runs, chain.metric)
     return text

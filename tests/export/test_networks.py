@@ -29,14 +29,15 @@ def instances(outputs, form, size):
 
 
 def assert_same(found, wanted):
-    """The detections, in the same order; masks may differ in a pixel of a thousand."""
+    """The detections, in the same order. Masks may differ in a pixel of a thousand, or of every
+    fifth mask: random ones have pixels at the threshold, which rounding decides."""
     assert len(found) == len(wanted)
     assert found.pred_classes.tolist() == wanted.pred_classes.tolist()
     torch.testing.assert_close(found.scores, wanted.scores, atol=1e-4, rtol=0)
     boxes, others = found.pred_boxes.tensor, wanted.pred_boxes.tensor
     torch.testing.assert_close(boxes, others, atol=1e-3, rtol=0)
-    union = (found.pred_masks | wanted.pred_masks).sum()
-    assert (found.pred_masks & wanted.pred_masks).sum() >= 0.999 * union
+    union = int((found.pred_masks | wanted.pred_masks).sum())
+    assert int((found.pred_masks ^ wanted.pred_masks).sum()) <= max(union // 1000, len(found) // 5)
 
 
 @functools.cache
@@ -89,9 +90,12 @@ def test_onnxruntime_finds_what_pytorch_finds_at_any_size(name, folder):
     form, session, path = exported(name, folder)
     for seed, size in enumerate(SIZES):
         x, output = image(size, seed), (size[0] * 2 + 1, size[1] * 2)
-        wanted = predict(name, x, output)
+        wanted, found = predict(name, x, output), run(session, x, output)
         assert len(wanted) >= 3
-        assert_same(instances(run(session, x, output), form, output), wanted)
+        assert_same(instances(found, form, output), wanted)
+        with torch.no_grad():
+            *_, masks = form(x, torch.tensor(output))
+        torch.testing.assert_close(torch.from_numpy(found[3]), masks, atol=1e-4, rtol=0)
     model = onnx.load(path)
     onnx.checker.check_model(model)
     assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
