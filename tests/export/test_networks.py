@@ -66,6 +66,14 @@ def predict(name, x, size):
     return network(name)([inputs])[0]["instances"]
 
 
+@torch.no_grad()
+def call(form, x, size):
+    height, width = x.shape[-2:]
+    # What pads the picture does not matter.
+    padded = torch.nn.functional.pad(x, (0, -width % 32, 0, -height % 32), value=99.0)
+    return form(padded, torch.tensor((height, width)), torch.tensor(size))
+
+
 def run(session, x, size):
     return session.run(None, {"image": x.numpy(), "output_size": np.array(size, np.int64)})
 
@@ -76,10 +84,7 @@ def test_a_form_finds_what_the_network_finds(name, size):
     x, output = image(size), (size[0] * 2 + 1, size[1] * 2)
     with torch.no_grad():
         form = build_form(network(name))
-        # What pads the picture does not matter.
-        padded = torch.nn.functional.pad(x, (0, -size[1] % 32, 0, -size[0] % 32), value=99.0)
-        found = form(padded, torch.tensor(size), torch.tensor(output))
-        found = instances(found, form, output)
+        found = instances(call(form, x, output), form, output)
     wanted = predict(name, x, output)
     assert len(wanted) >= 3
     assert_same(found, wanted)
@@ -93,8 +98,7 @@ def test_onnxruntime_finds_what_pytorch_finds_at_any_size(name, folder):
         wanted, found = predict(name, x, output), run(session, x, output)
         assert len(wanted) >= 3
         assert_same(instances(found, form, output), wanted)
-        with torch.no_grad():
-            *_, masks = form(x, torch.tensor(output))
+        masks = call(form, x, output)[3]
         torch.testing.assert_close(torch.from_numpy(found[3]), masks, atol=1e-4, rtol=0)
     model = onnx.load(path)
     onnx.checker.check_model(model)
