@@ -16,6 +16,7 @@ from .common.timm import dataloader, lr_multiplier, optimizer, train
 model.backbone = _backbone
 model.backbone.bottom_up.pretrained = "vit_base_patch16_224.mae"
 model.backbone.bottom_up.drop_path = 0.1
+model.backbone.bottom_up.positions = 14
 model.proposal_generator.head.conv_dims = [-1, -1]
 model.roi_heads.box_head._target_ = NormedConvFCHead
 model.roi_heads.box_head.conv_dims = [256, 256, 256, 256]

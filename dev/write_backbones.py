@@ -37,14 +37,13 @@ HEAD = "| config | million parameters | GFLOP | s per image | box AP, mask AP (P
 
 class Published(NamedTuple):
     """Numbers of others: million parameters, GFLOP, box AP, mask AP (0: none), and where they are
-    written; `same` if they are of the same network."""
+    written."""
 
     parameters: float = 0
     gflop: float = 0
     box: float = 0
     mask: float = 0
     source: str = ""
-    same: bool = True
 
 
 SWIN, CONVNEXT = "Swin's repository of detectors", "ConvNeXt's repository"
@@ -52,16 +51,16 @@ NETWORKS = {
     "configs/mask_rcnn_R_50_FPN_3x_coco": Published(0, 0, 41.0, 37.2, "detectron2's zoo"),
     "configs/mask_rcnn_swin_T": Published(48, 267, 46.0, 41.6, SWIN),
     "configs/mask_rcnn_convnext_T": Published(48, 262, 46.2, 41.7, CONVNEXT),
-    "configs/mask_rcnn_vitdet_B": Published(0, 0, 51.6, 45.9, "detectron2's ViTDet"),
+    "configs/mask_rcnn_vitdet_B": Published(110.9, 0, 51.6, 45.9, "detectron2's ViTDet"),
     "configs/mask_rcnn_mobilenetv4": Published(),
     "projects/HTC/configs/htc_R_50_FPN_20e_coco": Published(0, 0, 43.3, 38.3, "MMDetection"),
     "projects/HTC/configs/htc_swin_T_FPN_3x_ms": Published(),
     "projects/HTC/configs/htc_swin_S_FPN_3x_ms": Published(),
     "projects/HTC/configs/htc_swin_B_FPN_3x_ms": Published(
-        160, 1043, 56.4, 49.1, "HTC++, Swin's repository", same=False
+        160, 1043, 56.4, 49.1, "HTC++, Swin's repository"
     ),
     "projects/HTC/configs/htc_swin_L_FPN_3x_ms": Published(
-        284, 1470, 57.1, 49.5, "HTC++, Swin's repository", same=False
+        284, 1470, 57.1, 49.5, "HTC++, Swin's repository"
     ),
     "projects/HTC/configs/htc_convnext_T": Published(),
     "projects/HTC/configs/htc_convnext_S": Published(),

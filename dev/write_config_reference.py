@@ -52,6 +52,8 @@ LAZY = {
     "MODEL.TIMM.NORM": "model.backbone.bottom_up.norm",
     "MODEL.TIMM.OUT_NORM": "model.backbone.bottom_up.out_norm",
     "MODEL.TIMM.OUTPUT_STRIDE": "model.backbone.bottom_up.output_stride",
+    "MODEL.TIMM.GLOBAL_BLOCKS": "model.backbone.bottom_up.global_blocks",
+    "MODEL.TIMM.POSITIONS": "model.backbone.bottom_up.positions",
     "MODEL.TIMM.CHECKPOINTING": "model.backbone.bottom_up.checkpointing",
     "MODEL.CAFFE_RESNET.CEIL_POOL": "model.backbone.ceil_pool",
     "MODEL.MNC.CATEGORY_HEAD": "model.roi_heads.category_head",

@@ -55,5 +55,9 @@ def add_modeling_config(cfg: CN) -> None:
     net.OUT_NORM = ""
     # 16 dilates the last stage of networks that can be.
     net.OUTPUT_STRIDE = 32
+    # Blocks of attention over the whole last map, as HTC++ adds one to Swin.
+    net.GLOBAL_BLOCKS = 0
+    # Rows and columns of the table of positions of samvit; 0: the network's own, ViTDet's: 14.
+    net.POSITIONS = 0
     # Compute features again in the backward pass, for less memory.
     net.CHECKPOINTING = False

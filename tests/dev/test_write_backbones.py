@@ -29,7 +29,7 @@ def test_every_config_over_timm_is_in_the_table(script, rows):
     assert list(rows) == stems
     shipped = [*ROOT.glob("configs/*.yaml"), *ROOT.glob("projects/*/configs/*.yaml")]
     over_timm = {p.stem for p in shipped if "TIMM:" in p.read_text() and "tiny" not in p.stem}
-    assert over_timm - {"Base-RCNN-FPN-timm"} <= set(stems)
+    assert over_timm - {"Base-RCNN-FPN-timm", "Base-HTC-timm"} <= set(stems)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,7 @@ def test_every_config_over_timm_is_in_the_table(script, rows):
     [
         "configs/mask_rcnn_swin_T",
         "configs/mask_rcnn_vitdet_B",
+        "projects/HTC/configs/htc_swin_B_FPN_3x_ms",
         "projects/MNC/configs/mnc_convnext_T",
     ],
 )
@@ -53,10 +54,10 @@ def test_parameters_and_operations_are_within_2_percent_of_the_published(script,
         for cell, number in ((cells[0], published.parameters), (cells[1], published.gflop)):
             own, theirs = counts(cell)
             assert theirs == (number or None)
-            if number and published.same:
+            if number:
                 assert own == pytest.approx(number, rel=0.02), f"{stem}: {cell}"
                 compared += 1
-    assert compared >= 4
+    assert compared >= 9
 
 
 def test_published_ap_is_that_of_the_comments_in_the_configs(script, rows):

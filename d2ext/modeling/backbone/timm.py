@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torchvision.models.swin_transformer import shifted_window_attention
 
 from d2ext.errors import UserError
+from d2ext.modeling.backbone.global_attention import apply_global_blocks, build_global_blocks
 from d2ext.modeling.backbone.norm import resolve_norm
 from d2ext.modeling.backbone.pyramid import SimpleFeaturePyramid
 from d2ext.modeling.backbone.timm_layers import number_layers, stage_ends, without_decay
-from d2ext.modeling.backbone.timm_weights import load_vit_weights
+from d2ext.modeling.backbone.timm_weights import load_vit_weights, resize_positions
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -115,6 +116,8 @@ class TimmBackbone(Backbone):
         norm: str = "FrozenBN",
         out_norm: str = "",
         output_stride: int = 32,
+        global_blocks: int = 0,
+        positions: int = 0,
         checkpointing: bool = False,
     ):
         """
@@ -131,6 +134,10 @@ class TimmBackbone(Backbone):
             out_norm: "LN": a layer norm on every feature map given, as in the detectors of
                 Swin and ConvNeXt; "": none.
             output_stride: 16 dilates the last stage of networks that can be.
+            global_blocks: number of blocks of attention over the whole last map (HTC++).
+            positions: rows and columns of the table of positions of `samvit`, which is resampled to
+                the image as it is used; 0: the network's own, 64. ViTDet keeps those of its
+                pretraining, 14.
             checkpointing: compute the features again in the backward pass, for less memory.
         """
         super().__init__()
@@ -143,9 +150,13 @@ class TimmBackbone(Backbone):
             raise UserError(
                 f"MODEL.TIMM.OUT_FEATURES: {name} has no '{unknown[0]}', but {', '.join(names)}"
             )
+        if global_blocks and names[-1] not in kept:
+            raise UserError(f"MODEL.TIMM.GLOBAL_BLOCKS: OUT_FEATURES has no '{names[-1]}'")
         other = pretrained if _is_network(pretrained) else ""
         own = "" if other else pretrained
         self.net = _create(name, own, plain, in_channels, drop_path, output_stride)
+        if positions:
+            resize_positions(self.net, positions, name)
         if other:
             weights = _create(other, HUB, is_plain_vit(other), in_channels, 0.0, 32).state_dict()
             load_vit_weights(self.net, weights, other)
@@ -177,6 +188,7 @@ class TimmBackbone(Backbone):
             {x: nn.LayerNorm(self._out_feature_channels[x], eps) for x in kept if out_norm}
         )
         _pad_before_shifting(self.net)
+        self.global_blocks = build_global_blocks(channels[-1], global_blocks, drop_path)
         if checkpointing:
             self.net.set_grad_checkpointing(True)
         self._name, self._stages = name, [] if plain else modules[first:]
@@ -196,6 +208,8 @@ class TimmBackbone(Backbone):
             "norm": timm.NORM,
             "out_norm": timm.OUT_NORM,
             "output_stride": timm.OUTPUT_STRIDE,
+            "global_blocks": timm.GLOBAL_BLOCKS,
+            "positions": timm.POSITIONS,
             "checkpointing": timm.CHECKPOINTING,
         }
 
@@ -209,6 +223,8 @@ class TimmBackbone(Backbone):
         maps, out = self.net(x), {}
         for name, place in self._places.items():
             feature = maps[place]
+            if name == self._out_features[-1] and len(self.global_blocks):
+                feature = apply_global_blocks(self.global_blocks, feature, self._channels_last)
             if self._channels_last:
                 if name in self.out_norms:
                     feature = self.out_norms[name](feature)
@@ -220,7 +236,7 @@ class TimmBackbone(Backbone):
 
     def layer_numbers(self) -> tuple[dict[str, int], int]:
         """The layer of each parameter by its name, from 0, and the last layer's number; see
-        `number_layers`. Norms of the feature maps belong to none."""
+        `number_layers`. What follows the network, norms and global blocks, belongs to none."""
         numbers, last = number_layers(self.net, _check_name(self._name), self._stages, self._name)
         return {f"net.{name}": number for name, number in numbers.items()}, last
 

@@ -41,6 +41,26 @@ def load_vit_weights(net: nn.Module, weights: Mapping[str, Tensor], source: str)
     net.load_state_dict(loaded, strict=False)
 
 
+def resize_positions(net: nn.Module, side: int, title: str) -> None:
+    """Give timm's `samvit` a table of `side` x `side` positions; it resamples the table to the
+    patches of every image.
+
+    Args:
+        net: changed in place.
+        title: its name, for messages.
+
+    Raises:
+        UserError: the network has no table that it resamples.
+    """
+    net = getattr(net, "model", net)  # as timm wraps it to give features
+    old = getattr(net, "pos_embed", None)
+    if old is None or old.dim() != 4:
+        raise UserError(f"MODEL.TIMM.POSITIONS: {title} has no table of positions to resize")
+    from timm.layers import resample_abs_pos_embed_nhwc
+
+    net.pos_embed = nn.Parameter(resample_abs_pos_embed_nhwc(old.detach(), [side, side]))
+
+
 def _resampled(positions: Tensor, wanted: Tensor) -> Tensor:
     """Embeddings 1 x (tokens + side^2) x C in the form 1 x H x W x C of other ones."""
     if positions.dim() != 3 or wanted.dim() != 4:

@@ -1,6 +1,6 @@
 """HTC over ConvNeXt-S, 36 epochs; rates as in ConvNeXt's Cascade. Not published."""
 
-from .htc_swin_T_FPN_3x_ms import dataloader, lr_multiplier, model, optimizer, train
+from .models.htc_timm import dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.bottom_up.name = "convnext_small.fb_in1k"
 model.backbone.bottom_up.drop_path = 0.6

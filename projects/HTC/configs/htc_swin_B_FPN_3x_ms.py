@@ -1,6 +1,6 @@
-"""HTC over Swin-B from ImageNet-22K, 36 epochs, with parts of HTC++.
+"""HTC++ over Swin-B from ImageNet-22K, 36 epochs.
 
-HTC++ itself, published: box AP 56.4, mask AP 49.1 (Swin paper, table 2c; 72 epochs).
+Published: box AP 56.4, mask AP 49.1 (Swin paper, table 2c; 72 epochs and InstaBoost).
 """
 
 from .htc_swin_T_FPN_3x_ms import dataloader, lr_multiplier, model, optimizer, train

@@ -1,6 +1,6 @@
-"""HTC over Swin-L from ImageNet-22K, 36 epochs, with parts of HTC++.
+"""HTC++ over Swin-L from ImageNet-22K, 36 epochs.
 
-HTC++ itself, published: box AP 57.1, mask AP 49.5 (Swin paper, table 2c).
+Published: box AP 57.1, mask AP 49.5 (Swin paper, table 2c; InstaBoost).
 """
 
 from .htc_swin_T_FPN_3x_ms import dataloader, lr_multiplier, model, optimizer, train

@@ -1,4 +1,4 @@
-"""HTC over Swin-S, 36 epochs, with parts of the Swin paper's HTC++. Not published."""
+"""HTC++ over Swin-S, 36 epochs. Not published."""
 
 from .htc_swin_T_FPN_3x_ms import dataloader, lr_multiplier, model, optimizer, train
 

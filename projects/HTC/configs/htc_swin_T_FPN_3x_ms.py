@@ -1,27 +1,12 @@
-"""HTC over Swin-T, 36 epochs, with parts of the Swin paper's HTC++; see the yaml. Not published."""
+"""HTC++ of the Swin paper over Swin-T, 36 epochs; see the yaml. Not published."""
 
-from d2ext.config import get_config
+from .models.htc_timm import dataloader, lr_multiplier, model, optimizer, train
 
-from .htc_R_50_FPN_1x_coco import dataloader, model, train
-
-_timm = get_config("common/models/timm_fpn.py")
-optimizer = get_config("common/optim.py").AdamW
-lr_multiplier = get_config("common/schedule.py").lr_36_epochs
-
-model.backbone = _timm.backbone
 model.backbone.bottom_up.name = "swin_tiny_patch4_window7_224.ms_in1k"
 model.backbone.bottom_up.drop_path = 0.2
-model.roi_heads.soft_nms = "linear"
-_resize = dataloader.train.mapper.augmentations[0]
-_resize.short_edge_length = [400, 1400]
-_resize.sample_style = "range"
-_resize.max_size = 1600
-optimizer.weight_decay = 0.05
-optimizer.decay_matrices_only = True
-train.max_iter = 263880
-train.amp.enabled = True
-train.init_checkpoint = ""
-# The sizes are ours.
-train.test_aug.min_sizes = [400, 600, 800, 1000, 1200, 1400]
-train.test_aug.max_size = 1600
+model.backbone.bottom_up.global_blocks = 1
+for _head in model.roi_heads.box_heads:
+    _head.conv_dims = [256, 256, 256, 256]
+    _head.fc_dims = [1024]
+    _head.conv_norm = "GN"
 train.output_dir = "./output/htc_swin_T_FPN_3x_ms"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from d2ext.errors import UserError
-from d2ext.modeling.backbone.timm_weights import load_vit_weights
+from d2ext.modeling.backbone.timm_weights import load_vit_weights, resize_positions
 
 pytest.importorskip("timm")
 from timm.models.vision_transformer import VisionTransformer
@@ -52,6 +52,19 @@ def test_positions_are_resampled_and_relative_ones_stay_zero():
     torch.testing.assert_close(other.pos_embed, torch.full_like(other.pos_embed, 3.0))
     assert not other.blocks[0].attn.rel_pos_h.any()
     assert torch.equal(other.blocks[1].mlp.fc1.weight, plain.blocks[1].mlp.fc1.weight)
+
+
+def test_a_table_of_the_size_of_the_pretraining_is_taken_over_and_resampled_to_the_image():
+    plain, other = networks(img_size=128)
+    resize_positions(other, 4, "samvit")
+    load_vit_weights(other, plain.state_dict(), "plain")
+    assert torch.equal(other.pos_embed.flatten(1, 2), plain.pos_embed[:, 1:])
+    assert "pos_embed" in dict(other.named_parameters())
+    image = torch.rand(1, 3, 128, 96, requires_grad=True)
+    (found,) = other.forward_intermediates(image, indices=1, intermediates_only=True)
+    assert found.shape == (1, 16, 8, 6)
+    with pytest.raises(UserError, match="POSITIONS: plain has no table of positions"):
+        resize_positions(plain, 4, "plain")
 
 
 def test_a_network_of_another_size_is_refused_in_one_line():
