@@ -12,28 +12,39 @@ tested are the last ones. Time is that of the processor, which other programs di
 import argparse
 import itertools
 import json
-import multiprocessing
 import shutil
 import statistics
-import time
 from pathlib import Path
 
+from measured_training import measure
 from tabulate import tabulate
 
-# Of what the recipe chooses: short side, learning rate, time.
-SIZES, RATES = (0.7, 1.0, 1.4), (0.5, 1.0, 2.0)
-# Every size and rate for the time of the recipe, and its own size for half of it.
-GRID = [*itertools.product(SIZES, RATES, [1.0]), *itertools.product([1.0], RATES, [0.5])]
+# Of what the recipe chooses: short side, learning rate, time. First one of them at a time, and a
+# high rate for half of the time; then sizes together with rates.
+GRID = [
+    (1.0, 1.0, 1.0),
+    *((size, 1.0, 1.0) for size in (0.7, 1.4)),
+    *((1.0, rate, 1.0) for rate in (2.0, 0.5, 4.0)),
+    (1.0, 2.0, 0.5),
+    *itertools.product((0.7, 1.4), (2.0, 0.5), [1.0]),
+]
 PILOT = 12  # iterations that tell what one costs at a size
+NARROW = "RECIPE.TRAIN_SCALES=[0.8,0.9,1.0]"
 HELPS = {
     "the recipe": [],
+    "copy-paste into half of the images": ["INPUT.COPY_PASTE.PROB=0.5"],
+    "short sides of 0.8 to 1": [NARROW],
+    "short sides of 0.8 to 1, copy-paste into half of the images": [
+        NARROW,
+        "INPUT.COPY_PASTE.PROB=0.5",
+    ],
+    "short sides of 0.8 to 1, average of the weights, 0.99": [NARROW, "SOLVER.EMA_DECAY=0.99"],
+    "short sides of 0.5 to 1.5": ["RECIPE.TRAIN_SCALES=[0.5,0.75,1.0,1.25,1.5]"],
     "large-scale jitter, 0.5 to 1.5": [
         "INPUT.LSJ.ENABLED=true",
         "INPUT.LSJ.MIN_SCALE=0.5",
         "INPUT.LSJ.MAX_SCALE=1.5",
     ],
-    "copy-paste into half of the images": ["INPUT.COPY_PASTE.PROB=0.5"],
-    "average of the weights, 0.99": ["SOLVER.EMA_DECAY=0.99"],
 }
 
 
@@ -49,24 +60,6 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default="", help="trainings whose name contains this")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     return parser
-
-
-def _work(config: str, data: str, options: list[str], test: bool, pipe) -> None:
-    """One training and its test, in a process of its own."""
-    from d2ext.engine.loop import evaluate_checkpoint, train
-    from d2ext.engine.setup import build_experiment
-
-    common = [*options, f"DATASETS.TRAIN=shapes_{data}_train"]
-    experiment = build_experiment(config, [*common, "DATASETS.TEST=()"])
-    started = time.process_time()
-    train(experiment, overwrite=True)
-    result = {"seconds": time.process_time() - started}
-    for key in ("INPUT.MIN_SIZE_TEST", "SOLVER.BASE_LR", "SOLVER.MAX_ITER"):
-        result[key] = experiment.setting(key, None)
-    if test:
-        common.append(f"DATASETS.TEST=shapes_{data}_val")
-        result.update(evaluate_checkpoint(build_experiment(config, common), resume=True)["segm"])
-    pipe.send(result)
 
 
 class Comparison:
@@ -88,17 +81,9 @@ class Comparison:
             return kept
         output = arguments.folder / "run" / f"{self.prefix}, {name}, seed {seed}"
         options = [*options, f"OUTPUT_DIR={output}", f"SEED={seed}", "LOG_PERIOD=100"]
-        receive, send = multiprocessing.get_context("spawn").Pipe(duplex=False)
-        process = multiprocessing.get_context("spawn").Process(
-            target=_work, args=(arguments.config, arguments.data, options, test, send)
-        )
-        process.start()
-        send.close()
-        try:
-            result = receive.recv()
-        except EOFError:
-            raise SystemExit(f"error: '{name}' failed; see {output}") from None
-        process.join()
+        data = f"shapes_{arguments.data}"
+        tested = f"{data}_val" if test else ""
+        result = measure(arguments.config, options, f"{data}_train", tested)
         shutil.rmtree(output)
         file = arguments.folder / f"{self.prefix}, {name}, seed {seed}.json"
         file.write_text(json.dumps(result))

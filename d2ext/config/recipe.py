@@ -19,6 +19,8 @@ def add_recipe_config(cfg: CfgNode) -> None:
     recipe.IMAGE_SIZE = 0
     recipe.OBJECT_SIZE = 32.0
     recipe.SHORT_SIDE = [128, 320]
+    # Of that short side, what training images are resized to, one at random.
+    recipe.TRAIN_SCALES = [0.5, 0.75, 1.0, 1.25]
     # Anchors: "fit" to the boxes, or "keep" those that the weights know, unless objects lie far
     # outside.
     recipe.ANCHORS = "fit"

@@ -137,8 +137,9 @@ def fit_recipe(experiment: Experiment) -> list[Choice]:
 
     given = experiment.recipe_options
     low, high = _of(experiment, "SHORT_SIDE")
+    scales = _of(experiment, "TRAIN_SCALES")
     sizes = choose_size(
-        data, _of(experiment, "OBJECT_SIZE"), low, high, _of(experiment, "IMAGE_SIZE")
+        data, _of(experiment, "OBJECT_SIZE"), low, high, scales, _of(experiment, "IMAGE_SIZE")
     )
     side = [use(choice) for choice in sizes][0]
     anchors = experiment.setting("MODEL.ANCHOR_GENERATOR.SIZES", f"{_ANCHORS}.sizes")
@@ -150,7 +151,7 @@ def fit_recipe(experiment: Experiment) -> list[Choice]:
     batch = choose_batch(
         _of(experiment, "BATCH"),
         data.num_images,
-        _megapixels(data, side),
+        _megapixels(data, side * max(scales)),
         _of(experiment, "MEMORY"),
         _gpu_memory(experiment.device),
         comm.get_world_size(),
@@ -250,7 +251,7 @@ def _corners(annotation: dict[str, Any]) -> Sequence[float]:
     return BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
 
 
-def _megapixels(data: DataStatistics, side: int) -> float:
+def _megapixels(data: DataStatistics, side: float) -> float:
     """Of the largest training image, padded as batches are."""
     ratio = float((data.images.max(1) / data.images.min(1)).max())
     return side * side * min(ratio, LONG_SIDE) / 1e6

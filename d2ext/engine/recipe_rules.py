@@ -14,7 +14,6 @@ import numpy as np
 # sizes go down to 640.
 LONG_SIDE = 1333 / 800
 ENLARGED = 800 / 480
-TRAIN_SCALES = (0.8, 0.9, 1.0)
 TEST_SCALES = (0.75, 1.0, 1.25)  # of test-time augmentation
 STRIDE = 16  # sizes are multiples of it
 SMALLEST_ANCHOR = 4  # pixels
@@ -63,13 +62,19 @@ class DataStatistics(NamedTuple):
 
 
 def choose_size(
-    data: DataStatistics, wanted: float, low: int, high: int, given: int = 0
+    data: DataStatistics,
+    wanted: float,
+    low: int,
+    high: int,
+    scales: Sequence[float],
+    given: int = 0,
 ) -> list[Choice]:
     """Sizes of the images: a quarter of the objects stay below `wanted` pixels.
 
     Args:
         wanted: square root of a box's area.
         low, high: limits of the short side.
+        scales: of training images, relative to that of tests.
         given: the short side that the user asks for, without limits; 0: none.
     """
     own = data.median_short_side()
@@ -85,15 +90,16 @@ def choose_size(
             f"below {wanted:g}; {low} to {high}, at most {ENLARGED:.2f} of the images' own"
         )
         source = "COCO's small objects: Lin et al., ECCV 2014; 480 to 800 pixels: detectron2"
-    sizes = [round(side * scale) for scale in TRAIN_SCALES]
+    sizes = [round(side * scale) for scale in scales]
     tests = [round(side * scale) for scale in TEST_SCALES]
-    jitter, long = "0.8, 0.9 and 1 of it", "1333/800 of the short side"
-    ratio = "the ratios of detectron2's COCO configs"
+    jitter = f"{', '.join(f'{scale:g}' for scale in scales)} of it"
+    long, ratio = "1333/800 of the short side", "the ratio of detectron2's COCO configs"
+    multiple = "several scales: detectron2's COCO configs; wider: Ghiasi et al., CVPR 2021"
     return [
         Choice("INPUT.MIN_SIZE_TEST", side, why, source),
         Choice("INPUT.MAX_SIZE_TEST", round(side * LONG_SIDE), long, ratio),
-        Choice("INPUT.MIN_SIZE_TRAIN", sizes, jitter, ratio),
-        Choice("INPUT.MAX_SIZE_TRAIN", round(side * LONG_SIDE), long, ratio),
+        Choice("INPUT.MIN_SIZE_TRAIN", sizes, jitter, multiple),
+        Choice("INPUT.MAX_SIZE_TRAIN", round(max(sizes) * LONG_SIDE), long, ratio),
         Choice("TEST.AUG.MIN_SIZES", tests, "0.75, 1 and 1.25 of it", "test-time augmentation"),
         Choice("TEST.AUG.MAX_SIZE", round(tests[-1] * LONG_SIDE), long, ratio),
     ]

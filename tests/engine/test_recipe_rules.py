@@ -24,6 +24,9 @@ def data(*sizes, image=(600, 800)):
     return DataStatistics(1, np.array([image], dtype=float), boxes, np.zeros(len(sizes), int))
 
 
+SCALES = (0.5, 1.5)
+
+
 def values(choices):
     return {choice.key: choice.value for choice in choices}
 
@@ -40,14 +43,15 @@ def values(choices):
     ],
 )
 def test_short_side_follows_small_objects_within_limits(sizes, image, limits, side):
-    found = values(choose_size(data(*sizes, image=image), 32, *limits))
+    found = values(choose_size(data(*sizes, image=image), 32, *limits, SCALES))
     assert found["INPUT.MIN_SIZE_TEST"] == side
-    assert found["INPUT.MIN_SIZE_TRAIN"] == [round(side * x) for x in (0.8, 0.9, 1.0)]
+    assert found["INPUT.MIN_SIZE_TRAIN"] == [round(side * x) for x in SCALES]
+    assert found["INPUT.MAX_SIZE_TRAIN"] == round(found["INPUT.MIN_SIZE_TRAIN"][1] * 1333 / 800)
     assert found["INPUT.MAX_SIZE_TEST"] == round(side * 1333 / 800)
 
 
 def test_a_given_size_has_no_limits():
-    assert values(choose_size(data(5), 32, 128, 480, 901))["INPUT.MIN_SIZE_TEST"] == 901
+    assert values(choose_size(data(5), 32, 128, 480, SCALES, 901))["INPUT.MIN_SIZE_TEST"] == 901
 
 
 def test_objects_are_measured_where_the_long_side_is_the_limit():
@@ -144,7 +148,7 @@ def test_nothing_is_evaluated_without_a_test_set_or_chosen_without_a_metric():
 
 def test_every_choice_is_one_line_with_reason_and_source():
     choices = [
-        *choose_size(data(30), 32, 128, 480),
+        *choose_size(data(30), 32, 128, 480, SCALES),
         *choose_anchors([30.0], [1.0], PYRAMID, "fit"),
         choose_batch(2, 10, 1.0, (1, 1)),
         choose_length(64, 10, 2, 1, 1000),
