@@ -128,13 +128,18 @@ class StandardForm(ExportForm):
 
 @register_form(CascadeROIHeads)
 class CascadeForm(StandardForm):
-    """detectron2's Cascade Mask R-CNN, whose stages share one mask head."""
+    """detectron2's Cascade Mask R-CNN, whose stages share one mask head. A result after a stage is
+    that of a network which ends there."""
+
+    def __init__(self, model: nn.Module, all_stages: bool = False):
+        self.stages = len(model.roi_heads.box_predictor)
+        super().__init__(model, all_stages)
 
     def last_predictor(self) -> nn.Module:
         return self.model.roi_heads.box_predictor[-1]
 
     def detect(self, features, boxes, inputs):
-        heads, scores = self.model.roi_heads, []
+        heads, scores, outputs = self.model.roi_heads, [], []
         maps = [features[name] for name in heads.box_in_features]
         decoded = boxes
         for head, predictor in zip(heads.box_head, heads.box_predictor):
@@ -142,7 +147,10 @@ class CascadeForm(StandardForm):
             logits, deltas = predictor(head(pool(heads.box_pooler, maps, boxes)))
             scores.append(F.softmax(logits, dim=-1))
             decoded = predictor.box2box_transform.apply_deltas(deltas, boxes)
-        return [self.finish(features, decoded, sum(scores) * (1.0 / len(scores)), inputs)]
+            if self.all_stages or len(scores) == self.stages:
+                mean = sum(scores) * (1.0 / len(scores))
+                outputs.append(self.finish(features, decoded, mean, inputs))
+        return outputs
 
 
 @register_form(MultiStageROIHeads)

@@ -9,11 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from d2ext.checkpoint import Checkpointer
-from d2ext.engine import Predictor, build_experiment
+from d2ext.engine import Predictor
 from d2ext.engine.exporting import export_model, resizing
 from d2ext.engine.onnx_predictor import OnnxPredictor, choose_engine
-from d2ext.engine.provenance import config_to_store
 from d2ext.errors import UserError
 from d2ext.export.programs import import_optional
 from d2ext.export.settings import FileSettings
@@ -21,25 +19,16 @@ from d2ext.export.settings import FileSettings
 from detectron2.data.detection_utils import read_image
 from detectron2.data.transforms import RandomFlip, ResizeShortestEdge
 
-from tests.export.helpers import CONFIGS, FEW, lively
+from tests.export.helpers import NAMES, save
 from tests.soak.conftest import FULL
-
-NAMES = [f"thing{i}" for i in range(8)]
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory, request):
     """A checkpoint of HTC with class names and config, with three results."""
-    folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(request.config.rootpath)
-        torch.manual_seed(3)
-        texts = [*FEW, "MODEL.DEVICE=cpu", "INPUT.FORMAT=RGB"]
-        experiment = build_experiment(CONFIGS["htc"], texts, with_data=False)
-        model = lively(experiment.build_model())
-        metadata = {"config": config_to_store(experiment), "thing_classes": NAMES}
-        Checkpointer(model, str(folder), metadata=metadata).save("model")
-    return str(folder / "model.pth")
+        return save("htc", tmp_path_factory.mktemp("run"), "INPUT.FORMAT=RGB")
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +84,7 @@ def test_the_file_says_how_to_use_it(predictor, exported, weights):
     settings = OnnxPredictor(exported).model.settings
     assert settings.network == "HybridTaskCascade" and settings.class_names == NAMES
     assert (settings.channel_order, settings.short_edge, settings.max_size) == ("RGB", 128, 320)
-    assert settings.checkpoint == "model.pth" and len(settings.sha256) == 64
+    assert settings.checkpoint == "model_final.pth" and len(settings.sha256) == 64
     assert settings.parameters == sum(p.numel() for p in predictor.model.parameters())
 
 

@@ -5,7 +5,9 @@ import functools
 import torch
 from torch import nn
 
+from d2ext.checkpoint import Checkpointer
 from d2ext.engine import build_experiment
+from d2ext.engine.provenance import config_to_store
 
 CONFIGS = {
     "mask_rcnn": "configs/mask_rcnn_tiny.yaml",
@@ -18,6 +20,7 @@ CONFIGS = {
 OVERRIDES = {"htc_without_semantic": ["MODEL.HTC.SEMANTIC.ENABLED=False"]}
 # The score of a region, whatever it shows, lies above the configs' own threshold.
 FEW = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST=0.05", "TEST.DETECTIONS_PER_IMAGE=30"]
+NAMES = [f"thing{i}" for i in range(8)]  # of the classes in checkpoints
 
 
 # Deviation of what a layer gives, by the end of its name; of the others 1.
@@ -75,3 +78,14 @@ def build(name: str, *overrides: str) -> nn.Module:
     torch.manual_seed(3)
     texts = [*FEW, *OVERRIDES.get(name, ()), *overrides]
     return lively(build_experiment(CONFIGS[name], texts, with_data=False).build_model())
+
+
+def save(name: str, folder, *overrides: str) -> str:
+    """A checkpoint of such a network with its config and `NAMES` of classes; its path."""
+    torch.manual_seed(3)
+    texts = [*FEW, *OVERRIDES.get(name, ()), "MODEL.DEVICE=cpu", *overrides]
+    experiment = build_experiment(CONFIGS[name], texts, with_data=False)
+    model = lively(experiment.build_model())
+    metadata = {"config": config_to_store(experiment), "thing_classes": NAMES}
+    Checkpointer(model, str(folder), metadata=metadata).save("model_final")
+    return f"{folder}/model_final.pth"

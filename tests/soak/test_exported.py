@@ -52,7 +52,8 @@ def test_onnxruntime_agrees_with_pytorch(
     counts = {name: round(value, 6) for name, value in result._asdict().items()}
     counted({"network": network, **counts})
     assert result.images == IMAGES * len(SIZES) and result.detections > 3 * result.images
-    # A pixel at the threshold moves the box that FCIS and MNC draw tightly around a mask.
+    # Every detection agrees but those of which PyTorch itself decides either way. They are few.
+    assert result.unexplained == 0
     assert result.missing + result.extra <= result.detections / 100
     assert result.box <= 1e-3 and result.score <= 1e-4 and result.overlap >= 0.999
     assert engines.foreign_operators(path) == []
