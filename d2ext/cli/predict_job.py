@@ -23,6 +23,7 @@ from d2ext.cli.predict import add_model_options, build_predictor, parse
 from d2ext.config import load_projects
 from d2ext.engine import Predictor
 from d2ext.engine.cli import check_score, run_guarded
+from d2ext.engine.launch import end_with_launcher, started_by_torchrun
 from d2ext.engine.onnx_predictor import OnnxPredictor
 from d2ext.engine.provenance import absolute_register, config_to_store, portable_copy
 from d2ext.errors import UserError
@@ -220,6 +221,8 @@ def run(args) -> int:
     """This process's part of the job; whoever finds all parts there merges them."""
     check_score("--confidence-threshold", args.confidence_threshold)
     require_pyarrow()
+    if started_by_torchrun():
+        end_with_launcher()
     rank, size = (0, 1) if args.engine == "ray" else process_numbers()
     source = find_images(args.input, args.images)
     device = args.device

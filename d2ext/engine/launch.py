@@ -91,10 +91,10 @@ def _check_processes(args, device: str) -> None:
         )
 
 
-def _end_with_launcher() -> None:
+def end_with_launcher() -> None:
     """Let the system send SIGTERM when `torchrun` is gone, e.g. killed for want of memory.
 
-    Without it the process would wait for the others for half an hour, or train on and keep the
+    Without it the process would wait for the others for half an hour, or go on and keep the
     output folder to itself. Linux only.
 
     Raises:
@@ -115,7 +115,7 @@ def _end_with_launcher() -> None:
 
 
 def _run_torchrun_worker(function: Callable, args, device: str) -> None:
-    _end_with_launcher()
+    end_with_launcher()
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ["LOCAL_RANK"])
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))

@@ -40,15 +40,20 @@ def connect(address: str | None) -> ModuleType:
     """ray, connected to a cluster; None: one on this machine, which ends with this process.
 
     Raises:
-        UserError: ray is not installed, or there is no cluster.
+        UserError: ray is not installed, there is no cluster, or none starts.
     """
     ray = require_ray()
     if ray.is_initialized():
         return ray
     try:
         ray.init(address=address or "local", log_to_driver=False, include_dashboard=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises this very class where a cluster does not start in time
         reason = " ".join(str(error).split())[:160]
+        if address is None:
+            raise UserError(
+                f"no Ray cluster starts on this machine ({reason}); try again when it is less "
+                "busy, or start one with ray start and give --address auto"
+            ) from error
         raise UserError(
             f"--address {address}: no Ray cluster answers ({reason}); start one with ray start"
         ) from error

@@ -122,3 +122,16 @@ def test_torchrun_shares_a_job_among_processes(command, tmp_path, request):
     assert "8 images: 7 predicted, 1 failed" in process.stdout
     assert {"process 0", "process 1"} <= {x.partition(":")[0] for x in process.stdout.splitlines()}
     assert len(list((tmp_path / "job/parts").iterdir())) == 4
+
+
+@pytest.mark.slow
+def test_a_cluster_on_this_machine_finds_what_one_process_finds(script, command, tmp_path, capsys):
+    ray = pytest.importorskip("ray", reason="ray is not installed (pip install 'ray[data]')")
+    assert script.main(command("alone", "--shard-size", "3")) == 0
+    try:
+        assert script.main(command("job", "--shard-size", "3", "--engine", "ray")) == 0
+    finally:
+        ray.shutdown()
+    assert "8 images: 7 predicted, 1 failed, " in capsys.readouterr().out
+    for name in ("coco.json", "failed.json"):
+        assert (tmp_path / "job" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()

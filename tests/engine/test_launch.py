@@ -96,7 +96,7 @@ def test_without_torchrun_every_process_says_its_own(monkeypatch):
 
 _TORCHRUN = """
 import subprocess, sys
-child = "import time; from d2ext.engine.launch import _end_with_launcher as end; end();"
+child = "import time; from d2ext.engine.launch import end_with_launcher as end; end();"
 child += "print('ready', flush=True); time.sleep(60)"
 subprocess.run([sys.executable, "-W", "ignore", "-c", child])
 """

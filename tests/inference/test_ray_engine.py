@@ -104,6 +104,20 @@ def test_no_cluster_is_one_line(monkeypatch):
         connect("far:1")
 
 
+def test_a_cluster_that_does_not_start_is_one_line(monkeypatch):
+    ray = pytest.importorskip("ray", reason="ray is not installed (pip install 'ray[data]')")
+    from d2ext.inference.ray_engine import connect
+
+    def time_out(**options):
+        assert options["address"] == "local"
+        raise Exception("The current node\ntimed out")  # as Ray does
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", time_out)
+    with pytest.raises(UserError, match="no Ray cluster starts .* .The current node timed out.; "):
+        connect(None)
+
+
 def test_without_ray_one_line_says_what_to_install(monkeypatch):
     from d2ext.inference.ray_engine import require_ray
 
