@@ -9,10 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pycocotools.mask as mask_util
+import torch
 
 from d2ext.errors import UserError
 from d2ext.evaluation.ground_truth import GroundTruth, annotation_rle
 from d2ext.evaluation.predictions import ImageDetections
+
+from detectron2.structures import Boxes, BoxMode, Instances
 
 _NEEDED = {"image_id", "category_id", "bbox", "score"}
 
@@ -163,3 +166,39 @@ def _counts(result: dict, image, path: str) -> bytes:
             f"{tuple(image.size)}"
         )
     return counts.encode() if isinstance(counts, str) else counts
+
+
+def to_instances(results: list, size, class_ids: dict) -> Instances:
+    """Instances of one image.
+
+    Args:
+        results: its COCO results: boxes x, y, width, height in pixels and, in all or none of them,
+            run-length encoded masks.
+        size: height and width of the image.
+        class_ids: data set category id -> class index.
+
+    Raises:
+        UserError: a category or a mask that does not belong to the data set.
+    """
+    for result in results:
+        if result["category_id"] not in class_ids:
+            raise UserError(
+                f"the results have category {result['category_id']}, the data set has "
+                f"{', '.join(map(str, sorted(class_ids)))}"
+            )
+    boxes = np.asarray([r["bbox"] for r in results], dtype=np.float32).reshape(-1, 4)
+    instances = Instances(
+        size,
+        pred_boxes=Boxes(BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)),
+        pred_classes=torch.tensor([class_ids[r["category_id"]] for r in results]).long(),
+        scores=torch.tensor([float(r["score"]) for r in results]),
+    )
+    if results and all("segmentation" in r for r in results):
+        masks = np.stack([mask_util.decode(r["segmentation"]) for r in results])
+        if masks.shape[1:] != tuple(size):
+            raise UserError(
+                f"the results have masks of {masks.shape[1:]} (height, width) for image "
+                f"{results[0]['image_id']}, which is {tuple(size)}"
+            )
+        instances.pred_masks = torch.from_numpy(masks.astype(bool))
+    return instances

@@ -26,8 +26,9 @@ def find_browser():
 
 
 @contextlib.contextmanager
-def open_browser():
-    """A running headless Chromium; skips the test where none is installed."""
+def open_browser(*flags):
+    """A running headless Chromium, started with further flags; skips the test where none is
+    installed."""
     path = find_browser()
     if path is None:
         pytest.skip(
@@ -37,7 +38,7 @@ def open_browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = running.chromium.launch(executable_path=path, args=["--no-sandbox", *flags])
         yield browser
         browser.close()
 

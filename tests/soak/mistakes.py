@@ -45,7 +45,7 @@ from tests.soak.provoke_more import (
     without_test_set,
     yolo,
 )
-from tests.soak.provoke_prediction import MANY_IMAGES
+from tests.soak.provoke_prediction import MANY_IMAGES, PAGE
 
 MISTAKES = {
     "Command line": [
@@ -318,6 +318,7 @@ MISTAKES = {
         ("pictures over photographs", "would overwrite", overwrites_the_photo),
         ("an unknown device", "'gpu'", predict("--input PICTURE --device gpu")),
         *MANY_IMAGES,
+        *PAGE,
     ],
     "Python": [
         (

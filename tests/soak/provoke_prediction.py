@@ -1,6 +1,11 @@
 """Mistakes with many images: inputs, formats, jobs. Entries are those of `mistakes.MISTAKES`."""
 
+import runpy
+import sys
+from unittest import mock
+
 from tests.soak.provoke_more import CONFIG, d2ext, predict, with_file
+from tests.soak.scene import ROOT
 
 
 def job(scene, *words):
@@ -17,6 +22,18 @@ def continued_otherwise(*words):
     def provoke(scene):
         job(scene)
         return job(scene, *words)
+
+    return provoke
+
+
+def page(name, hidden=()):
+    """A line of `demo/app.py` for a file, without the packages that are hidden."""
+
+    def provoke(scene):
+        program = runpy.run_path(str(ROOT / "demo/app.py"))["main"]
+        scene.write(name, "")
+        with mock.patch.dict(sys.modules, dict.fromkeys(hidden)):
+            return scene.outcome_of([name], program)
 
     return provoke
 
@@ -62,4 +79,13 @@ MANY_IMAGES = [
         "other config",
         continued_otherwise("MODEL.RPN.NMS_THRESH=0.5"),
     ),
+]
+PAGE = [
+    ("a program of torch.export for the page", r"model\.pt2 cannot be shown", page("model.pt2")),
+    (
+        "predictions for the page",
+        r"predictions\.json cannot be shown",
+        page("predictions.json"),
+    ),
+    ("the page without Gradio", "the package gradio", page("model.onnx", hidden=["gradio"])),
 ]
