@@ -29,7 +29,10 @@ on a GPU, and nothing says how long a kernel takes.
   recently used first to go, so that cells read again by the same block count once; all stored
   sectors; one sector for every atomic addition to another sector of a warp's request; and what
   torch itself zeroes, fills and copies inside of the operator.
-- **requested**: the same without the L1: all sectors of all requests.
+- **memory**: what passes an L2 as well: sectors read that it has not, and sectors written back.
+  Torch's own bytes are added as if it had nothing of them. No bound is set on it. It has 12 MiB
+  for all launches, a quarter of an H100's, as the cases have a quarter of the channels or less.
+- **requested**: all sectors of all requests, without a cache.
 - **lines a load**: lines of 128 bytes per load of a warp; 1 where neighbours read neighbours, up
   to 32.
 - **atomics**: sectors of atomic additions, per output element.
@@ -43,6 +46,7 @@ Instructions are those of g++, which may load again what nvcc keeps in a registe
 
 """
 COLUMNS = (
+    "memory",
     "traffic",
     "requested",
     "lines a load",
@@ -134,9 +138,14 @@ def summary(case: dict, kernels: list[dict], torch_bytes: int) -> dict[str, str]
     kinds = ("read", "write", "atomic")
     missed = sum(total(kind, "missed") for kind in kinds) * SECTOR + torch_bytes
     asked = sum(total(kind, "sectors") for kind in kinds) * SECTOR + torch_bytes
+    # Counts from before there was an L2 have none of this.
+    fetched = sum(kernel[kind].get("fetched", 0) for kernel in kernels for kind in kinds)
+    written = sum(kernel.get("written_back", 0) for kernel in kernels)
+    memory = (fetched + written) * SECTOR + torch_bytes if fetched else 0
     ways = total("waves") / total("least_waves") if total("least_waves") else 0
     loads = total("read", "requests")
     return {
+        "memory": f"{memory / case['floor']:.2f}x" if memory else "",
         "traffic": f"{missed / case['floor']:.2f}x",
         "requested": f"{asked / case['floor']:.1f}x",
         "lines a load": f"{total('read', 'lines') / loads:.1f}" if loads else "",
@@ -157,6 +166,7 @@ def table(found: dict, before: dict, with_kernels: bool) -> str:
         if name in before:
             old = summary(before[name], before[name]["kernels"], before[name]["torch"])
             row = {c: v if v == old[c] else f"{old[c] or 0} → {v}" for c, v in row.items()}
+            row["memory"] = row["memory"].removeprefix("0 → ")
         cells = " | ".join(row[column] for column in COLUMNS)
         lines.append(f"| {name} | {case['floor'] / 1e6:.2f} | {cells} |")
         for kernel in case["kernels"] if with_kernels else []:

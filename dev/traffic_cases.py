@@ -119,9 +119,12 @@ def cases() -> dict[str, Callable[[], tuple]]:
         for backward in (False, True):
             name = f"pyramid_roi_align {'backward' if backward else 'forward'}"
             found[f"{name}, C64 N24 304x504 {layout}"] = lambda b=backward, n=last: _pyramid(b, n)
-    for back in (False, True):  # beside so many regions, what is done once a map counts little
-        name = f"roi_warp {'backward' if back else 'forward'}"
-        found[f"{name}, C64 N300 38x63 NCHW"] = lambda b=back: _warp(14, False, False, b, 300)
+    # Beside so many regions, what is done once a map counts little.
+    for name, pool in (("roi_warp", False), ("roi_warp_max_pool", True)):
+        for back in (False, True):
+            found[f"{name} {'backward' if back else 'forward'}, C64 N300 38x63 NCHW"] = (
+                lambda p=pool, b=back: _warp(14, p, False, b, 300)
+            )
     for dtype in (torch.float32, torch.float16):
         kind = str(dtype)[6:]
         for mean in (False, True):

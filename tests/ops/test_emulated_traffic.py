@@ -38,9 +38,15 @@ __global__ void banks(const float* from, float* to) {
 __global__ void additions(const float* from, float* to) {
   atomicAdd(to + threadIdx.x % 16, 1.0f);
 }
+__global__ void again(const float* from, float* to) { to[threadIdx.x] = from[threadIdx.x]; }
+__global__ void sweep(const float* from, float* to) {  // 16 MiB, one store a sector
+  for (int i = threadIdx.x; i < 524288; i += 32) to[8 * i] = 0.0f;
+}
+__global__ void late(const float* from, float* to) { to[threadIdx.x] = from[threadIdx.x]; }
 void run(const at::Tensor& from, const at::Tensor& to, int64_t threads, int64_t number) {
   const c10::cuda::CUDAGuard guard(from.device());
-  void (*const kernels[])(const float*, float*) = {copy, strided, wide, uneven, banks, additions};
+  void (*const kernels[])(const float*, float*) = {
+      copy, strided, wide, uneven, banks, additions, again, sweep, late};
   const auto kernel = kernels[number];
   kernel<<<1, static_cast<unsigned>(threads), 0, c10::cuda::getCurrentCUDAStream()>>>(
       from.const_data_ptr<float>(), to.mutable_data_ptr<float>());
@@ -55,9 +61,14 @@ import sys
 import torch
 torch.ops.load_library(sys.argv[1])
 torch.ops.d2ext_emulation.trace(True)
-for number in range(6):
-    threads = 64 if number == 0 else 32
-    torch.ops.d2ext_probe.run(torch.ones(256), torch.zeros(256), threads, number)
+# Sectors are aligned like caching allocators of GPUs align them.
+def aligned(count):
+    kept = torch.zeros(count + 16)
+    return kept[-kept.data_ptr() // 4 % 16:][:count]
+tensors = [(aligned(256), aligned(256)) for number in range(6)]
+tensors += [tensors[0], (tensors[0][0], aligned(2**22)), tensors[0]]
+for number, (read, written) in enumerate(tensors):
+    torch.ops.d2ext_probe.run(read, written, 64 if number == 0 else 32, number)
 print(torch.ops.d2ext_emulation.traffic())
 """
 
@@ -113,3 +124,17 @@ def test_words_of_one_bank_wait_for_each_other_and_a_word_is_read_once_by_all(co
 def test_atomic_additions_are_counted_by_sector(counts):
     assert of(counts["additions"]["atomic"]) == (1, 32, 128, 2, 1)
     assert counts["additions"]["read"]["requests"] == counts["additions"]["write"]["requests"] == 0
+
+
+def test_memory_is_read_where_the_second_cache_has_nothing(counts):
+    fetched = {name: launch["read"]["fetched"] for name, launch in counts.items()}
+    assert fetched["copy"] == 8 and counts["again"]["read"]["missed"] == 4 and fetched["again"] == 0
+    assert fetched["late"] == 4  # all of it had to go for what `sweep` wrote
+    assert counts["additions"]["atomic"]["fetched"] == 2
+    assert all(launch["write"]["fetched"] == 0 for launch in counts.values())
+
+
+def test_what_is_written_is_written_back_once_by_who_wrote_it_last(counts):
+    written = {name: launch["written_back"] for name, launch in counts.items()}
+    assert written["copy"] + written["again"] == 8 and written["again"] == 4
+    assert (written["sweep"], written["additions"], written["late"]) == (524288, 2, 4)

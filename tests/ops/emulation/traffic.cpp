@@ -10,7 +10,9 @@
 // or keep it in a register; where branches meet late in the code, lanes may run apart longer than on a
 // GPU. Copies of a struct without a vector type's alignment count as accesses of 4 bytes each.
 // The L1 is one of 128 KiB for every block alone, least recently used first to go, of 32-byte sectors;
-// reads fill it, stores and atomic additions go through it.
+// reads fill it, stores and atomic additions go through it. The L2 is one of 12 MiB for all launches of
+// a trace, empty at first: a quarter of an H100's, as what is traced has a quarter of the channels or
+// less. It keeps what is written until it has to go; what is left at the end is written back too.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
@@ -30,7 +32,7 @@ bool tracing = false;
 namespace {
 
 constexpr uintptr_t kSector = 32, kLine = 128, kBank = 4, kBanks = 32;
-constexpr size_t kCachedSectors = 128 * 1024 / kSector;
+constexpr size_t kL1Sectors = 128 * 1024 / kSector, kL2Sectors = 12 * 1024 * 1024 / kSector;
 constexpr size_t kWidest = 16;  // of one access
 
 // ------------------------------------------------------------------ traces
@@ -67,7 +69,7 @@ bool before(const Event& a, const Event& b) {
 
 // ------------------------------------------------------------------ counters
 struct Requests {
-  int64_t requests = 0, lanes = 0, bytes = 0, sectors = 0, lines = 0, missed = 0;
+  int64_t requests = 0, lanes = 0, bytes = 0, sectors = 0, lines = 0, missed = 0, fetched = 0;
 };
 
 struct Counts {
@@ -77,28 +79,57 @@ struct Counts {
   Requests of[3];                                  // global memory, by Access
   int64_t shared_requests = 0, waves = 0, least_waves = 0;
   int64_t steps = 0, step_lanes = 0;               // basic blocks a warp entered, lanes in them
+  int64_t written_back = 0;                        // sectors, from the L2 to memory
 };
 
 std::vector<Counts> launches;
 
-// ------------------------------------------------------------------ L1
-std::list<uintptr_t> recent;
-std::unordered_map<uintptr_t, std::list<uintptr_t>::iterator> cached;
+// ------------------------------------------------------------------ caches
+struct Cached {
+  uintptr_t sector;
+  int writer;  // the launch that wrote it and has to write it back, -1 for none
+};
 
-bool misses(uintptr_t sector) {
-  const auto found = cached.find(sector);
-  if (found != cached.end()) {
-    recent.splice(recent.begin(), recent, found->second);
-    return false;
+// Sectors, least recently used first to go.
+class Cache {
+ public:
+  explicit Cache(size_t limit) : limit_(limit) {}
+
+  // Take a sector in. Returns whether it was not there; `writer` of one that is written, else -1.
+  bool misses(uintptr_t sector, int writer = -1) {
+    const auto found = places_.find(sector);
+    if (found != places_.end()) {
+      recent_.splice(recent_.begin(), recent_, found->second);
+      if (writer >= 0) recent_.front().writer = writer;
+      return false;
+    }
+    recent_.push_front({sector, writer});
+    places_[sector] = recent_.begin();
+    if (places_.size() > limit_) {
+      write_back(recent_.back());
+      places_.erase(recent_.back().sector);
+      recent_.pop_back();
+    }
+    return true;
   }
-  recent.push_front(sector);
-  cached[sector] = recent.begin();
-  if (cached.size() > kCachedSectors) {
-    cached.erase(recent.back());
-    recent.pop_back();
+
+  void empty() {
+    for (const Cached& cached : recent_) write_back(cached);
+    recent_.clear();
+    places_.clear();
   }
-  return true;
-}
+
+ private:
+  static void write_back(const Cached& cached) {
+    if (cached.writer >= 0) ++launches[cached.writer].written_back;
+  }
+
+  size_t limit_;
+  std::list<Cached> recent_;
+  std::unordered_map<uintptr_t, std::list<Cached>::iterator> places_;
+};
+
+Cache l1(kL1Sectors), l2(kL2Sectors);
 
 // ------------------------------------------------------------------ one access of a warp
 using Group = std::array<const Event*, kWarp>;  // null: the lane stands elsewhere
@@ -123,7 +154,11 @@ void count_global(const Group& group, const Event& first, Counts& counts) {
   for (const uintptr_t sector : sectors) {
     if (sector / (kLine / kSector) != line) ++to.lines;
     line = sector / (kLine / kSector);
-    if (first.access != Access::kRead || misses(sector)) ++to.missed;
+    if (first.access == Access::kRead && !l1.misses(sector)) continue;
+    ++to.missed;
+    const int writer = first.access == Access::kRead ? -1 : static_cast<int>(launches.size()) - 1;
+    // A store needs nothing of what was there, an addition does.
+    if (l2.misses(sector, writer) && first.access != Access::kWrite) ++to.fetched;
   }
 }
 
@@ -161,8 +196,7 @@ void begin_launch(const std::string& kernel, int64_t blocks, int threads, size_t
 
 void begin_block(int threads) {
   path_of.assign(threads, 0);
-  recent.clear();
-  cached.clear();
+  l1.empty();
   for (auto& trace : traces) trace.clear();
 }
 
@@ -243,25 +277,31 @@ namespace {
 
 void trace(bool on) {
   TORCH_CHECK(!on || thread_order() == 0, "traces need the threads in ascending order");
-  if (on) launches.clear();
+  if (on) {
+    l2.empty();
+    launches.clear();
+  }
   tracing = on;
 }
 
 std::string traffic() {
   std::ostringstream text;
+  l2.empty();
   for (const Counts& counts : launches) {
     text << (&counts == launches.data() ? "[" : ",\n ") << "{\"kernel\": \"" << counts.kernel
          << "\", \"blocks\": " << counts.blocks << ", \"threads\": " << counts.threads
          << ", \"shared_bytes\": " << counts.shared_bytes << ", \"steps\": " << counts.steps
          << ", \"step_lanes\": " << counts.step_lanes
          << ", \"shared_requests\": " << counts.shared_requests << ", \"waves\": " << counts.waves
-         << ", \"least_waves\": " << counts.least_waves;
+         << ", \"least_waves\": " << counts.least_waves
+         << ", \"written_back\": " << counts.written_back;
     const char* names[] = {"read", "write", "atomic"};
     for (int i = 0; i < 3; ++i) {
       const Requests& of = counts.of[i];
       text << ", \"" << names[i] << "\": {\"requests\": " << of.requests << ", \"lanes\": "
            << of.lanes << ", \"bytes\": " << of.bytes << ", \"sectors\": " << of.sectors
-           << ", \"lines\": " << of.lines << ", \"missed\": " << of.missed << "}";
+           << ", \"lines\": " << of.lines << ", \"missed\": " << of.missed
+           << ", \"fetched\": " << of.fetched << "}";
     }
     text << "}";
   }
