@@ -111,8 +111,8 @@ def check_loaders(stem: str) -> None:
 
 def check_network(stem: str) -> list[float]:
     """Modules and their settings, the optimiser's for each parameter, and the learning rates, which
-    are returned; weights are left uninitialised, so that large networks are built at once."""
-    with _uninitialised():
+    are returned; weights are zero, so that large networks are built at once."""
+    with _all_zero():
         (e, model), (other_e, other) = [(e, e.build_model()) for e in _experiments(stem)]
     shapes_of = [{n: p.shape for n, p in m.named_parameters()} for m in (model, other)]
     assert shapes_of[0] == shapes_of[1], f"{stem}: parameters of other names or shapes"
@@ -224,10 +224,14 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _uninitialised():
-    """Skip the filling of weights, which takes seconds for a full-size network."""
+def _all_zero():
+    """Fill weights with zeros: random numbers take seconds for a full-size network. Left as they
+    are, PyTorch's `trunc_normal_` would draw for ever, until what lies in the memory is small."""
     names = ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_", "xavier_normal_")
-    fillers = {name: lambda tensor, *args, **kwargs: tensor for name in names}
+    fillers = {
+        name: lambda tensor, *args, **kwargs: tensor.detach().zero_()
+        for name in (*names, "trunc_normal_")
+    }
     # With which timm fills.
     of_tensors = {name: fillers["normal_"] for name in ("uniform_", "erfinv_", "normal_")}
     with mock.patch.multiple(nn.init, **fillers), without_part_weights():
