@@ -28,7 +28,7 @@ demo: install  ## train, evaluate and use tiny networks; pictures in output/demo
 	@$(BIN)/python demo/run_demo.py --output output/demo $(ARGS)
 
 test: install  ## all tests, on the CPU
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 $(ARGS)
 
 lint: install  ## style and types (fix style with: .venv/bin/ruff check --fix . && .venv/bin/ruff format .)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -37,7 +37,7 @@ docs: install  ## the site in output/site, with warnings as errors and every lin
 	@$(BIN)/python dev/build_site.py output/site
 
 coverage: install  ## lines and branches that the tests reach, by package (half an hour and more)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report= $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 --cov --cov-report= $(ARGS)
 	@$(BIN)/python dev/write_coverage.py
 
 sanitize: install  ## C++ operators under AddressSanitizer and UBSan (some ten minutes)

@@ -17,5 +17,5 @@ venv=${VENV:-build/upstream}
 "${PYTHON:-python3}" tools/setup_environment.py --venv "$venv" --detectron2 "$checkout"
 commit=$(git -C "$checkout" rev-parse --short HEAD 2>/dev/null || echo "unknown commit")
 echo "check_upstream: detectron2 of $checkout, $commit"
-OMP_NUM_THREADS=1 "$venv/bin/python" -m pytest -n "${JOBS:-2}" --dist loadfile "$@"
+OMP_NUM_THREADS=1 "$venv/bin/python" -m pytest -n "${JOBS:-2}" --dist loadfile --max-worker-restart 0 "$@"
 echo "check_upstream: passed"
