@@ -29,7 +29,7 @@ def add_recipe_config(cfg: CfgNode) -> None:
     recipe.BATCH = 2
     recipe.MEMORY = [0.5, 1.0]
     # Learning rate, and the number of images of an iteration that it is for.
-    recipe.RATE = [0.001, 4.0]
+    recipe.RATE = [0.001, 2.0]
     # Evaluations during the training, and how many without a better one end it.
     recipe.EVALUATIONS = 10
     recipe.PATIENCE = 5

@@ -90,14 +90,14 @@ def test_what_the_command_line_sets_stays_and_other_rules_follow_it(shapes_few):
     e = recipe(MASK_RCNN, "py", shapes_few, "SOLVER.IMS_PER_BATCH=8", "train.max_iter=70")
     keys = [choice.key for choice in fit_recipe(e)]
     assert not {"SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER"} & set(keys)
-    assert (e.cfg.optimizer.lr, e.cfg.lr_multiplier.warmup_iters, e.eval_period) == (0.002, 7, 7)
+    assert (e.cfg.optimizer.lr, e.cfg.lr_multiplier.warmup_iters, e.eval_period) == (0.004, 7, 7)
 
 
 def test_options_take_the_place_of_rules(shapes_few):
     e = recipe(MASK_RCNN, "yaml", shapes_few, epochs=3.0, image_size=96, batch_size=5)
     count = read_statistics([shapes_few]).num_images
     fit_recipe(e)
-    assert (e.cfg.SOLVER.IMS_PER_BATCH, e.cfg.SOLVER.BASE_LR) == (5, 0.00125)
+    assert (e.cfg.SOLVER.IMS_PER_BATCH, e.cfg.SOLVER.BASE_LR) == (5, 0.0025)
     assert e.max_iter == -(-3 * count // 5) and e.cfg.INPUT.MIN_SIZE_TEST == 96
     assert (e.cfg.RECIPE.EPOCHS, e.cfg.RECIPE.IMAGE_SIZE, e.cfg.RECIPE.BATCH) == (3.0, 96, 5)
 
