@@ -13,6 +13,7 @@ from tests.soak.runs import ROOT, Run
 
 pytest.importorskip("pyarrow", reason="pyarrow is not installed (make install brings it)")
 IMAGES, KILLS, SHARD_SIZE = (5000, 10, 50) if FULL else (60, 3, 4)
+SHARDS = -(-IMAGES // SHARD_SIZE)
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
@@ -54,13 +55,16 @@ def test_killed_jobs_end_with_the_predictions_of_an_undisturbed_one(argv, tmp_pa
     kills, runs, sent, finished = 0, 0, [], []
     while kills < KILLS:
         runs += 1
-        # Each run has so much of the undisturbed one that all kills fall into the work.
         end = time.monotonic() + rng.uniform(0.3, 1.2) * seconds / (KILLS + 1)
         while_writing = rng.random() < 0.5
+        # However fast it is now, a run gets no further than that all kills fall into the work.
+        most = len(parts(killed)) + SHARDS // (KILLS + 2)
 
-        def moment(end=end, while_writing=while_writing):
+        def moment(end=end, while_writing=while_writing, most=most):
             late = time.monotonic() - end
             writes = any((killed / "parts").glob(".*.tmp"))
+            if sum(1 for _ in (killed / "parts").glob("*.parquet")) >= most:
+                return True
             return late > 0 and (writes or not while_writing or late > 2)
 
         with Run(argv(killed), printed, 2 if runs % 3 == 0 else 1, command="predict-job") as run:
@@ -77,7 +81,7 @@ def test_killed_jobs_end_with_the_predictions_of_an_undisturbed_one(argv, tmp_pa
     with Run(argv(killed), printed, command="predict-job") as run:
         assert run.wait(3600) == 0, printed.read_text()[-3000:]
     assert kills == KILLS, f"the job ended after {kills} kills"
-    assert parts(killed) == parts(straight) and len(parts(killed)) == -(-IMAGES // SHARD_SIZE)
+    assert parts(killed) == parts(straight) and len(parts(killed)) == SHARDS
     for name in ("coco.json", "failed.json"):
         assert (killed / name).read_bytes() == (straight / name).read_bytes()
     data = json.loads((killed / "coco.json").read_text())
