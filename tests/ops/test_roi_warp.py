@@ -255,6 +255,23 @@ def test_hundreds_of_boxes_on_one_small_map(impl, generator, make_rois, name, ch
     torch.testing.assert_close(found[1], oracle[1])
 
 
+# Where a GPU keeps planes of the map in shared memory: four, two and none of a block.
+@pytest.mark.parametrize("height, width", [(38, 63), (50, 84), (70, 91)])
+@pytest.mark.parametrize("pool", [False, True])
+def test_maps_of_every_size_and_batches_in_any_order(make_rois, height, width, pool):
+    torch.manual_seed(0)
+    forward = "roi_warp_max_pool" if pool else "roi_warp"
+    feature = torch.randn(3, 6, height, width, dtype=torch.float64)
+    rois = make_rois(20, 2, height * 16, width * 16, margin=0.2)  # none of the last image
+    rois[3, 0], rois[7, 2], rois[11, 0] = 3.0, float("nan"), -1.0
+    found = getattr(ops, forward)(feature.float(), rois, 1 / 16, 40, 40)
+    wanted = getattr(reference, forward)(feature, rois, 1 / 16, 40, 40)
+    assert relative_error(found, wanted) < 1e-5
+    assert not found[[3, 7, 11]].any()
+    few = getattr(ops, forward)(feature.float(), rois[:2], 1 / 16, 2, 3)  # more cells than bins
+    assert relative_error(few, getattr(reference, forward)(feature, rois[:2], 1 / 16, 2, 3)) < 1e-5
+
+
 def test_memory_may_begin_anywhere(impl, generator, make_rois):
     feature = torch.randn(2, 9, 13, 8, generator=generator).permute(0, 3, 1, 2)
     grad = torch.randn(7, 4, 6, 8, generator=generator).permute(0, 3, 1, 2)

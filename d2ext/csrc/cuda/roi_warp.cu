@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "roi_warp_backward.cuh"
+#include "roi_warp_planes.cuh"
 
 namespace d2ext {
 namespace {
@@ -54,6 +55,23 @@ dim3 box_grid(const WarpShape& shape) {
       static_cast<unsigned>((shape.channels + kGroups * kChannels - 1) / (kGroups * kChannels)));
 }
 
+// Map and output NCHW; `cut` has planes.
+template <class T>
+void forward_by_planes(
+    const at::Tensor& input, const at::Tensor& boxes, const Geometry& geometry,
+    const PlaneCut& cut, const at::Tensor& output) {
+  using A = Accumulate<T>;
+  const bool pool = geometry.kind == Kind::kPool, four = cut.planes == 4;
+  const auto kernel = pool
+      ? (four ? planes_forward<T, Kind::kPool, 4> : planes_forward<T, Kind::kPool, 2>)
+      : (four ? planes_forward<T, Kind::kPoint, 4> : planes_forward<T, Kind::kPoint, 2>);
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  kernel<<<static_cast<unsigned>(cut.blocks), cut.threads, cut.bytes, stream>>>(
+      input.const_data_ptr<T>(), boxes.const_data_ptr<A>(), static_cast<A>(geometry.scale),
+      geometry.shape, cut, output.mutable_data_ptr<T>());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
 at::Tensor run_forward(const at::Tensor& input, const at::Tensor& rois, const Geometry& geometry) {
   const c10::cuda::CUDAGuard guard(input.device());
   const auto layout = layout_of(input);
@@ -63,13 +81,19 @@ at::Tensor run_forward(const at::Tensor& input, const at::Tensor& rois, const Ge
       input.options().memory_format(layout));
   if (output.numel() == 0) return output;
   if (input.numel() == 0) return output.zero_();
-  const at::Tensor data = input.contiguous(at::MemoryFormat::ChannelsLast);
   const at::Tensor boxes = rois.to(accumulate_type(input)).contiguous();
   const auto stream = c10::cuda::getCurrentCUDAStream();
   const bool last = layout == at::MemoryFormat::ChannelsLast;
   dispatch(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Accumulate<T>;
+    if (!last && geometry.kind != Kind::kEdge) {
+      const PlaneCut cut = plane_cut(shape, sizeof(T), table_bytes<A>(geometry));
+      if (cut.planes > 0) {
+        return forward_by_planes<T>(input.contiguous(), boxes, geometry, cut, output);
+      }
+    }
+    const at::Tensor data = input.contiguous(at::MemoryFormat::ChannelsLast);
     with_choice(geometry, fits_four(data), [&](auto choice) {
       using C = decltype(choice);
       const size_t bytes = table_bytes<A>(geometry);

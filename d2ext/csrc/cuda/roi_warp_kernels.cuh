@@ -1,7 +1,8 @@
 // Forward kernel of the RoI warp, and what it shares with the backward pass. Feature maps are
 // channels_last: neighbouring threads take neighbouring channels, four each where memory allows, and
 // the samples of both axes are in shared memory. Tensors that are not channels_last pass through a
-// tile in shared memory, so that every access is contiguous.
+// tile in shared memory, so that every access is contiguous. roi_warp_planes.cuh has a kernel of its
+// own for most maps in NCHW.
 #pragma once
 
 #include "common.cuh"
