@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Write the tables of docs/model_zoo.md from run folders, by way of docs/model_zoo.json.
 
-    python dev/write_model_zoo.py FOLDER ...     collect the runs below these folders, write both
-    python dev/write_model_zoo.py                write the page again from the JSON file
+    python dev/write_model_zoo.py FOLDER ...          collect the runs below these folders, write both
+    python dev/write_model_zoo.py FOLDER ... --keep   and keep the JSON file's runs that are not there
+    python dev/write_model_zoo.py                     write the page again from the JSON file
 
 A run is a folder with `run.json` of `dev/train_zoo.py`, the config, and `metrics.json` with
 `model_final.pth` of a training or `inference/scores.json` of an evaluation. No number is on the
@@ -14,6 +15,7 @@ import json
 import math
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -32,6 +34,9 @@ def argument_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", nargs="*", type=Path)
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the runs of the JSON file that are not below these"
+    )
     return parser
 
 
@@ -73,14 +78,19 @@ def read_run(folder: Path) -> dict:
     }
 
 
-def collect(folders: list[Path]) -> list[dict]:
+def collect(folders: list[Path], kept: Sequence[dict] = ()) -> list[dict]:
     """All runs below the folders that belong to the plan, as it is now.
+
+    Args:
+        kept: runs that stay where the folders do not have them.
 
     Raises:
         ValueError: see `read_run`; or a run is there that the plan describes differently.
     """
     planned = {run.name: run for run in RUNS}
     runs = [read_run(path.parent) for folder in folders for path in folder.rglob("run.json")]
+    known = {(run["name"], run["seed"]) for run in runs}
+    runs += [run for run in kept if (run["name"], run["seed"]) not in known]
     for run in runs:
         plan = planned.get(run["name"])
         if plan is None or (plan.config, list(plan.options)) != (run["config"], run["options"]):
@@ -190,7 +200,8 @@ def main() -> int:
     kept = PAGE.with_suffix(".json")
     try:
         if arguments.folders:
-            runs = collect(arguments.folders)
+            old = json.loads(kept.read_text(encoding="utf-8")) if arguments.keep else []
+            runs = collect(arguments.folders, old)
             kept.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
         runs = json.loads(kept.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError) as error:

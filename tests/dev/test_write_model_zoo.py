@@ -51,6 +51,14 @@ def test_runs_are_read_with_the_checksums_of_their_files(script, tmp_path):
     assert tested["results"]["segm/AP"] == 29.0 and tested["sha256"]["weights"] == "0" * 64
 
 
+def test_runs_of_the_json_file_stay_unless_there_are_newer_ones(script, tmp_path):
+    make_run(tmp_path / "old", script, "mnc_tiny", 1, 30.0)
+    make_run(tmp_path / "old", script, "mnc_tiny", 2, 31.0)
+    make_run(tmp_path / "new", script, "mnc_tiny", 2, 33.0)
+    runs = script.collect([tmp_path / "new"], script.collect([tmp_path / "old"]))
+    assert script.by_seed(runs, "mnc_tiny", "segm/AP") == {1: 30.0, 2: 33.0}
+
+
 def test_a_run_that_was_stopped_or_is_of_another_plan_is_refused(script, tmp_path):
     make_run(tmp_path / "a", script, "htc_tiny", 1, 30.0, last=200)
     with pytest.raises(ValueError, match="iteration 199"):
