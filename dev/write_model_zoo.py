@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Write the tables of docs/model_zoo.md from run folders, by way of docs/model_zoo.json.
 
-    python dev/write_model_zoo.py FOLDER ...          collect the runs below these folders, write both
-    python dev/write_model_zoo.py FOLDER ... --keep   and keep the JSON file's runs that are not there
-    python dev/write_model_zoo.py                     write the page again from the JSON file
+    python dev/write_model_zoo.py FOLDER ...     collect the runs below these folders, write both
+    python dev/write_model_zoo.py FOLDER --keep  and keep the JSON file's runs that are not there
+    python dev/write_model_zoo.py                write the page again from the JSON file
 
 A run is a folder with `run.json` of `dev/train_zoo.py`, the config, and `metrics.json` with
 `model_final.pth` of a training or `inference/scores.json` of an evaluation. No number is on the
@@ -35,7 +35,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument(
-        "--keep", action="store_true", help="keep the runs of the JSON file that are not below these"
+        "--keep", action="store_true", help="also keep runs of the JSON file that are not there"
     )
     return parser
 
