@@ -105,7 +105,7 @@ def by_seed(runs: list[dict], name: str, metric: str) -> dict[int, float]:
 def spread(values: list[float]) -> str:
     """Mean and standard deviation, of one value only itself."""
     if len(values) < 2:
-        return f"{values[0]:.1f}" if values else "-"
+        return f"{values[0]:.1f}"
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
@@ -158,6 +158,8 @@ def chain_table(steps: tuple[Step, ...], runs: list[dict], metric: str) -> str:
     rows = []
     for step in steps:
         own = list(by_seed(runs, step.run, metric).values())
+        if not own:
+            continue
         published = f"{step.published}" if step.published is not None else ""
         row = [step.about, spread(own), "", published, "", ""]
         if step.against:

@@ -54,6 +54,7 @@ class Chain(NamedTuple):
 
 EQUAL = ("MODEL.FCIS.LOSS_WEIGHTS=[1.0,1.0,1.0]",)
 LONG = ("SOLVER.MAX_ITER=1800",)
+HTC_LONG = ("SOLVER.MAX_ITER=800",)
 
 RUNS = (
     Run("mask_rcnn_tiny", "mask_rcnn_tiny"),
@@ -81,6 +82,8 @@ RUNS = (
     Run("fcis_tiny_separate_equal", "fcis_tiny_ablation_separate", EQUAL),
     Run("fcis_tiny_long", "fcis_tiny", LONG),
     Run("fcis_tiny_separate_long", "fcis_tiny_ablation_separate", LONG),
+    Run("htc_tiny_long", "htc_tiny", HTC_LONG),
+    Run("htc_tiny_flow_long", "htc_tiny_ablation_flow", HTC_LONG),
 )
 
 CHAINS = (
@@ -103,6 +106,8 @@ CHAINS = (
                 "htc_tiny_ablation_interleaved",
             ),
             Step("htc_tiny", "semantic branch: HTC", 38.0, "htc_tiny_ablation_flow"),
+            Step("htc_tiny_flow_long", "mask features from stage to stage, twice as long"),
+            Step("htc_tiny_long", "HTC, twice as long", None, "htc_tiny_flow_long"),
         ),
     ),
     Chain(
