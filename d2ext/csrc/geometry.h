@@ -110,13 +110,16 @@ D2EXT_HD WarpSpan<T> warp_span(T low, T high, T scale, int length, int bins, War
   return span;
 }
 
+// Seven words of float, an odd number: in a table in a GPU's shared memory neighbours begin in
+// different banks.
 template <class T>
 struct WarpSample {
-  int cell0, cell1;
+  int cell0, cell1;  // cell0 = -1: outside of the map
   T weight0, weight1;
   T slope0, slope1;  // derivative of the value by the position
   T part;            // position inside the box, 0..1
-  bool valid;
+
+  D2EXT_HD bool valid() const { return cell0 >= 0; }
 };
 
 // Sample number `sub` of bin `bin`. Points and pooled warps have sub = 0 only.
@@ -132,13 +135,13 @@ D2EXT_HD WarpSample<T> warp_sample(
   const T position = span.start + (span.extent * place) / static_cast<T>(bins) -
       (rule.aligned ? T(0.5) : T(0));
   WarpSample<T> sample;
-  sample.cell0 = sample.cell1 = 0;
+  sample.cell0 = -1;
+  sample.cell1 = 0;
   sample.weight0 = sample.weight1 = sample.slope0 = sample.slope1 = T(0);
   sample.part = span.turned ? T(0) : place / static_cast<T>(bins);
   const T last = static_cast<T>(length - 1);
   if (!rule.zeros) {
-    sample.valid = position >= T(-0.5) && position <= static_cast<T>(length) - T(0.5);
-    if (!sample.valid) return sample;
+    if (!(position >= T(-0.5) && position <= static_cast<T>(length) - T(0.5))) return sample;
     if (position < T(0) || position >= last) {
       sample.cell0 = sample.cell1 = position < T(0) ? 0 : length - 1;
       sample.weight0 = T(1);
@@ -153,8 +156,7 @@ D2EXT_HD WarpSample<T> warp_sample(
     sample.slope1 = T(1);
     return sample;
   }
-  sample.valid = position > T(-1) && position < static_cast<T>(length);
-  if (!sample.valid) return sample;
+  if (!(position > T(-1) && position < static_cast<T>(length))) return sample;
   const T base = std::floor(position);
   const int cell = static_cast<int>(base);
   const T frac = position - base;
@@ -162,6 +164,8 @@ D2EXT_HD WarpSample<T> warp_sample(
     sample.cell0 = cell;
     sample.weight0 = T(1) - frac;
     sample.slope0 = T(-1);
+  } else {
+    sample.cell0 = 0;
   }
   if (cell + 1 < length) {
     sample.cell1 = cell + 1;

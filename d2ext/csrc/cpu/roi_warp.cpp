@@ -6,6 +6,8 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "../checks.h"
 #include "warp_core.h"
 
@@ -72,9 +74,9 @@ void add_axis(
       const WarpSample<T> sample =
           warp_sample(span, place, sub, length, places, geometry.rule);
       samples.push_back(
-          {sample.cell0 * cell_step, sample.cell1 * cell_step, sample.weight0, sample.weight1,
-           sample.slope0, sample.slope1, scale * (T(1) - sample.part), scale * sample.part,
-           sample.valid});
+          {std::max(sample.cell0, 0) * cell_step, sample.cell1 * cell_step, sample.weight0,
+           sample.weight1, sample.slope0, sample.slope1, scale * (T(1) - sample.part),
+           scale * sample.part, sample.valid()});
     }
   }
 }

@@ -69,14 +69,13 @@ __global__ void __launch_bounds__(kThreads, 1) warp_plan(
       const WarpSample<A> sample = kKind == Kind::kEdge
           ? warp_sample(span, bin, sub, length, all, shape.rule)
           : warp_sample(span, bin * kPer + sub, 0, length, all, shape.rule);
-      if (sample.valid) {
+      if (sample.valid()) {
         first = min(first, sample.cell0);
         last = max(last, sample.cell1);
       }
       if (kKind != Kind::kEdge) {
         plan.samples[(roi * bins + i) * kPer + sub] = {
-            sample.weight0, sample.weight1, sample.valid ? sample.cell0 : -1,
-            sample.valid ? sample.cell1 : -1};
+            sample.weight0, sample.weight1, sample.cell0, sample.valid() ? sample.cell1 : -1};
       }
     }
     low[i] = first;
@@ -136,7 +135,7 @@ __device__ __forceinline__ void add_box_gradients(
     const Channels<T, kWidth>& grad, const int (&winner)[kWidth], BoxSums<A>& sums) {
   if (kKind == Kind::kPoint) {  // of the same sample for all channels
     const WarpSample<A> y = box.y.at(p, 0), x = box.x.at(q, 0);
-    if (!y.valid || !x.valid) return;
+    if (!y.valid() || !x.valid()) return;
     const Corners<T, kWidth> at(
         plane, shape.channels, shape.width, y.cell0, y.cell1, x.cell0, x.cell1);
 #pragma unroll
@@ -152,7 +151,7 @@ __device__ __forceinline__ void add_box_gradients(
   for (int k = 0; k < kWidth; ++k) {
     if (winner[k] < 0) continue;
     const WarpSample<A> y = box.y.at(p, winner[k] / nx), x = box.x.at(q, winner[k] % nx);
-    if (!y.valid || !x.valid) continue;
+    if (!y.valid() || !x.valid()) continue;
     const Corners<T, 1> at(
         plane + k, shape.channels, shape.width, y.cell0, y.cell1, x.cell0, x.cell1);
     add_box_gradient(
@@ -244,7 +243,7 @@ __device__ __forceinline__ A weight_at(const AxisSample<A>& sample, int cell) {
 }
 template <class A>
 __device__ __forceinline__ A weight_at(const WarpSample<A>& sample, int cell) {
-  if (!sample.valid) return A(0);
+  if (!sample.valid()) return A(0);
   return (sample.cell0 == cell ? sample.weight0 : A(0)) +
       (sample.cell1 == cell ? sample.weight1 : A(0));
 }

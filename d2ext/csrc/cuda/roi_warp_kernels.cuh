@@ -122,19 +122,19 @@ struct PoolRow {
   __device__ __forceinline__ PoolRow(
       const T* row, int64_t channels, const WarpSample<A>& left, const WarpSample<A>& right)
       : value{} {
-    if (left.valid) {
+    if (left.valid()) {
       value[0] = Values::load(row + left.cell0 * channels);
       value[1] = Values::load(row + left.cell1 * channels);
     }
-    if (!right.valid) return;
-    if (left.valid && right.cell0 == left.cell0) {
+    if (!right.valid()) return;
+    if (left.valid() && right.cell0 == left.cell0) {
       value[2] = value[0];
-    } else if (left.valid && right.cell0 == left.cell1) {
+    } else if (left.valid() && right.cell0 == left.cell1) {
       value[2] = value[1];
     } else {
       value[2] = Values::load(row + right.cell0 * channels);
     }
-    if (left.valid && right.cell1 == left.cell1) {
+    if (left.valid() && right.cell1 == left.cell1) {
       value[3] = value[1];
     } else {
       value[3] = Values::load(row + right.cell1 * channels);
@@ -166,11 +166,11 @@ __device__ __forceinline__ void pooled_values(
   const auto row_at = [&](int row) {
     return Row(plane + int64_t(row) * width * channels, channels, left, right);
   };
-  const bool both = top.valid && low.valid;
+  const bool both = top.valid() && low.valid();
   const bool same = both && low.cell0 == top.cell0 && low.cell1 == top.cell1;
   const bool next = both && !same && low.cell0 == top.cell1;
   A sums[2][2][kWidth] = {};
-  if (top.valid) {
+  if (top.valid()) {
     const Row first = row_at(top.cell0);
     first.add(top.weight0, left, right, sums[0]);
     if (same) first.add(low.weight0, left, right, sums[1]);
@@ -178,7 +178,7 @@ __device__ __forceinline__ void pooled_values(
     second.add(top.weight1, left, right, sums[0]);
     if (same || next) second.add(same ? low.weight1 : low.weight0, left, right, sums[1]);
   }
-  if (low.valid && !same) {
+  if (low.valid() && !same) {
     if (!next) row_at(low.cell0).add(low.weight0, left, right, sums[1]);
     row_at(low.cell1).add(low.weight1, left, right, sums[1]);
   }
@@ -210,7 +210,7 @@ __device__ __forceinline__ void sampled_values(
     const WarpSample<A> y = box.y.at(p, i);
     for (int j = 0; j < nx; ++j) {
       const WarpSample<A> x = box.x.at(q, j);
-      const bool valid = y.valid && x.valid;
+      const bool valid = y.valid() && x.valid();
       if (!valid && kKind == Kind::kEdge) continue;
       A value[kWidth];
 #pragma unroll
