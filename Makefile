@@ -36,14 +36,14 @@ lint: install  ## style and types (fix style with: .venv/bin/ruff check --fix . 
 docs: install  ## the site in output/site, with warnings as errors and every link followed
 	@$(BIN)/python dev/build_site.py output/site
 
-coverage: install  ## lines and branches that the tests reach, by package (half an hour and more)
+coverage: install  ## lines and branches that the tests reach, by package (half an hour)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 --cov --cov-report= $(ARGS)
 	@$(BIN)/python dev/write_coverage.py
 
 sanitize: install  ## C++ operators under AddressSanitizer and UBSan (some ten minutes)
 	@dev/sanitize.sh $(abspath $(BIN)/python)
 
-emulate: install  ## operator tests on the CUDA kernels, emulated on the CPU (half an hour)
+emulate: install  ## operator tests on the CUDA kernels, emulated on the CPU (ten minutes)
 	@$(BIN)/python -m tests.ops.emulation.run
 
 # Processes are killed at random moments, so nothing else should run on the machine.
