@@ -41,7 +41,7 @@ def run_tests(
     environment["OMP_NUM_THREADS"] = "1"
     for name in ("PYTEST_ADDOPTS", "D2EXT_DISABLE_EXT"):
         environment.pop(name, None)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", LEFT_OUT]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", LEFT_OUT]
     with tempfile.TemporaryDirectory(prefix="d2ext-emulation-") as place:
         for name in ("ops", "vectors"):
             shutil.copytree(ROOT / "tests" / name, Path(place, "tests", name))
