@@ -55,6 +55,9 @@ class Chain(NamedTuple):
 EQUAL = ("MODEL.FCIS.LOSS_WEIGHTS=[1.0,1.0,1.0]",)
 LONG = ("SOLVER.MAX_ITER=1800",)
 HTC_LONG = ("SOLVER.MAX_ITER=800",)
+TEXT = ("MODEL.HTC.SEMANTIC.LOSS_WEIGHT=1.0",)
+ALONE = ("MODEL.HTC.SEMANTIC.FUSION=[]",)
+UNTAUGHT = ("MODEL.HTC.SEMANTIC.LOSS_WEIGHT=0.0",)
 
 RUNS = (
     Run("mask_rcnn_tiny", "mask_rcnn_tiny"),
@@ -84,6 +87,9 @@ RUNS = (
     Run("fcis_tiny_separate_long", "fcis_tiny_ablation_separate", LONG),
     Run("htc_tiny_long", "htc_tiny", HTC_LONG),
     Run("htc_tiny_flow_long", "htc_tiny_ablation_flow", HTC_LONG),
+    Run("htc_tiny_semantic_text", "htc_tiny", TEXT),
+    Run("htc_tiny_semantic_alone", "htc_tiny", ALONE),
+    Run("htc_tiny_semantic_untaught", "htc_tiny", UNTAUGHT),
 )
 
 CHAINS = (
@@ -106,6 +112,24 @@ CHAINS = (
                 "htc_tiny_ablation_interleaved",
             ),
             Step("htc_tiny", "semantic branch: HTC", 38.0, "htc_tiny_ablation_flow"),
+            Step(
+                "htc_tiny_semantic_text",
+                "semantic loss with the weight of the text: 1",
+                None,
+                "htc_tiny_ablation_flow",
+            ),
+            Step(
+                "htc_tiny_semantic_alone",
+                "semantic branch trained, its features given to no head",
+                None,
+                "htc_tiny_ablation_flow",
+            ),
+            Step(
+                "htc_tiny_semantic_untaught",
+                "semantic branch without its loss",
+                None,
+                "htc_tiny_ablation_flow",
+            ),
             Step("htc_tiny_flow_long", "mask features from stage to stage, twice as long"),
             Step("htc_tiny_long", "HTC, twice as long", None, "htc_tiny_flow_long"),
         ),
